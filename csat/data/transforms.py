@@ -1,0 +1,177 @@
+"""The spatial view of a tile: the eight symmetries of the square for tiles and responses alike, alignment, downsampling.
+
+One view is drawn per tile (`d4_of`), from its position alone. The tile and every response go through the same view, and a
+response that is a vector field (HoVer-Net's horizontal and vertical maps) also changes its signs and swaps its channels.
+
+**The index of a symmetry** is `4 * transpose + 2 * flip_rows + flip_columns`, and the operations act in that order:
+first rows and columns are exchanged, then the image is turned upside down, then left and right are exchanged. Index 0 is
+the identity; 3 is the rotation by 180 degrees; 6 and 5 are those by 90 degrees anticlockwise and clockwise.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from csat.data.counter_hash import hash_positions
+from csat.responses import ResponseSpec, Symmetry
+
+NUM_SYMMETRIES = 8
+TRANSPOSE, FLIP_ROWS, FLIP_COLUMNS = 4, 2, 1  # bits of the index
+D4_STREAM = 0  # which of a tile's random streams picks its view
+
+
+def d4_of(positions: np.ndarray | Tensor, seed: int) -> np.ndarray | Tensor:
+    """The symmetry under which the tile at each position is seen.
+
+    Args:
+        positions: int64 `[B]`, place in the run's plan (another one in each epoch, so another view).
+        seed: The run's seed.
+
+    Returns:
+        uint8 `[B]` in 0..7, in numpy or torch as `positions`; the two agree.
+    """
+    bits = hash_positions(positions, seed=seed, stream=D4_STREAM)
+    if isinstance(bits, Tensor):
+        return ((bits >> 61) & 7).to(torch.uint8)
+    return (bits >> np.uint64(61)).astype(np.uint8)
+
+
+def invert_d4(index: int) -> int:
+    """The symmetry that undoes `index`: itself, but for the two quarter turns, which undo each other."""
+    return {5: 6, 6: 5}.get(index, index)
+
+
+def compose_d4(first: int, second: int) -> int:
+    """The one symmetry that does `first`, then `second`."""
+    flips = first & 3
+    if second & TRANSPOSE:  # a flip of rows before a transposition is a flip of columns after it
+        flips = (flips >> 1) | ((flips & 1) << 1)
+    return ((first ^ second) & TRANSPOSE) | (flips ^ (second & 3))
+
+
+def apply_d4(x: Tensor, index: Tensor, symmetry: Symmetry = Symmetry.SCALAR) -> Tensor:
+    """Put every sample of a batch through its own symmetry.
+
+    Selecting between a flipped and an unflipped copy needs no index on the host, so that a GPU never waits, and compiles
+    into one gather.
+
+    Args:
+        x: `[B, C, n, n]` of any dtype, or `[B, C]` for a response to the tile as a whole.
+        index: integers `[B]` in 0..7, on the device of `x`.
+        symmetry: SCALAR: values move with the pixels. HV: channels are (horizontal, vertical), positive to the right and
+            downwards; they move, swap under a transposition and change sign under a flip.
+
+    Returns:
+        The same shape and dtype.
+
+    Raises:
+        ValueError: the symmetry is NONE (the teacher has to see the transformed tile itself), or `x` is not square.
+    """
+    if symmetry == Symmetry.NONE:
+        raise ValueError("a response of symmetry 'none' cannot be transformed: apply the view to the tile before the teacher")
+    if x.ndim == 4 and x.shape[-1] != x.shape[-2]:
+        raise ValueError(f"the eight symmetries act on squares, not on {x.shape[-2]} x {x.shape[-1]}")
+    transpose, flip_rows, flip_columns = (
+        (index & bit).bool().view(-1, *[1] * (x.ndim - 1)) for bit in (TRANSPOSE, FLIP_ROWS, FLIP_COLUMNS)
+    )
+    if x.ndim == 4:
+        x = torch.where(transpose, x.transpose(-1, -2), x)
+        x = torch.where(flip_rows, x.flip(-2), x)
+        x = torch.where(flip_columns, x.flip(-1), x)
+    if symmetry == Symmetry.HV:
+        x = torch.where(transpose, x.flip(1), x)
+        is_negated = torch.cat([flip_columns, flip_rows], dim=1)
+        x = torch.where(is_negated, -x, x)
+    return x
+
+
+def apply_d4_tiles(tiles: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """`apply_d4` for tiles on their way to a teacher.
+
+    Args:
+        tiles: uint8 `[B, H, H, 3]`.
+        index: integers `[B]` in 0..7.
+
+    Returns:
+        A new array of the same shape.
+    """
+    if tiles.ndim != 4 or tiles.shape[1] != tiles.shape[2]:
+        raise ValueError(f"expected square tiles [B, H, H, 3], got {list(tiles.shape)}")
+    seen = np.empty_like(tiles)
+    for row, bits in enumerate(np.asarray(index).tolist()):
+        view = tiles[row].transpose(1, 0, 2) if bits & TRANSPOSE else tiles[row]
+        view = view[::-1] if bits & FLIP_ROWS else view
+        seen[row] = view[:, ::-1] if bits & FLIP_COLUMNS else view
+    return seen
+
+
+def needs_view_in_pool(specs: tuple[ResponseSpec, ...]) -> bool:
+    """Whether a tile must be put in its view before the teacher sees it.
+
+    True as soon as one response does not say how it behaves under symmetries: a mirrored feature grid is not the feature
+    grid of the mirrored tile. All responses of the tile then come from the transformed tile, and the method transforms none.
+    """
+    return any(spec.symmetry == Symmetry.NONE for spec in specs)
+
+
+def downsample(images: Tensor, factor: int) -> Tensor:
+    """Shrink images by a whole factor, by the mean over each `factor` x `factor` square.
+
+    Args:
+        images: float `[B, C, H, W]`.
+        factor: Divides H and W; 1 returns the images as they are.
+    """
+    if images.shape[-1] % factor or images.shape[-2] % factor:
+        raise ValueError(f"images of {images.shape[-2]} x {images.shape[-1]} px cannot be shrunk {factor} times evenly")
+    return images if factor == 1 else F.avg_pool2d(images, factor)
+
+
+def align(prediction: Tensor, spec: ResponseSpec, tile_px: int) -> Tensor:
+    """Resample a student's dense prediction to the cells of a teacher's response.
+
+    The prediction covers the whole tile, the response the tile less `crop_px` on each side: cell i of the response is centred
+    at `crop_px + (i + 1/2) * stride_px` tile pixels, wherever that falls between the prediction's cells. The interpolation is
+    linear with cell centres (`align_corners=False`). Where the response is coarser, the interpolated prediction is averaged so
+    that every predicted cell counts, over the response's cell less the prediction's (nothing at equal strides, the mean of two
+    cells at twice). Both are exact for ramps. It is written as two small matrix products, one per axis: exact for any fractional
+    offset, only the response's cells are computed, and backward is deterministic.
+
+    Args:
+        prediction: `[B, C, h, w]` over the whole tile; `[B, C]` is returned as it is.
+        spec: The response.
+        tile_px: Edge of the tile that the teacher saw.
+
+    Returns:
+        float32 `[B, C, n, n]` with n from `spec.shape(tile_px)`.
+    """
+    if not spec.is_dense:
+        return prediction
+    n = spec.shape(tile_px)[-1]
+    rows, columns = (
+        _resampling(size, n, spec.stride_px / tile_px, spec.crop_px / tile_px, prediction.device)
+        for size in prediction.shape[-2:]
+    )
+    with torch.autocast(prediction.device.type, enabled=False):
+        return rows @ prediction.float() @ columns.T
+
+
+@lru_cache(maxsize=64)
+def _resampling(size: int, n: int, stride: float, offset: float, device: torch.device) -> Tensor:
+    """Weights `[n, size]` from cells of a prediction to those of a response; stride and offset in fractions of the tile."""
+    centres = ((offset + (torch.arange(n, dtype=torch.float64) + 0.5) * stride) * size - 0.5).clamp(0, size - 1)
+    distances = centres[:, None] - torch.arange(size)
+    width = stride * size - 1  # of the mean, in prediction cells
+    if width <= 0:
+        weights = (1 - distances.abs()).clamp_min(0)
+    else:
+        weights = (_tent_integral(distances + width / 2) - _tent_integral(distances - width / 2)) / width
+    return weights.float().to(device)
+
+
+def _tent_integral(x: Tensor) -> Tensor:
+    """Integral from minus infinity to x of the tent `max(0, 1 - |t|)`, which linear interpolation is made of."""
+    x = x.clamp(-1, 1)
+    return 0.5 + x - x * x.abs() / 2

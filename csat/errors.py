@@ -1,0 +1,45 @@
+"""The few exceptions that users meet. Each message says what was expected, what came and what to try next."""
+
+
+class ConfigError(ValueError):
+    """A setting, or a pair of settings, that cannot work. Raised before anything costly starts."""
+
+
+class StorageError(ValueError):
+    """A URI that cannot be read or written as asked (wrong scheme, nothing there, no permission)."""
+
+
+class SlideError(ValueError):
+    """One slide or tile that cannot be used. The run goes on; the slide or tile becomes a quarantine row.
+
+    Attributes:
+        reason: A short code that groups rows in the summary, one of `QUARANTINE_REASONS`.
+    """
+
+    def __init__(self, reason: str, message: str):
+        assert reason in QUARANTINE_REASONS, reason
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self):
+        return type(self), (self.reason, str(self))
+
+
+class TeacherError(ValueError):
+    """Weights that do not fit their teacher, or a teacher that lacks what a method needs."""
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss term became NaN or infinite. Names the step and the term; the run stops without a checkpoint."""
+
+
+QUARANTINE_REASONS = (
+    "unreadable",  # the file or the tile cannot be decoded
+    "missing",  # the file is not there, or went away
+    "no_mpp",  # a resolution was asked for and the slide does not state its own
+    "needs_upsampling",  # the finest level is coarser than the wanted mpp
+    "too_small",  # the image is smaller than one tile
+    "no_tissue",  # no tile with enough tissue
+    "teacher_error",  # the teacher raised on this tile
+    "teacher_nonfinite",  # the teacher answered NaN or infinity
+)

@@ -1,0 +1,54 @@
+"""Loss for the gradient of HoVer-Net's horizontal and vertical maps, which jumps where two nuclei touch."""
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from csat.losses.pairs import check_pair
+
+KERNEL_SIZE = 5
+NUCLEUS_THRESHOLD = 0.5
+
+
+def hv_gradient_error(student: Tensor, teacher: Tensor, nucleus_probs: Tensor) -> Tensor:
+    """Squared error of the horizontal derivative of h and the vertical derivative of v, inside the teacher's nuclei.
+
+    The term L_b of HoVer-Net (Graham et al. 2019): derivatives by 5x5 kernels `x / (x^2 + y^2)` and `y / (x^2 + y^2)`, not
+    normalised (a slope of 1 per cell answers 12), averaged over both channels of the cells that are nucleus. Differs: the
+    teacher's maps and mask stand for the true ones, and the average is per tile, so that tiles are weighed alike however they
+    are spread over ranks. A tile without nuclei has a loss of zero.
+
+    Args:
+        student: `[B, 2, n, n]`, channels (horizontal, vertical).
+        teacher: the same shape; detached.
+        nucleus_probs: `[B, 1, n, n]`, the teacher's; nucleus where above 1/2; detached.
+
+    Returns:
+        float32 `[B]`.
+
+    Raises:
+        ValueError: the shapes do not fit each other.
+    """
+    student, teacher = check_pair(student, teacher, "hv_gradient_error")
+    if student.ndim != 4 or student.shape[1] != 2 or nucleus_probs.shape != student[:, :1].shape:
+        raise ValueError(
+            f"hv_gradient_error: expected maps [B, 2, n, n] and nucleus_probs [B, 1, n, n], "
+            f"got {list(student.shape)} and {list(nucleus_probs.shape)}"
+        )
+    is_nucleus = (nucleus_probs.detach() > NUCLEUS_THRESHOLD).float()
+    with torch.autocast(student.device.type, enabled=False):
+        # The derivative is linear: that of the difference is the difference of the derivatives, at half the price.
+        slopes = F.conv2d(student - teacher, _derivative_kernels(student.device), padding=KERNEL_SIZE // 2, groups=2)
+    num_values = 2 * is_nucleus.flatten(1).sum(dim=1)
+    return (is_nucleus * slopes.square()).flatten(1).sum(dim=1) / num_values.clamp_min(1)
+
+
+@lru_cache(maxsize=8)
+def _derivative_kernels(device: torch.device) -> Tensor:
+    """`[2, 1, 5, 5]`: along x for channel h, along y for channel v (as correlations: they answer +12 to a slope of +1)."""
+    offsets = torch.arange(KERNEL_SIZE, dtype=torch.float32) - KERNEL_SIZE // 2
+    y, x = torch.meshgrid(offsets, offsets, indexing="ij")
+    squared_distance = (x * x + y * y).clamp_min(1e-15)  # the centre is 0 / 0: its weight is 0
+    return torch.stack([x / squared_distance, y / squared_distance])[:, None].to(device)

@@ -1,0 +1,52 @@
+"""What the training loop may know about a method: its parts, its turns, and its named loss terms per tile."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import Tensor, nn
+
+from csat.responses import Batch, ResponseSpec, TeacherSpec
+
+
+class Method(nn.Module, ABC):
+    """Anything that turns (tiles, responses) into named loss terms.
+
+    The loop wraps a method in DDP and calls it, so that everything that is trained is a submodule. Terms come *per tile*: the
+    ranks of a step may hold different numbers of tiles (a tile may have been quarantined), so each rank backpropagates the
+    sum over its tiles, and gradients are then scaled once by `world / tiles of all ranks`, which is the mean over the tiles.
+
+    Attributes:
+        turns: Names of the alternating updates of a step, one optimiser each; `("student",)` for most.
+        responses: The responses that this method reads from the teacher.
+        weights: Weight of every term that `forward` returns, by name.
+        view_in_pool: The teacher pool puts tiles in their spatial view before the teacher sees them (`seed` says which
+            view), and the method therefore transforms nothing.
+        seed: Seed of everything random about a tile.
+    """
+
+    turns: tuple[str, ...] = ("student",)
+    responses: tuple[ResponseSpec, ...]
+    weights: dict[str, float]
+    view_in_pool: bool = False
+    seed: int = 0
+
+    @classmethod
+    @abstractmethod
+    def needs(cls, config: Any, teacher: TeacherSpec) -> tuple[ResponseSpec, ...]:
+        """The responses that the method wants of this teacher; known before any model is built.
+
+        Raises:
+            TeacherError: the teacher lacks one; names the method's need and what the teacher has.
+        """
+
+    @abstractmethod
+    def part(self, turn: str) -> nn.Module:
+        """The module whose parameters the turn's optimiser owns. Raises KeyError for a turn that is not in `turns`."""
+
+    @abstractmethod
+    def forward(self, batch: Batch, turn: str = "student") -> dict[str, Tensor]:
+        """Unweighted terms of one turn: name → float32 `[B]`, one value per tile, gradients to that turn's part only."""
+
+    def total(self, terms: dict[str, Tensor]) -> Tensor:
+        """Weighted sum of the terms, `[B]`."""
+        return sum(self.weights[name] * term for name, term in terms.items())

@@ -1,0 +1,155 @@
+"""The contracts that cross borders: what a teacher says (`ResponseSpec`), and the columns of a tile's row.
+
+A teacher is anything that turns uint8 tiles into *named, spatially described tensors*; a method is anything that turns
+(tile, responses) into named loss terms. Neither knows the other: they meet here.
+
+Geometry. The teacher sees a square tile of `tile_px` pixels. A dense response covers the tile less `crop_px` on each
+side, one cell per `stride_px` pixels: `[channels, n, n]` with `n = (tile_px - 2 * crop_px) // stride_px`. A response with
+`stride_px=None` describes the tile as a whole: `[channels]`. The student may see the same tile at another resolution:
+alignment goes through the covered fraction of the tile, never through pixel counts.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from csat.errors import ConfigError
+
+
+class Kind(StrEnum):
+    """What the numbers of a response mean, and so which loss fits."""
+
+    PROBABILITY = "probability"  # in [0, 1]; several channels sum to 1 over the channels
+    REGRESSION = "regression"  # real values, compared as they are
+    LOGITS = "logits"  # before a softmax over the channels
+    FEATURES = "features"  # an embedding, compared by direction
+    ATTENTION = "attention"  # non-negative maps, one per class
+
+
+class Symmetry(StrEnum):
+    """What becomes of a response when its tile is flipped or rotated (the eight symmetries of the square)."""
+
+    SCALAR = "scalar"  # a field: values move with the pixels
+    HV = "hv"  # channels (horizontal, vertical) of a vector: they move, change sign and swap
+    NONE = "none"  # not known: the teacher has to see the transformed tile itself
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResponseSpec:
+    """One named response of a teacher."""
+
+    name: str  # unique within a teacher
+    kind: Kind
+    channels: int
+    stride_px: int | None = 1  # tile pixels per response cell; None: one vector for the whole tile
+    crop_px: int = 0  # tile pixels on each side that the response does not cover
+    symmetry: Symmetry = Symmetry.SCALAR
+    channel_names: tuple[str, ...] = ()  # for reports: nucleus types, classes
+
+    def __post_init__(self):
+        if self.symmetry == Symmetry.HV and self.channels != 2:
+            raise ConfigError(f"response {self.name!r}: an hv field has 2 channels (horizontal, vertical), not {self.channels}")
+        if self.channel_names and len(self.channel_names) != self.channels:
+            raise ConfigError(f"response {self.name!r}: {len(self.channel_names)} channel names for {self.channels} channels")
+
+    @property
+    def is_dense(self) -> bool:
+        return self.stride_px is not None
+
+    def shape(self, tile_px: int) -> tuple[int, ...]:
+        """Shape of this response for one tile: `(C, n, n)`, or `(C,)` where the response is global.
+
+        Raises:
+            ConfigError: the tile is too small for the crop, or the stride does not divide what the crop leaves.
+        """
+        if not self.is_dense:
+            return (self.channels,)
+        covered_px = tile_px - 2 * self.crop_px
+        if covered_px <= 0 or covered_px % self.stride_px:
+            raise ConfigError(
+                f"response {self.name!r} covers {covered_px} px of a {tile_px} px tile at stride {self.stride_px}: "
+                f"choose a tile size of {2 * self.crop_px} + a multiple of {self.stride_px} px"
+            )
+        n = covered_px // self.stride_px
+        return (self.channels, n, n)
+
+    def num_bytes(self, tile_px: int) -> int:
+        """Bytes of this response for one tile as it travels (float16)."""
+        return 2 * torch.Size(self.shape(tile_px)).numel()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherSpec:
+    """Everything that the rest of the system may know about a teacher. Written to the run's teacher manifest."""
+
+    name: str
+    responses: tuple[ResponseSpec, ...]
+    mpp: float | None  # the resolution it was made for, micrometres per pixel; None: any
+    tile_px: tuple[int, ...] | None = None  # the only tile sizes that it takes; None: any that its responses fit
+    weights_sha256: str = ""  # of the weights file; for a weight-free teacher, of its settings
+    licence: str = "unknown"  # of the weights; it follows the student into its model card
+    source: str = ""  # where the weights came from: file, hub id, or the rule that replaces them
+
+    def response(self, name: str) -> ResponseSpec:
+        """The response of that name. Raises ConfigError naming what this teacher has."""
+        for spec in self.responses:
+            if spec.name == name:
+                return spec
+        have = ", ".join(spec.name for spec in self.responses)
+        raise ConfigError(f"teacher {self.name!r} has no response {name!r}; it has: {have}")
+
+    def check_view(self, *, tile_px: int, mpp: float | None, accept_any_mpp: bool = False) -> None:
+        """Refuse a tile size or a resolution that this teacher was not made for.
+
+        Args:
+            tile_px: Edge of the tile that the teacher will see.
+            mpp: Its resolution, micrometres per pixel; None where the user reads pixels as they are.
+            accept_any_mpp: The user insists.
+
+        Raises:
+            ConfigError: with the sizes or the resolution that would do.
+        """
+        if self.tile_px is not None and tile_px not in self.tile_px:
+            raise ConfigError(f"teacher {self.name!r} takes tiles of {self.tile_px} px, not {tile_px} px: set --data.tile_px")
+        for spec in self.responses:
+            spec.shape(tile_px)
+        if self.mpp is None or accept_any_mpp or mpp is None:
+            return
+        if not 0.9 < mpp / self.mpp < 1.1:
+            raise ConfigError(
+                f"teacher {self.name!r} was made for {self.mpp} um/px and the tiles are read at {mpp} um/px: set --data.mpp "
+                f"{self.mpp} (and --student.downsample 2 to let the student see half of that), or --accept_any_mpp true"
+            )
+
+
+# Columns of a tile's row on its way from the manifest to the trainer. Every position reaches a trainer, also when its tile
+# could not be read: the trainer counts it as quarantined or filtered, and so nothing can vanish on the way.
+POSITION = "position"  # int64, place in the run's plan: epoch * tiles + rank in that epoch's order
+STATUS = "status"  # uint8, one of the three below
+REASON = "reason"  # str, "" where the status is OK, else "code: message"
+TILE = "tile"  # uint8 [tile_px, tile_px, 3], RGB; zeros where the status is not OK
+READ_S = "read_s"  # float32, seconds of reading spent on this tile
+TEACHER_S = "teacher_s"  # float32, seconds of the teacher spent on this tile
+RESPONSE_PREFIX = "response_"  # float16 [C, n, n] or [C], one column per response
+
+OK, QUARANTINED, FILTERED = 0, 1, 2
+
+
+@dataclass
+class Batch:
+    """What a method sees: tiles and the teacher's responses to them, on the training device.
+
+    Attributes:
+        tiles: uint8 `[B, 3, tile_px, tile_px]`, RGB.
+        responses: name → float `[B, C, n, n]` or `[B, C]`, detached, for the tile as it stands in `tiles`.
+        positions: int64 `[B]`, place in the plan: the only source of randomness per tile.
+    """
+
+    tiles: Tensor
+    positions: Tensor
+    responses: dict[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return self.tiles.shape[0]

@@ -1,0 +1,54 @@
+"""What keeps the training loop free of Ray: where batches come from, who this process is, how the others are reached."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+# Rows of one step: column name → array with the rows along the first axis.
+Columns = dict[str, np.ndarray]
+
+# A rank that waits longer than this for the others gives up, so that a lost worker ends in an error and not in silence.
+CONTROL_TIMEOUT = timedelta(minutes=30)
+
+
+@dataclass
+class TrainContext:
+    """One worker's place in the run.
+
+    Attributes:
+        batches: Makes the stream of this worker's rows, `batch_size` rows at a time; the last may be shorter. Called once.
+        device: Where the student lives.
+        on_progress: Called on rank 0 with the figures of each log line.
+    """
+
+    batches: Callable[[int], Iterator[Columns]]
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    on_progress: Callable[[dict[str, Any]], None] = lambda figures: None
+
+    def __post_init__(self):
+        is_distributed = dist.is_available() and dist.is_initialized()
+        self.rank = dist.get_rank() if is_distributed else 0
+        self.world_size = dist.get_world_size() if is_distributed else 1
+        # Small numbers that every rank must agree on go through gloo: no GPU has to be waited for.
+        self._control = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT) if self.world_size > 1 else None
+
+    def sum_over_ranks(self, values: list[float]) -> list[float]:
+        """The element-wise sum of `values` over all ranks; every rank must call it."""
+        if self.world_size == 1:
+            return list(values)
+        summed = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(summed, group=self._control)
+        return summed.tolist()
+
+    def gather(self, value: Any) -> list[Any]:
+        """`value` of every rank, in rank order; every rank must call it."""
+        if self.world_size == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, value, group=self._control)
+        return gathered

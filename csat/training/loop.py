@@ -1,0 +1,347 @@
+"""The training loop: any method, one process or DDP, over a stream of tiles with their teacher's responses.
+
+It knows nothing of Ray. A step takes the next rows of every rank, agrees on how many tiles there are in all, and makes one
+update per turn of the method. Ranks may hold different numbers of tiles, even none: the loss of a step is the mean over the
+tiles of all ranks, so one process and several agree. Everything random about a tile follows from its position, everything
+else from (seed, step, rank), so a resumed run goes on as it would have, with any number of workers.
+"""
+
+import contextlib
+import logging
+import resource
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from csat.data import storage
+from csat.data.plan import Plan
+from csat.errors import ConfigError, NonFiniteLossError
+from csat.methods.contract import Method
+from csat.responses import OK, POSITION, RESPONSE_PREFIX, STATUS, TILE, Batch
+from csat.training.accounting import Accounts
+from csat.training.checkpoints import QUARANTINE_SCHEMA, Checkpoint, Checkpoints, Cursor
+from csat.training.context import Columns, TrainContext
+from csat.training.optim import OptimConfig, WeightAverage, make_optimiser, set_lr
+from csat.training.recorder import Recorder
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How a run trains."""
+
+    epochs: int = 1  # visits of every tile
+    batch_size: int = 64  # tiles per optimiser step, over all workers
+    accumulate: int = 1  # parts that a worker's share of a step is computed in
+    precision: str = "float32"  # of the student's forward and backward: float32 or bfloat16 (autocast)
+    compile: bool = False  # torch.compile the student
+    seed: int = 0  # of weights, order, views and augmentation
+    log_every_steps: int = 10  # steps between lines of metrics.jsonl
+    checkpoint_every_s: float | None = 300.0  # seconds between checkpoints; None: not by time
+    checkpoint_every_steps: int | None = None  # steps between checkpoints; None: not by step
+    keep_checkpoints: int = 2  # committed checkpoints kept
+    optim: OptimConfig = field(default_factory=OptimConfig)  # optimiser and schedule
+
+    def __post_init__(self):
+        if self.precision not in ("float32", "bfloat16"):
+            raise ConfigError(f"train.precision is float32 or bfloat16, not {self.precision!r}")
+        for name in ("epochs", "batch_size", "accumulate", "log_every_steps", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"train.{name} must be at least 1, not {getattr(self, name)}")
+
+    def rows_per_worker(self, num_workers: int) -> int:
+        """Tiles that one worker takes at once.
+
+        Raises:
+            ConfigError: the batch cannot be divided; names the nearest batch size that can.
+        """
+        parts = num_workers * self.accumulate
+        if self.batch_size % parts:
+            nearest = max(parts, round(self.batch_size / parts) * parts)
+            raise ConfigError(
+                f"train.batch_size {self.batch_size} does not divide into {num_workers} workers x {self.accumulate} accumulated "
+                f"parts: use {nearest}"
+            )
+        return self.batch_size // parts
+
+
+class Trainer:
+    """One rank of one run.
+
+    Args:
+        method: What is trained; already on `context.device`.
+        plan: The run's order of tiles.
+        run_folder: URI; rank 0 writes checkpoints/, metrics.jsonl and tensorboard/ there.
+        tile_px: Edge of the tiles.
+    """
+
+    def __init__(
+        self, method: Method, plan: Plan, context: TrainContext, config: TrainConfig, *, run_folder: str, tile_px: int
+    ):
+        self.method, self.plan, self.context, self.config, self.tile_px = method, plan, context, config, tile_px
+        self.optimisers = {turn: make_optimiser(method.part(turn), config.optim) for turn in method.turns}
+        self.average = WeightAverage(method, config.optim) if config.optim.ema_decay is not None else None
+        self.checkpoints = Checkpoints(storage.join(run_folder, "checkpoints"), keep=config.keep_checkpoints)
+        self.accounts = Accounts(plan, Cursor(), QUARANTINE_SCHEMA.empty_table())
+        self.step = 0
+        self._restore()
+        self.recorder = Recorder(run_folder, last_step=self.step) if context.rank == 0 else None
+        self._model = self._wrap()
+        self._window = _Window()
+        self._last_batch: Batch | None = None
+
+    def run(self) -> Cursor:
+        """Train until every position of the plan is done. Returns the final cursor.
+
+        Raises:
+            NonFiniteLossError: on every rank, naming step and term; nothing of that step is kept.
+            RuntimeError: the tile accounting does not add up.
+        """
+        if self.accounts.tiles_done < self.plan.num_positions:
+            self._run()
+        self.accounts.check()
+        if self.recorder:
+            self.recorder.close()
+        return self.accounts.cursor
+
+    def averaged_state(self) -> dict[str, Tensor]:
+        """The method's weights as they should be used: averaged where there is an average."""
+        return self.average.tensors if self.average else self.method.state_dict()
+
+    # ---------------------------------------------------------------------------------------------------------- one step
+
+    def _run(self) -> None:
+        stream = self.context.batches(self.config.rows_per_worker(self.context.world_size))
+        last_save = time.monotonic()
+        while True:
+            started = time.monotonic()
+            parts = [self._next_rows(stream) for _ in range(self.config.accumulate)]
+            waited = time.monotonic() - started
+            batches = [self._to_batch(rows) for rows in parts]
+            rows_all, tiles_all, wants_save = self.context.sum_over_ranks(
+                [
+                    sum(len(rows[POSITION]) for rows in parts if rows),
+                    sum(len(batch) for batch in batches),
+                    self.context.rank == 0 and self._save_is_due(last_save),
+                ]
+            )
+            if not rows_all:
+                break
+            for rows in parts:
+                if rows:
+                    self.accounts.add(rows)
+            self._window.rows += int(rows_all)
+            if tiles_all:
+                self._update(batches, int(tiles_all))
+            self.accounts.meter("wait_s", waited)
+            self.accounts.meter("loop_s", time.monotonic() - started)
+            self._window.add_time(waited, time.monotonic() - started)
+            if self.step % self.config.log_every_steps == 0:
+                self._log()
+            if wants_save:
+                self._save()
+                last_save = time.monotonic()
+        self._log()
+        self._save()
+
+    def _update(self, batches: list[Batch], tiles_all: int) -> None:
+        """One optimiser step per turn, from the tiles of all ranks."""
+        torch.manual_seed(hash((self.config.seed, self.step, self.context.rank)) & 0x7FFF_FFFF)
+        progress = (self.accounts.tiles_done + self._window.since_settled()) / self.plan.num_positions
+        set_lr(self.optimisers.values(), self.config.optim.lr_at(progress))
+        for turn in self.method.turns:
+            self.optimisers[turn].zero_grad(set_to_none=True)
+            for index, batch in enumerate(batches):
+                is_last = index == len(batches) - 1
+                with contextlib.nullcontext() if is_last or self.context.world_size == 1 else self._model.no_sync():
+                    self._backward(batch, turn, tiles_all)
+            self._descend(turn)
+        if self.average:
+            self.average.update(self.method, self.step)
+        self.step += 1
+
+    def _backward(self, batch: Batch, turn: str, tiles_all: int) -> None:
+        # A rank without tiles still takes part in the exchange of gradients, with a batch that weighs nothing.
+        weight = self.context.world_size / tiles_all if len(batch) else 0.0
+        with torch.autocast(self.context.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+            terms = self._model(batch if len(batch) else self._idle_batch(), turn)
+        loss = self.method.total(terms)
+        (loss.sum() * weight).backward()
+        if len(batch):
+            self._last_batch = batch
+            self._window.add_terms({"loss": loss, **terms}, len(batch))
+
+    def _descend(self, turn: str) -> None:
+        weights = [p for p in self.method.part(turn).parameters() if p.grad is not None]
+        clip = self.config.optim.clip_grad_norm
+        norm = torch.nn.utils.clip_grad_norm_(weights, clip if clip is not None else float("inf"))
+        # Gradients are the same on every rank, so every rank sees the same norm and stops at the same step. Asking for it waits
+        # for the device once a step: cheap beside a teacher, and nothing of a broken step reaches the weights.
+        if not torch.isfinite(norm):
+            self._stop_at_non_finite(turn)
+        self._window.grad_norm = float(norm)
+        self.optimisers[turn].step()
+
+    def _stop_at_non_finite(self, turn: str) -> None:
+        mine = [name for name, value in self._window.newest.items() if not torch.isfinite(value).all() and name != "loss"]
+        terms = sorted({name for names in self.context.gather(mine) for name in names})
+        what = f"loss term {', '.join(terms)} is" if terms else "every loss term is finite but the gradient is"
+        raise NonFiniteLossError(
+            f"step {self.step + 1} ({turn}): {what} not finite. The last checkpoint is intact. Try a lower train.optim.lr, a "
+            "longer train.optim.warmup, or train.precision float32"
+        )
+
+    # --------------------------------------------------------------------------------------------------------- the stream
+
+    def _next_rows(self, stream: Iterator[Columns]) -> Columns | None:
+        rows = next(stream, None)
+        return rows if rows is not None and len(rows[POSITION]) else None
+
+    def _to_batch(self, rows: Columns | None) -> Batch:
+        """The good tiles among `rows`, on the device."""
+        if rows is None:
+            return Batch(tiles=torch.empty(0), positions=torch.empty(0))
+        good = np.flatnonzero(rows[STATUS] == OK)
+        return Batch(
+            tiles=self._to_device(rows[TILE], good).permute(0, 3, 1, 2),
+            positions=self._to_device(rows[POSITION], good),
+            responses={spec.name: self._to_device(rows[RESPONSE_PREFIX + spec.name], good) for spec in self.method.responses},
+        )
+
+    def _to_device(self, column: np.ndarray, rows: np.ndarray) -> Tensor:
+        # Batches from an object store are read-only views: a tensor needs its own copy.
+        column = column[rows] if len(rows) < len(column) or not column.flags.writeable else column
+        tensor = torch.from_numpy(np.ascontiguousarray(column))
+        if self.context.device.type == "cuda":
+            return tensor.pin_memory().to(self.context.device, non_blocking=True)
+        return tensor
+
+    def _idle_batch(self) -> Batch:
+        if self._last_batch is not None:
+            return self._last_batch
+        device, edge = self.context.device, self.tile_px
+        return Batch(
+            tiles=torch.full((1, 3, edge, edge), 255, dtype=torch.uint8, device=device),
+            positions=torch.zeros(1, dtype=torch.int64, device=device),
+            responses={spec.name: torch.zeros(1, *spec.shape(edge), device=device) for spec in self.method.responses},
+        )
+
+    # -------------------------------------------------------------------------------------------- checkpoints and figures
+
+    def _wrap(self) -> nn.Module:
+        if self.config.compile:
+            self.method.part("student").compile()
+        if self.context.world_size == 1:
+            return self.method
+        # One turn leaves the other parts without gradients; with a single turn everything is used.
+        return DistributedDataParallel(self.method, find_unused_parameters=len(self.method.turns) > 1)
+
+    def _save_is_due(self, last_save: float) -> bool:
+        by_step, by_time = self.config.checkpoint_every_steps, self.config.checkpoint_every_s
+        return bool(
+            (by_step is not None and self.step and self.step % by_step == 0)
+            or (by_time is not None and time.monotonic() - last_save > by_time)
+        )
+
+    def _save(self) -> None:
+        cursor = self.accounts.settle(self.context, self.step)
+        self._window.settled()
+        if self.context.rank != 0:
+            return
+        state = {
+            "method": self.method.state_dict(),
+            "optimisers": {turn: optimiser.state_dict() for turn, optimiser in self.optimisers.items()},
+            "average": self.average.tensors if self.average else None,
+        }
+        name = self.checkpoints.save(Checkpoint(cursor, state, self.accounts.quarantine))
+        self.recorder.sync()
+        logger.info("checkpoint %s committed: %d of %d tiles", name, len(cursor.done), self.plan.num_positions)
+
+    def _restore(self) -> None:
+        checkpoint = self.checkpoints.load(map_location=self.context.device)
+        if checkpoint is None:
+            return
+        self.method.load_state_dict(checkpoint.state["method"])
+        for turn, optimiser in self.optimisers.items():
+            optimiser.load_state_dict(checkpoint.state["optimisers"][turn])
+        if self.average:
+            self.average.tensors = checkpoint.state["average"]
+        self.accounts = Accounts(self.plan, checkpoint.cursor, checkpoint.quarantine)
+        self.step = checkpoint.cursor.step
+        logger.info("resumed at step %d with %d of %d tiles done", self.step, self.accounts.tiles_done, self.plan.num_positions)
+
+    def _log(self) -> None:
+        """Means over the ranks since the last line. Every rank must call it."""
+        figures = self._window.figures(self.context)
+        if not figures:
+            return
+        done = self.accounts.tiles_done + self._window.since_settled()
+        rate = figures["tiles_per_s"]
+        figures = {
+            "step": self.step,
+            "epoch": round(done / self.plan.num_tiles, 4),
+            "tiles": done,
+            "tiles_total": self.plan.num_positions,
+            "lr": next(iter(self.optimisers.values())).param_groups[0]["lr"],
+            **figures,
+            "eta_s": (self.plan.num_positions - done) / rate if rate else None,
+            "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        }
+        if self.recorder:
+            self.recorder.log(figures)
+            self.context.on_progress(figures)
+
+
+class _Window:
+    """What happened since the last log line (and, for rows, since the last settling of accounts)."""
+
+    def __init__(self):
+        self.rows = 0  # of all ranks, since the accounts were settled
+        self.grad_norm = 0.0
+        self.newest: dict[str, Tensor] = {}
+        self._reset()
+
+    def add_terms(self, terms: dict[str, Tensor], num_tiles: int) -> None:
+        self.newest = {name: value.detach() for name, value in terms.items()}
+        for name, value in self.newest.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value.float().sum()
+        self._tiles += num_tiles
+
+    def add_time(self, waited_s: float, total_s: float) -> None:
+        self._waited_s += waited_s
+        self._total_s += total_s
+
+    def since_settled(self) -> int:
+        return self.rows
+
+    def settled(self) -> None:
+        self.rows = 0
+
+    def figures(self, context: TrainContext) -> dict[str, Any]:
+        """Means over all ranks; {} where no step was made. Resets the window."""
+        names = sorted({name for names in context.gather(sorted(self._sums)) for name in names})
+        values = [float(self._sums.get(name, 0.0)) for name in names]
+        tiles, waited_s, total_s, *sums = context.sum_over_ranks([self._tiles, self._waited_s, self._total_s, *values])
+        self._reset()
+        if not tiles:
+            return {}
+        terms = {name if name == "loss" else f"loss/{name}": value / tiles for name, value in zip(names, sums, strict=True)}
+        wall_s = total_s / context.world_size
+        return {
+            **terms,
+            "grad_norm": self.grad_norm,
+            "tiles_per_s": tiles / wall_s if wall_s else 0.0,
+            "wait_share": waited_s / total_s if total_s else 0.0,
+        }
+
+    def _reset(self) -> None:
+        self._sums: dict[str, Any] = {}
+        self._tiles = 0
+        self._waited_s = self._total_s = 0.0

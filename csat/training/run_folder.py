@@ -1,0 +1,131 @@
+"""The run folder: the same layout for every verb, local or in an object store.
+
+    config.yaml          resolved configuration; a rerun must match it
+    teacher.json         teacher manifest: name, weights' hash, licence, mpp, responses
+    manifest/            tiles (parquet), index.json, holdout/, quarantine.parquet of slides
+    checkpoints/         committed checkpoints, latest.json names the one in force
+    metrics.jsonl        one line per log interval
+    tensorboard/         the same figures for TensorBoard
+    throughput.json      what the run cost: rates per stage, waiting, memory, spilled bytes
+    accounting.json      manifest = trained + quarantined + filtered, by epoch
+    quarantine.parquet   every slide and tile that was not used, with the reason
+    exported/            the student: safetensors + config.json, backbone with timm's keys
+    evaluation.json      fidelity to the teacher (and to known nuclei) on held-out tiles
+    report.html          all of it for a person
+    status.json          running, failed (with the error) or finished
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from csat.data import storage
+from csat.errors import ConfigError
+
+# What a rerun may change: how the work is spread over machines and how often it is reported, never what is learned from what.
+FREE_SETTINGS = (
+    "run_folder",
+    "overwrite",
+    "readers",
+    "pool",
+    "workers",
+    "ray",
+    "train.log_every_steps",
+    "train.checkpoint_every_s",
+    "train.checkpoint_every_steps",
+    "train.keep_checkpoints",
+    "train.compile",
+    "report_tiles",
+)
+
+
+class RunFolder:
+    """One run's folder.
+
+    Args:
+        uri: Local path or object-store URI.
+    """
+
+    def __init__(self, uri: str):
+        self.uri = storage.normalise(uri)
+
+    def path(self, *parts: str) -> str:
+        """URI of something in the folder."""
+        return storage.join(self.uri, *parts)
+
+    def read_json(self, name: str) -> Any | None:
+        """The named file's content; None where there is none."""
+        path = self.path(name)
+        return json.loads(storage.read_bytes(path)) if storage.exists(path) else None
+
+    def write_json(self, name: str, value: Any) -> None:
+        storage.write_bytes(self.path(name), (json.dumps(value, indent=2) + "\n").encode())
+
+    def write_text(self, name: str, text: str) -> None:
+        storage.write_bytes(self.path(name), text.encode())
+
+    def open(self, config: Mapping[str, Any], *, overwrite: bool) -> bool:
+        """Make the folder this run's own, or find that it already is.
+
+        Args:
+            config: The resolved configuration, plain values only.
+            overwrite: Delete a run of another configuration instead of refusing.
+
+        Returns:
+            Whether an earlier attempt of the same run is gone on with.
+
+        Raises:
+            StorageError: the folder cannot be written.
+            ConfigError: it holds a run of another configuration (the difference is listed) or something else altogether.
+        """
+        storage.check_writable(self.uri)
+        config_path = self.path("config.yaml")
+        if storage.exists(config_path):
+            earlier = yaml.safe_load(storage.read_bytes(config_path))
+            differences = compare_configs(earlier, config)
+            if not differences:
+                self.write_text("config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+                return True
+            if not overwrite:
+                raise ConfigError(
+                    f"{self.uri} holds a run of another configuration; it differs in\n  " + "\n  ".join(differences) + "\n"
+                    "Choose another --run_folder, repeat the earlier settings to go on with it, or say --overwrite true to delete it"
+                )
+            storage.delete(self.uri)
+        elif others := [name for name in storage.list_dir(self.uri)]:
+            raise ConfigError(
+                f"{self.uri} is not empty and is no run folder (it holds {', '.join(storage.base_name(n) for n in others[:4])}): "
+                "choose an empty or new --run_folder"
+            )
+        storage.make_dir(self.uri)
+        self.write_text("config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+        return False
+
+    def is_finished(self) -> bool:
+        return (self.read_json("status.json") or {}).get("state") == "finished"
+
+    def set_status(self, state: str, **details: Any) -> None:
+        """`state` is running, failed or finished."""
+        self.write_json("status.json", {"state": state, **details})
+
+
+def compare_configs(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two resolved configurations, one line each, apart from `FREE_SETTINGS`."""
+    before, after = _flatten(earlier), _flatten(now)
+    return [
+        f"{key}: was {before.get(key, 'not set')}, is {after.get(key, 'not set')}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and not any(key == free or key.startswith(free + ".") for free in FREE_SETTINGS)
+    ]
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -1,0 +1,78 @@
+"""Settings that the verbs share: which teacher, which method, and how the work is spread over the cluster."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from csat.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """Which teacher answers, and from what weights."""
+
+    name: str  # stain, hovernet, timm or torchscript
+    weights: str | None = None  # file of weights, local on every node or s3://; stain needs none
+    options: dict[str, Any] = field(default_factory=dict)  # fields of that teacher's options, such as mode: fast
+    accept_any_mpp: bool = False  # show it tiles of another resolution than it was made for
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig:
+    """Which method turns responses into a loss."""
+
+    name: str = "rckd"  # a name of csat.methods.registry
+    options: dict[str, Any] = field(default_factory=dict)  # fields of that method's config, such as temperature: 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReaderConfig:
+    """The actors that read and decode tiles."""
+
+    min_actors: int = 1  # actors at least
+    max_actors: int = 2  # actors at most; fewer where reading is faster than the teacher
+    cpus_per_actor: float = 0.25  # CPUs reserved for each
+    max_open_slides: int = 16  # slide handles that one actor keeps open
+    max_background: float | None = None  # filter tiles with a larger share of near-white pixels; None: keep every tile
+    cache_folder: str = "~/.cache/csat-on-ray/slides"  # on every node's disk; only slides in a bucket are cached
+    cache_gb: float = 50.0  # most disk that the cache takes on a node
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolConfig:
+    """The teacher actor pool."""
+
+    min_actors: int = 1  # actors at least; all of them must fit beside the workers
+    max_actors: int = 2  # actors at most; Ray adds and removes actors with the demand
+    cpus_per_actor: float = 0.5  # CPUs reserved for each
+    gpus_per_actor: float = 0.0  # GPUs reserved for each, 0.5 lets two share one
+    batch_size: int = 32  # tiles that the teacher sees at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerConfig:
+    """The DDP workers that train the student."""
+
+    num_workers: int = 1  # processes
+    cpus_per_worker: float = 1.0  # CPUs reserved for each
+    gpus_per_worker: float = 0.0  # GPUs reserved for each: 0 or 1
+    max_failures: int = 3  # times that a lost worker or node restarts the group from the last checkpoint
+    prefetch_batches: int = 2  # batches fetched ahead by each worker
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayConfig:
+    """Which cluster, and the bound on what it keeps in memory for this run."""
+
+    address: str | None = None  # of a running cluster, or "auto"; None: RAY_ADDRESS where set, else start Ray on this machine
+    stream_gb: float = 0.5  # object-store memory that tiles and responses on their way may take, over all nodes
+    stall_timeout_s: float = 600.0  # stop with an error where the stream makes no progress for this long
+
+
+def check_counts(**configs: ReaderConfig | PoolConfig) -> None:
+    """Refuse actor counts that contradict each other. Raises ConfigError."""
+    for name, config in configs.items():
+        if not 1 <= config.min_actors <= config.max_actors:
+            raise ConfigError(
+                f"{name}.min_actors {config.min_actors} and {name}.max_actors {config.max_actors}: the least must be 1 or more "
+                "and no more than the most"
+            )

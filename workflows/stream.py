@@ -1,0 +1,125 @@
+"""The stream: plan → pixels → teacher responses → workers, as one Ray Data pipeline whose actors live through all epochs."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext, ExecutionOptions, ExecutionResources
+from ray.train import DataConfig
+
+from csat.data.plan import Intervals, Plan
+from csat.data.planned_reader import SLOT, PlannedReader
+from csat.data.read import TileReader
+from csat.data.slide_cache import SlideCache
+from csat.responses import ResponseSpec
+from csat.training.checkpoints import Checkpoints
+from teachers.pool import TeacherStage
+from workflows.config import PoolConfig, RayConfig, ReaderConfig, TeacherConfig
+
+MAX_BLOCKS = 4096  # of the plan; beyond that a block holds several slots
+TRAIN = "train"  # name of the data set that the workers ask for
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamConfig:
+    """All that a stream needs, small enough to travel to the process that starts it (and starts it again after a fault)."""
+
+    manifest_uri: str
+    plan: Plan
+    tile_px: int
+    readers: ReaderConfig
+    pool: PoolConfig
+    teacher: TeacherConfig
+    teacher_sha256: str  # every actor checks that it loaded this teacher
+    responses: tuple[ResponseSpec, ...]
+    view_seed: int | None = None  # put tiles into their view before the teacher, by this seed; None: the trainer carries it
+
+    def slide_cache(self) -> SlideCache:
+        return SlideCache(self.readers.cache_folder, int(self.readers.cache_gb * 1e9))
+
+    def bytes_per_tile(self) -> int:
+        """Of one row on its way: pixels and responses."""
+        return 3 * self.tile_px**2 + sum(spec.num_bytes(self.tile_px) for spec in self.responses)
+
+
+def make_stream(config: StreamConfig, done: Intervals) -> ray.data.Dataset:
+    """The lazy pipeline over everything in the plan that is not done."""
+    reader = TileReader(
+        tile_px=config.tile_px,
+        cache=config.slide_cache(),
+        max_open_slides=config.readers.max_open_slides,
+        max_background=config.readers.max_background,
+    )
+    slots = np.arange(config.plan.first_slot(done), config.plan.num_slots)
+    blocks = [pa.table({SLOT: block}) for block in np.array_split(slots, min(len(slots), MAX_BLOCKS) or 1)]
+    return (
+        ray.data.from_arrow(blocks)
+        .map_batches(
+            PlannedReader,
+            fn_constructor_args=(config.manifest_uri, config.plan, done, reader),
+            batch_size=None,
+            num_cpus=config.readers.cpus_per_actor,
+            compute=ActorPoolStrategy(min_size=config.readers.min_actors, max_size=config.readers.max_actors),
+        )
+        .map_batches(
+            TeacherStage,
+            fn_constructor_kwargs=dict(
+                name=config.teacher.name,
+                weights=config.teacher.weights,
+                options=config.teacher.options,
+                wanted=[spec.name for spec in config.responses],
+                device="cuda" if config.pool.gpus_per_actor else "cpu",
+                expected_sha256=config.teacher_sha256,
+                view_seed=config.view_seed,
+            ),
+            batch_size=config.pool.batch_size,
+            num_cpus=config.pool.cpus_per_actor,
+            num_gpus=config.pool.gpus_per_actor or None,
+            compute=ActorPoolStrategy(min_size=config.pool.min_actors, max_size=config.pool.max_actors),
+        )
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumingStream:
+    """Called by Ray Train whenever a worker group starts: a stream over what the *committed* checkpoint has not done."""
+
+    config: StreamConfig
+    checkpoints_uri: str
+    settings: RayConfig
+
+    def __call__(self) -> ray.data.Dataset:
+        configure_data(self.settings)
+        return make_stream(self.config, Checkpoints(self.checkpoints_uri).latest_cursor().done)
+
+
+class WholeSplit(DataConfig):
+    """Splits the stream so that every row reaches exactly one worker.
+
+    Ray's own split makes equal shares and drops what does not divide; the training loop copes with unequal ones.
+    """
+
+    def configure(self, datasets: dict[str, Any], world_size: int, worker_handles, worker_node_ids, **kwargs):
+        shards: list[dict[str, Any]] = [{} for _ in range(world_size)]
+        for name, dataset in datasets.items():
+            dataset.context.execution_options = self._resolve_execution_options(name)
+            splits = dataset.streaming_split(world_size, equal=False, locality_hints=worker_node_ids)
+            for shard, split in zip(shards, splits, strict=True):
+                shard[name] = split
+        return shards
+
+
+def execution_options(settings: RayConfig) -> ExecutionOptions:
+    """Bounds on what the stream keeps in the object store."""
+    limits = ExecutionResources.for_limits(object_store_memory=settings.stream_gb * 1e9)
+    return ExecutionOptions(resource_limits=limits)
+
+
+def configure_data(settings: RayConfig) -> None:
+    """This process's Ray Data settings: bounded memory, no bars of its own, and an error in place of a silent stall."""
+    context = DataContext.get_current()
+    context.execution_options = execution_options(settings)
+    context.enable_progress_bars = False
+    context.execution_no_progress_timeout_s = settings.stall_timeout_s

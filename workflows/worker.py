@@ -1,0 +1,68 @@
+"""What runs in each Ray Train worker: build the method, hand it to the training loop, report."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.train
+import torch
+
+from csat.data.plan import Plan
+from csat.errors import NonFiniteLossError
+from csat.methods.registry import build_method
+from csat.model.student import StudentConfig
+from csat.responses import TeacherSpec
+from csat.training.context import TrainContext
+from csat.training.loop import TrainConfig, Trainer
+from csat.training.run_folder import RunFolder
+from workflows.config import MethodConfig, WorkerConfig
+from workflows.stream import TRAIN
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Everything that a worker needs to know, picklable."""
+
+    run_folder: str
+    student: StudentConfig
+    method: MethodConfig
+    train: TrainConfig
+    workers: WorkerConfig
+    teacher: TeacherSpec
+    tile_px: int
+    plan: Plan
+
+    def build_method(self):
+        """The method with its student, seeded: the same weights in every process."""
+        torch.manual_seed(self.train.seed)
+        options = {"seed": self.train.seed, **self.method.options}
+        return build_method(self.method.name, options, self.student, self.teacher, tile_px=self.tile_px)
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """The function that Ray Train runs on every rank. `config` holds the `Job` and the progress actor."""
+    job: Job = config["job"]
+    progress: ray.actor.ActorHandle = config["progress"]
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    device = ray.train.torch.get_device()
+    shard = ray.train.get_dataset_shard(TRAIN)
+    context = TrainContext(
+        batches=lambda size: iter(
+            shard.iter_batches(batch_size=size, batch_format="numpy", prefetch_batches=job.workers.prefetch_batches)
+        ),
+        device=device,
+        on_progress=lambda figures: progress.update.remote(figures),
+    )
+    method = job.build_method().to(device)
+    trainer = Trainer(method, job.plan, context, job.train, run_folder=job.run_folder, tile_px=job.tile_px)
+    try:
+        cursor = trainer.run()
+    except NonFiniteLossError as error:
+        # Every rank is here at the same step. Trying again would end the same way: leave quietly and let the driver say it.
+        if context.rank == 0:
+            RunFolder(job.run_folder).set_status("failed", error=str(error), kind="NonFiniteLossError")
+        return
+    ray.train.report({"step": cursor.step, "tiles": len(cursor.done)})
