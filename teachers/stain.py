@@ -1,8 +1,9 @@
 """The weight-free teacher: colour deconvolution, a threshold, and a watershed. Needs nothing, and so is the default.
 
 1. Haematoxylin by colour deconvolution of the optical density (Ruifrok & Johnston, Anal Quant Cytol Histol 23 (2001), their
-   H, E and DAB vectors), smoothed.
-2. One threshold per tile: Otsu's, but never closer than `min_contrast` to the mean of what lies below it, nor under the
+   H, E and DAB vectors), smoothed. What has less of it than the tile's brightest pixels counts as these do: else grey glass
+   beside eosin, which lowers the estimate, would look like haematoxylin.
+2. One threshold per tile: about Otsu's, but never closer than `min_contrast` to the mean of what lies below it, nor under the
    absolute `min_haematoxylin`. Otsu alone splits any tile in two and so finds nuclei where there are none; an absolute
    threshold alone fails from one slide to the next.
 3. Objects of a nucleus' size that stand out against what surrounds them; touching ones are split at their necks.
@@ -30,6 +31,7 @@ ALGORITHM_VERSION = 1  # raise it whenever the same options start to give other 
 STAINS = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))  # optical density (R, G, B) of H, E, DAB
 SCALE = 2.0**14  # haematoxylin is held in 16-bit steps of 1 / SCALE above LOWEST: sums over it are exact in any order
 LOWEST = -1.0
+BRIGHTEST = 0.05  # part of a tile's pixels that is taken for glass, or for its palest tissue
 NUM_BINS = 256  # of the histogram under Otsu's threshold
 RESPONSES = (
     ResponseSpec(name="np", kind=Kind.PROBABILITY, channels=1, channel_names=("nucleus",)),
@@ -42,16 +44,17 @@ class StainOptions:
     """Settings of the stain teacher. Haematoxylin is in units of its stain vector: a dark nucleus has about 0.5."""
 
     mpp: float = 0.5  # resolution of the tiles that it is shown, um/px: set it to --data.mpp
-    smoothing_um: float = 0.5  # standard deviation of the smoothing of the haematoxylin, um
+    smoothing_um: float = 0.4  # standard deviation of the smoothing of the haematoxylin, um
     min_haematoxylin: float = 0.1  # no nucleus below this
-    min_contrast: float = 0.05  # of the threshold over the mean of what lies below it
-    min_object_contrast: float = 0.1  # of a nucleus over its surroundings
+    min_contrast: float = 0.04  # of the threshold over the mean of what lies below it
+    min_object_contrast: float = 0.04  # of a nucleus over its surroundings
     surroundings_um: float = 6.0  # how far these reach, um
+    level: float = 0.45  # of the threshold between the means of Otsu's two classes; 0.5 is Otsu's own, about
     softness: float = 0.04  # haematoxylin over which the probability goes from 0.5 to 0.73
     min_diameter_um: float = 3.0  # smaller objects are dropped, um
     max_hole_um: float = 3.0  # diameter of holes that are filled (pale chromatin), um
-    opening_um: float = 0.75  # radius of the opening that cuts fibres and bridges, um
-    neck: float = 0.75  # touching nuclei are split where the neck is narrower than this part of the smaller one
+    opening_um: float = 0.5  # radius of the opening that cuts fibres and bridges, um
+    neck: float = 0.85  # touching nuclei are split where the neck is narrower than this part of the smaller one
 
     def __post_init__(self):
         lengths = ("mpp", "smoothing_um", "surroundings_um", "softness", "min_diameter_um")
@@ -118,19 +121,16 @@ class StainTeacher(Teacher):
         """uint8 `[H, W, 3]` → uint16 `[H, W]`: (haematoxylin - LOWEST) * SCALE, smoothed in exact integer arithmetic."""
         stain = cv2.transform(cv2.LUT(tile, self._density), np.ones((1, 3), np.float32))
         steps = np.clip((stain - LOWEST) * SCALE, 0, 65535).astype(np.uint16)
+        steps = np.maximum(steps, int(steps[_brightest(tile)].mean()))
         return cv2.GaussianBlur(steps, (0, 0), self.options.smoothing_um / self.options.mpp)
 
     def _threshold(self, stain: np.ndarray) -> float:
         """The tile's threshold in steps of `stain`; see the module's docstring, 2."""
         options = self.options
         counts = np.bincount((stain.ravel() // (65536 // NUM_BINS)).astype(np.int64), minlength=NUM_BINS)
-        otsu, mean_below = _otsu(counts)
-        width = 65536 // NUM_BINS
-        return max(
-            (options.min_haematoxylin - LOWEST) * SCALE,
-            (otsu + 1) * width,
-            (mean_below + 0.5) * width + options.min_contrast * SCALE,
-        )
+        below, above = (65536 // NUM_BINS * (mean + 0.5) for mean in _otsu_means(counts))
+        floor = (options.min_haematoxylin - LOWEST) * SCALE
+        return max(floor, below + options.min_contrast * SCALE, below + options.level * (above - below))
 
     def _find_nuclei(self, stain: np.ndarray, threshold: float) -> np.ndarray:
         """int32 `[H, W]`; see the module's docstring, 3."""
@@ -173,16 +173,26 @@ def _density_table() -> np.ndarray:
     return (density[:, None] * to_stains[:, 0])[None].astype(np.float32)
 
 
-def _otsu(counts: np.ndarray) -> tuple[int, float]:
-    """Otsu's split of a histogram: the last bin of the lower class, and that class's mean bin."""
+def _brightest(tile: np.ndarray) -> np.ndarray:
+    """bool `[H, W]`: the brightest `BRIGHTEST` of the pixels, and those as bright."""
+    grey = cv2.cvtColor(tile, cv2.COLOR_RGB2GRAY)
+    brighter = np.cumsum(np.bincount(grey.ravel(), minlength=256)[::-1])
+    return grey >= 255 - int(np.searchsorted(brighter, BRIGHTEST * grey.size))
+
+
+def _otsu_means(counts: np.ndarray) -> tuple[float, float]:
+    """Mean bins of the two classes into which Otsu's threshold splits a histogram. Equal where there is only one value."""
     bins = np.arange(len(counts))
     below = np.cumsum(counts)
     above = below[-1] - below
     sum_below = np.cumsum(counts * bins)
     mean_below = sum_below / np.maximum(below, 1)
     mean_above = (sum_below[-1] - sum_below) / np.maximum(above, 1)
-    split = int(np.argmax(below * (above * (mean_above - mean_below) ** 2)))
-    return split, float(mean_below[split])
+    between = below * (above * (mean_above - mean_below) ** 2)
+    split = int(np.argmax(between))
+    if between[split] == 0:
+        return float(sum_below[-1] / below[-1]), float(sum_below[-1] / below[-1])
+    return float(mean_below[split]), float(mean_above[split])
 
 
 def _without_small(mask: np.ndarray, min_area_px: int, *, connectivity: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """What every test shares: the real data, where there is any, and a quiet, bounded use of this machine."""
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -23,3 +24,11 @@ def shared_data():
         return path
 
     return folder
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A TCP port on loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

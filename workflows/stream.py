@@ -36,19 +36,21 @@ class StreamConfig:
     responses: tuple[ResponseSpec, ...]
     view_seed: int | None = None  # put tiles into their view before the teacher, by this seed; None: the trainer carries it
 
-    def slide_cache(self) -> SlideCache:
-        return SlideCache(self.readers.cache_folder, int(self.readers.cache_gb * 1e9))
-
     def bytes_per_tile(self) -> int:
         """Of one row on its way: pixels and responses."""
         return 3 * self.tile_px**2 + sum(spec.num_bytes(self.tile_px) for spec in self.responses)
+
+
+def slide_cache(readers: ReaderConfig) -> SlideCache:
+    """The node-local cache of slides that live in a bucket."""
+    return SlideCache(readers.cache_folder, int(readers.cache_gb * 1e9))
 
 
 def make_stream(config: StreamConfig, done: Intervals) -> ray.data.Dataset:
     """The lazy pipeline over everything in the plan that is not done."""
     reader = TileReader(
         tile_px=config.tile_px,
-        cache=config.slide_cache(),
+        cache=slide_cache(config.readers),
         max_open_slides=config.readers.max_open_slides,
         max_background=config.readers.max_background,
     )

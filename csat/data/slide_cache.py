@@ -48,8 +48,13 @@ class SlideCache:
             budget_bytes: Most bytes that cached slides may take. Best above the sum of the slides that one window of the
                 manifest holds (its tiles are shuffled among themselves), or slides are downloaded again and again.
         """
-        self.folder = Path(folder).expanduser().absolute()
+        self._folder = str(folder)
         self.budget_bytes = int(budget_bytes)
+
+    @property
+    def folder(self) -> Path:
+        """The folder as this process sees it: "~" may be another place on the node that made this object."""
+        return Path(self._folder).expanduser().absolute()
 
     @contextmanager
     def path(self, uri: str) -> Iterator[Path]:
@@ -72,6 +77,7 @@ class SlideCache:
             if not path.is_file():
                 raise SlideError("missing", f"{uri}: there is no such file")
             return Lease(path)
+        uri = storage.normalise(uri)
         files = _files_of(uri)
         size_bytes = sum(file.size_bytes for file in files)
         if size_bytes > self.budget_bytes:
@@ -147,15 +153,17 @@ class Lease:
         self.path = path
         self._lock_path = lock_path  # None: the user's own file, which nobody evicts
         self._lock = lock
+        self.is_held = True
 
     def pause(self) -> None:
         """Let the slide be evicted while other slides are read."""
         if self._lock:
             fcntl.flock(self._lock, fcntl.LOCK_UN)
+            self.is_held = False
 
     def resume(self) -> bool:
         """Pin the slide again. False: it was evicted meanwhile, and must be acquired and opened anew."""
-        if self._lock_path is None:
+        if self._lock_path is None or self.is_held:
             return True
         if self._lock is None:
             return False
@@ -164,6 +172,7 @@ class Lease:
             self.release()
             return False
         os.utime(self._lock_path.with_suffix(""))
+        self.is_held = True
         return True
 
     @property
@@ -176,6 +185,20 @@ class Lease:
         if self._lock:
             self._lock.close()
             self._lock = None
+            self.is_held = False
+
+
+def fetch_bytes(uri: str) -> bytes:
+    """A small file whole, with the same patience and the same errors as the cache, but not kept.
+
+    Raises:
+        SlideError: "missing" or "unreadable".
+        StorageError: the fault is not the file's.
+    """
+    try:
+        return _insist(lambda: storage.read_bytes(uri)) if not storage.is_local(uri) else storage.read_bytes(uri)
+    except StorageError as error:
+        raise _blame(uri, error) from error
 
 
 def _lock(entry: Path, mode: int) -> BinaryIO:
@@ -292,6 +315,6 @@ def _blame(uri: str, error: StorageError) -> Exception:
     """A fault of this slide is a quarantine row; a fault of the node or of the network must stop the work instead."""
     if isinstance(error.__cause__, FileNotFoundError):
         return SlideError("missing", f"{uri}: there is no such object")
-    if isinstance(error.__cause__, PermissionError):
+    if isinstance(error.__cause__, PermissionError | IsADirectoryError):
         return SlideError("unreadable", str(error))
     return error

@@ -1,62 +1,263 @@
-"""Pixels of one slide: OpenSlide, Pillow and parquet behind the same few methods. (signatures first; being filled in)"""
+"""Pixels of one slide: OpenSlide, Pillow and parquet behind the same few methods. OpenSlide is used here and nowhere else.
 
-from typing import NamedTuple, Protocol
+Readers hold open files: they don't travel between processes, each process opens its own (`csat.data.read` keeps a few).
+"""
 
+import functools
+import math
+import os
+from collections.abc import Callable, Mapping
+from typing import Protocol, TypeVar
+
+import cv2
 import numpy as np
+import openslide
+from openslide import OpenSlide, OpenSlideCache, OpenSlideError
 
-from csat.data.slide_cache import SlideCache
+from csat.data import storage
+from csat.data.images import ImageReader, Level, decode_image, is_plausible_mpp, mpp_of_resolution, on_white
+from csat.data.parquet_tiles import ParquetReader
+from csat.data.slide_cache import Lease, SlideCache, fetch_bytes
+from csat.errors import ConfigError, SlideError
 
+TILE_CACHE_BYTES = 64 * 2**20  # decoded tiles that OpenSlide keeps, per process, not per slide (its default: 32 MiB a slide)
+THUMBNAIL_BLOCK_PX = 2048  # edge of what is decoded at once for a thumbnail; a single-level slide may have 10 gigapixels
+UNREADABLE_RGB = (190, 110, 170)  # counts as tissue, so that each tile below is tried, and quarantined, by itself
 
-class Level(NamedTuple):
-    width_px: int
-    height_px: int
-    downsample: float  # level-0 pixels per pixel of this level
+T = TypeVar("T")
 
 
 class SlideReader(Protocol):
     """What every reader has.
 
     Attributes:
-        kind: "wsi", "image" or "parquet": what the file turned out to be (a small tif listed as "wsi" is "image" here).
-        mpp: um/px of level 0, None where neither user nor file says it.
-        levels: finest first. For parquet: one level, the size of row 0's tile; every row must have that size.
-        num_bytes: decoded bytes that the reader itself keeps in memory.
-        num_rows: rows of a parquet, else 1.
+        kind: "wsi", "image" or "parquet": what the file turned out to be (a plain tif listed as "wsi" is an "image" here).
+        mpp: um/px of level 0; None where neither the user nor the file says it.
+        levels: Finest first. Of a parquet: one level, the size of a tile; every row must have it.
+        num_rows: Rows of a parquet, else 1.
+        num_bytes: Decoded or encoded bytes that the reader itself keeps in memory.
     """
 
     kind: str
     mpp: float | None
     levels: list[Level]
-    num_bytes: int
     num_rows: int
+    num_bytes: int
 
     def read(self, x_px: int, y_px: int, level: int, size_px: int | tuple[int, int], *, row: int = 0) -> np.ndarray:
-        """uint8 [h, w, 3] RGB; x_px, y_px in level-0 pixels, size_px (edge, or (width, height)) in pixels of `level`; white outside and under alpha."""
+        """Pixels of a rectangle; white outside the slide and under alpha.
+
+        Args:
+            x_px: Left edge in level-0 pixels; may lie outside the slide.
+            y_px: Upper edge in level-0 pixels.
+            level: Index into `levels`.
+            size_px: Edge, or (width, height), in pixels of that level.
+            row: Row of a parquet.
+
+        Returns:
+            uint8 `[height, width, 3]`, RGB.
+
+        Raises:
+            SlideError: "unreadable" for this rectangle; the next one may well be read.
+        """
 
     def thumbnail(self, max_px: int) -> np.ndarray:
-        """uint8 [h, w, 3] RGB of the whole of level 0, longer edge at most max_px."""
+        """All of the slide, uint8 `[h, w, 3]`, RGB, the longer edge `max_px` (less where the slide is smaller)."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Close the files. The reader is of no use afterwards."""
 
 
 def open_slide(
     uri: str, kind: str, *, mpp: float | None = None, source_mpp: float | None = None, cache: SlideCache | None = None
 ) -> SlideReader:
-    """A reader of the slide. `mpp` overrides what the file says, `source_mpp` is used where nothing else says.
+    """A reader of a slide, an image or a parquet of encoded tiles.
+
+    Resolution, in this order: `mpp`; what the file says (OpenSlide's mpp; a tif's resolution tags, where plausible; 10 /
+    objective power, which is the usual camera and right to about 10%); `source_mpp`. A reader without any has `mpp` None;
+    who needs one raises `no_mpp_error`.
+
+    Args:
+        uri: Local path or URI. A slide in a bucket goes through the cache; images and parquet are read directly.
+        kind: "wsi", "image" or "parquet", as in `SlideRow`. A "wsi" that only is a plain tif becomes an image reader.
+        mpp: um/px that the user gave for this slide.
+        source_mpp: um/px that the user gave for whatever does not say its own.
+        cache: Needed for slides in a bucket.
 
     Raises:
-        SlideError: "missing" or "unreadable". (no mpp is not an error here: reader.mpp is None; use `no_mpp_error(uri)`)
+        SlideError: "missing" or "unreadable".
+        StorageError: the fault is not the slide's (disk full, store out of reach).
     """
-    raise NotImplementedError
+    if kind == "parquet":
+        return ParquetReader(uri, mpp or source_mpp)
+    if kind == "image":
+        pixels, stated_mpp = decode_image(fetch_bytes(uri), uri)
+        return ImageReader(pixels, mpp or stated_mpp or source_mpp)
+    if kind != "wsi":
+        raise ConfigError(f"{uri}: kind {kind!r} is not known; expected wsi, image or parquet")
+    if cache is None and not storage.is_local(uri):
+        raise ConfigError(f"{uri}: a slide in a bucket needs a slide cache on this node: set its folder and budget")
+    lease = (cache or SlideCache(".", 0)).acquire(uri)
+    try:
+        if lease.path.stat().st_size == 0:
+            raise SlideError("unreadable", f"{uri}: is empty (0 bytes)")
+        if OpenSlide.detect_format(str(lease.path)) is not None:
+            return OpenSlideReader(uri, lease, mpp=mpp, source_mpp=source_mpp)
+        if lease.path.suffix.lower() not in (".tif", ".tiff"):
+            raise SlideError("unreadable", f"{uri}: OpenSlide {openslide.__library_version__} does not know this format")
+        pixels, stated_mpp = decode_image(lease.path, uri)
+    except BaseException:
+        lease.release()
+        raise
+    lease.release()
+    return ImageReader(pixels, mpp or stated_mpp or source_mpp)
 
 
-def no_mpp_error(uri: str):
-    """SlideError("no_mpp") that names the slide and how to give its mpp."""
-    raise NotImplementedError
+def no_mpp_error(uri: str) -> SlideError:
+    """The error for a slide whose resolution is needed and not known."""
+    return SlideError(
+        "no_mpp",
+        f"{uri}: states no resolution. Give it with --data.source_mpp 0.25 (um/px, for all slides that state none), or per "
+        "slide in a CSV with the columns slide,mpp",
+    )
 
 
 def read_tile(
     reader: SlideReader, *, x_px: int, y_px: int, level: int, read_px: int, tile_px: int, row: int = 0
 ) -> np.ndarray:
-    """uint8 [tile_px, tile_px, 3]."""
-    raise NotImplementedError
+    """One tile at its final size.
+
+    Args:
+        reader: Of the tile's slide.
+        x_px: Left edge in level-0 pixels.
+        y_px: Upper edge in level-0 pixels.
+        level: Level to read.
+        read_px: Edge to read at that level; resized to `tile_px` by area when that is smaller, bicubic when larger.
+        tile_px: Edge of the result.
+        row: Row of a parquet.
+
+    Returns:
+        uint8 `[tile_px, tile_px, 3]`, RGB.
+
+    Raises:
+        SlideError: "unreadable".
+    """
+    pixels = reader.read(x_px, y_px, level, read_px, row=row)
+    if read_px == tile_px:
+        return pixels
+    shrinks = read_px > tile_px
+    return cv2.resize(pixels, (tile_px, tile_px), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+
+
+class OpenSlideReader:
+    """A pyramid through OpenSlide. See `SlideReader`."""
+
+    kind = "wsi"
+    num_rows = 1
+    num_bytes = 0  # OpenSlide's own cache is shared by the process's slides
+
+    def __init__(self, uri: str, lease: Lease, *, mpp: float | None = None, source_mpp: float | None = None):
+        """
+        Args:
+            uri: Named in the errors.
+            lease: The local file; released by `close`.
+            mpp: See `open_slide`.
+            source_mpp: See `open_slide`.
+        """
+        self._uri = uri
+        self.lease = lease
+        self._slide: OpenSlide | None = None
+        self.levels = self._attempt("be opened", _levels_of)
+        self.mpp = mpp or self._attempt("be opened", lambda slide: _stated_mpp(slide.properties)) or source_mpp
+
+    def read(self, x_px: int, y_px: int, level: int, size_px: int | tuple[int, int], *, row: int = 0) -> np.ndarray:
+        """See `SlideReader.read`."""
+        assert row == 0, row
+        size = (size_px, size_px) if isinstance(size_px, int) else size_px
+        where = f"be read at x_px={x_px}, y_px={y_px}, level {level}"
+        region = self._attempt(where, lambda slide: slide.read_region((x_px, y_px), level, size))
+        return on_white(np.asarray(region))
+
+    def thumbnail(self, max_px: int) -> np.ndarray:
+        """See `SlideReader.thumbnail`. Read in blocks; a block that cannot be read is painted so as to count as tissue.
+
+        Raises:
+            SlideError: "unreadable": none of it can be read.
+        """
+        width, height, _ = self.levels[0]
+        shrink = max(1.0, max(width, height) / max_px)
+        level = max(i for i, at in enumerate(self.levels) if i == 0 or at.downsample <= shrink * 1.01)
+        source = self.levels[level]
+        out_width, out_height = max(1, round(width / shrink)), max(1, round(height / shrink))
+        out = np.empty((out_height, out_width, 3), np.uint8)
+        # Pixels of the level per pixel of the thumbnail, and a block's edge in pixels of the thumbnail.
+        scale_x, scale_y = source.width_px / out_width, source.height_px / out_height
+        block = max(1, math.floor(THUMBNAIL_BLOCK_PX / max(scale_x, scale_y)))
+        num_read, failure = 0, None
+        for top in range(0, out_height, block):
+            for left in range(0, out_width, block):
+                target = out[top : top + block, left : left + block]
+                rows, columns = target.shape[:2]
+                x, y = round(left * scale_x), round(top * scale_y)
+                size = max(1, round((left + columns) * scale_x) - x), max(1, round((top + rows) * scale_y) - y)
+                try:
+                    pixels = self.read(round(x * source.downsample), round(y * source.downsample), level, size)
+                    target[:] = cv2.resize(pixels, (columns, rows), interpolation=cv2.INTER_AREA)
+                    num_read += 1
+                except SlideError as error:
+                    failure = error
+                    target[:] = UNREADABLE_RGB
+        if failure is not None and num_read == 0:
+            raise failure
+        return out
+
+    def close(self) -> None:
+        """Close the slide and give its file back to the cache."""
+        self._close_handle()
+        self.lease.release()
+
+    def _attempt(self, what: str, action: Callable[[OpenSlide], T]) -> T:
+        """Do something with the handle. An error latches on an OpenSlide handle for good, so the next try gets a new one."""
+        try:
+            if self._slide is None:
+                self._slide = OpenSlide(str(self.lease.path))
+                self._slide.set_cache(_tile_cache(os.getpid()))
+            return action(self._slide)
+        except (OpenSlideError, OSError) as error:
+            self._close_handle()
+            raise SlideError("unreadable", f"{self._uri}: cannot {what}: {type(error).__name__}: {error}") from error
+
+    def _close_handle(self) -> None:
+        if self._slide is not None:
+            self._slide.close()
+            self._slide = None
+
+
+def _levels_of(slide: OpenSlide) -> list[Level]:
+    return [Level(*size, shrink) for size, shrink in zip(slide.level_dimensions, slide.level_downsamples, strict=True)]
+
+
+def _stated_mpp(properties: Mapping[str, str]) -> float | None:
+    """um/px by the slide's own properties, the most trustworthy first; None where there is none that is plausible."""
+    mpp_x, mpp_y = _number(properties, "openslide.mpp-x"), _number(properties, "openslide.mpp-y")
+    resolution = _number(properties, "tiff.XResolution")
+    power = _number(properties, "openslide.objective-power")
+    candidates = (
+        (mpp_x + mpp_y) / 2 if mpp_x and mpp_y else mpp_x,
+        mpp_of_resolution(resolution, properties.get("tiff.ResolutionUnit", "")) if resolution else None,
+        10.0 / power if power else None,
+    )
+    return next((mpp for mpp in candidates if is_plausible_mpp(mpp)), None)
+
+
+def _number(properties: Mapping[str, str], name: str) -> float | None:
+    try:
+        return float(properties.get(name, "nan")) or None
+    except ValueError:
+        return None
+
+
+@functools.lru_cache(maxsize=1)
+def _tile_cache(process_id: int) -> OpenSlideCache:
+    """One cache for all slides of a process; by its id, for a forked child must not share the parent's."""
+    return OpenSlideCache(TILE_CACHE_BYTES)

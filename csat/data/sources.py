@@ -1,7 +1,27 @@
-"""Which slides there are: files, folders, globs, lists and parquet, local or in a bucket, as sorted `SlideRow`s."""
+"""Which slides there are: files, folders, globs, lists and parquet, local or in a bucket, as sorted `SlideRow`s.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+Nothing is opened here but lists and the footers of parquet files: a million slides cost a million names.
+"""
+
+import csv
+import io
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+from csat.data import storage
+from csat.data.images import MPP_RANGE
+from csat.data.parquet_tiles import describe_parquet
+from csat.errors import ConfigError, StorageError
+
+# What OpenSlide reads by name. Only opening tells a pyramid from a plain tif, so every tif counts as a slide until then.
+WSI_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+LIST_SUFFIXES = (".csv", ".txt")
+KNOWN = f"{' '.join(WSI_SUFFIXES)} (slides), {' '.join(IMAGE_SUFFIXES)} (images), .parquet (encoded tiles), .csv .txt (lists)"
+NUM_FOOTER_THREADS = 16  # parquet footers are waited for, not computed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -9,11 +29,203 @@ class SlideRow:
     """One slide, image or parquet file, known by name only: nothing has been opened yet."""
 
     slide: str  # absolute local path, or URI
-    kind: str  # "wsi", "image" (png, jpg, ...: one level) or "parquet" (one row per encoded tile); a tif is "wsi" until opened
+    kind: str  # "wsi", "image" (png, jpg, ...) or "parquet" (one row per encoded tile); a tif is "wsi" until it is opened
     patient: str | None = None  # for splits that must not leak
-    mpp: float | None = None  # um/px of level 0 as the *user* gave it for this slide: it wins over what the file says
-    num_tiles: int | None = None  # rows of a parquet; unknown (None) for the others
+    mpp: float | None = None  # um/px of level 0 as the user gave it for this very slide: it wins over what the file says
+    num_tiles: int | None = None  # rows of a parquet; not known (None) for the others
 
 
 def list_slides(slides: Sequence[str], *, source_mpp: float | None = None) -> list[SlideRow]:
-    raise NotImplementedError
+    """Every slide that the given places name, sorted by URI, each once.
+
+    A place is a file; a folder (searched at any depth); a pattern (`*`, `?`, `[…]`, `**`); a .csv with a column `slide` and
+    perhaps `patient` and `mpp`; a .txt with a name per line (`#` begins a comment); or a .parquet with a column `image` of
+    encoded tiles. Names in a list are relative to the list. A slide named in a list is not looked for here: where it is
+    missing it becomes a quarantine row, not the end of the run.
+
+    In a folder or a pattern, files of other kinds are passed over, and so are images that belong to a slide: `a.jpg` or
+    `a.nuclei.png` beside `a.svs` (thumbnails, masks, truth) and the jpegs of a .vms.
+
+    Args:
+        slides: Local paths or URIs.
+        source_mpp: um/px of what cannot say its own: images other than tif, and parquet files without a column `mpp`. (For
+            slides it is up to `open_slide`, which asks the file first.)
+
+    Raises:
+        ConfigError: nothing was given or found, an unknown kind of file, a list that cannot be understood.
+        StorageError: a scheme that is not supported, a place that does not exist or may not be read.
+    """
+    places = [slides] if isinstance(slides, str) else list(slides)
+    if not places:
+        raise ConfigError("no slides given: name a file, a folder, a pattern such as 's3://bucket/**/*.svs', or a .csv")
+    _check_mpp(source_mpp, "--data.source_mpp")
+    rows: dict[str, SlideRow] = {}
+    for place in places:
+        for row in _expand(str(place)):
+            before = rows.get(row.slide)
+            rows[row.slide] = row if before is None else _merge(before, row)
+    with ThreadPoolExecutor(NUM_FOOTER_THREADS) as pool:
+        complete = pool.map(_with_parquet_facts, (rows[uri] for uri in sorted(rows)))
+    return [replace(row, mpp=source_mpp) if row.mpp is None and source_mpp and row.kind != "wsi" else row for row in complete]
+
+
+def _expand(place: str) -> list[SlideRow]:
+    """The rows of one place that the user named."""
+    uri = storage.normalise(place)
+    suffix = _suffix(uri)
+    if storage.has_magic(place) and not storage.exists(uri):  # a real name may hold a bracket
+        matches = storage.glob(place)
+        if not matches:
+            raise ConfigError(f"no file matches {place!r}; {_nearest(uri)}")
+        if suffix in LIST_SUFFIXES:
+            return [row for match in matches for row in _expand(match)]
+        folders = [match for match in matches if _kind(match) is None and "." not in storage.base_name(match)]
+        files = [file for file in matches if file not in set(folders)]
+        files += [file for folder in folders if storage.is_dir(folder) for file in storage.list_files(folder)]
+        return _rows_of(files, f"pattern {place!r}")
+    if storage.info(uri) is not None:
+        if suffix == ".csv":
+            return _read_csv(uri)
+        if suffix == ".txt":
+            return _read_txt(uri)
+        if _kind(uri) is None:
+            raise ConfigError(f"{place!r} is no kind of file that can be read here: {KNOWN}")
+        return [SlideRow(slide=uri, kind=_kind(uri))]
+    if storage.is_dir(uri):
+        return _rows_of(storage.list_files(uri), f"folder {place!r}")
+    raise StorageError(f"there is no file or folder {place!r}; {_nearest(uri)}")
+
+
+def _rows_of(files: Sequence[str], where: str) -> list[SlideRow]:
+    """Rows of those files that are slides, images or parquet, without the images that belong to a slide."""
+    kinds = {file: kind for file in files if (kind := _kind(file)) is not None}
+    stems = {file.rpartition(".")[0] for file, kind in kinds.items() if kind == "wsi"}
+    vms_stems = tuple(file.rpartition(".")[0] for file in kinds if _suffix(file) in (".vms", ".vmu"))
+    rows = []
+    for file, kind in kinds.items():
+        if kind == "image" and (file.startswith(vms_stems) if vms_stems else False):
+            continue
+        if kind == "image" and any(stem in stems for stem in _possible_stems(file)):
+            continue
+        rows.append(SlideRow(slide=storage.normalise(file), kind=kind))
+    if not rows:
+        found = Counter(_suffix(file) or "no suffix" for file in files)
+        have = ", ".join(f"{count} x {suffix}" for suffix, count in found.most_common(5)) or "nothing at all"
+        raise ConfigError(f"{where} holds no slides: found {have}; expected {KNOWN}")
+    return rows
+
+
+def _possible_stems(file: str) -> Iterable[str]:
+    """ "d/a.b.png" → "d/a.b", "d/a"."""
+    folder, slash, name = file.rpartition("/")
+    while "." in name:
+        name = name.rpartition(".")[0]
+        yield f"{folder}{slash}{name}"
+
+
+def _read_csv(uri: str) -> list[SlideRow]:
+    reader = csv.DictReader(io.StringIO(_read_text(uri)), skipinitialspace=True)
+    columns = [column.strip() for column in reader.fieldnames or []]
+    reader.fieldnames = columns
+    if "slide" not in columns:
+        raise ConfigError(f"{uri}: needs a column `slide` (and may have `patient` and `mpp`); it has: {', '.join(columns)}")
+    rows = []
+    for cells in reader:
+        where = f"{uri}, line {reader.line_num}"
+        name = (cells["slide"] or "").strip()
+        if not name:
+            raise ConfigError(f"{where}: the cell `slide` is empty")
+        given = (cells.get("mpp") or "").strip()
+        try:
+            mpp = float(given) if given else None
+        except ValueError:
+            raise ConfigError(f"{where}: mpp must be a number of micrometres per pixel, not {given!r}") from None
+        _check_mpp(mpp, f"{where}: mpp")
+        rows.append(_listed(uri, name, where, patient=(cells.get("patient") or "").strip() or None, mpp=mpp))
+    return _not_empty(rows, uri)
+
+
+def _read_txt(uri: str) -> list[SlideRow]:
+    lines = [line.partition("#")[0].strip() if line.lstrip().startswith("#") else line.strip() for line in _lines(uri)]
+    rows = [_listed(uri, line, f"{uri}, line {number}") for number, line in enumerate(lines, 1) if line]
+    return _not_empty(rows, uri)
+
+
+def _lines(uri: str) -> list[str]:
+    return _read_text(uri).splitlines()
+
+
+def _read_text(uri: str) -> str:
+    try:
+        return storage.read_bytes(uri).decode("utf-8-sig")  # spreadsheets write a byte order mark
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{uri}: is not UTF-8 text ({error}); save it as CSV UTF-8") from error
+
+
+def _listed(list_uri: str, name: str, where: str, *, patient: str | None = None, mpp: float | None = None) -> SlideRow:
+    kind = _kind(name)
+    if kind is None:
+        raise ConfigError(f"{where}: {name!r} is no slide, image or parquet: expected {KNOWN}")
+    uri = storage.normalise(name if name.startswith("~") else storage.join(storage.parent(list_uri), name))
+    return SlideRow(slide=uri, kind=kind, patient=patient, mpp=mpp)
+
+
+def _not_empty(rows: list[SlideRow], uri: str) -> list[SlideRow]:
+    if not rows:
+        raise ConfigError(f"{uri}: the list names no slides")
+    return rows
+
+
+def _merge(first: SlideRow, second: SlideRow) -> SlideRow:
+    """One slide named twice: what only one of them says holds; what both say must agree."""
+    merged = {}
+    for name in ("patient", "mpp"):
+        one, other = getattr(first, name), getattr(second, name)
+        if one is not None and other is not None and one != other:
+            raise ConfigError(f"{first.slide} is named twice, with {name} {one!r} and {other!r}: keep one of them")
+        merged[name] = other if one is None else one
+    return replace(first, **merged)
+
+
+def _with_parquet_facts(row: SlideRow) -> SlideRow:
+    if row.kind != "parquet":
+        return row
+    facts = describe_parquet(row.slide)
+    return replace(
+        row, num_tiles=facts.num_rows, mpp=facts.mpp if row.mpp is None else row.mpp, patient=row.patient or facts.patient
+    )
+
+
+def _check_mpp(mpp: float | None, where: str) -> None:
+    if mpp is not None and not (math.isfinite(mpp) and MPP_RANGE[0] <= mpp <= MPP_RANGE[1]):
+        raise ConfigError(
+            f"{where} is {mpp}: expected micrometres per pixel, between {MPP_RANGE[0]} and {MPP_RANGE[1]} "
+            "(40x is about 0.25, 20x about 0.5)"
+        )
+
+
+def _kind(uri: str) -> str | None:
+    suffix = _suffix(uri)
+    if suffix in WSI_SUFFIXES:
+        return "wsi"
+    if suffix in IMAGE_SUFFIXES:
+        return "image"
+    return "parquet" if suffix == ".parquet" else None
+
+
+def _suffix(uri: str) -> str:
+    name = storage.base_name(uri)
+    return f".{name.rpartition('.')[2].lower()}" if "." in name else ""
+
+
+def _nearest(uri: str) -> str:
+    """What there is in the nearest folder that exists, for an error message."""
+    folder = storage.parent(uri)
+    while not (storage.has_magic(folder) is False and storage.is_dir(folder)):
+        above = storage.parent(folder)
+        if above == folder or above.endswith(":/"):
+            return "nor does any folder above it exist"
+        folder = above
+    names = [storage.base_name(child) for child in storage.list_dir(folder)]
+    have = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "nothing"
+    return f"the nearest folder that exists, {folder}, holds {have}"

@@ -11,6 +11,7 @@ listed.
 
 import glob as local_glob
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -22,12 +23,8 @@ from typing import BinaryIO, NamedTuple
 import fsspec
 import pyarrow.fs as arrow_fs
 
-from csat.data.uris import SCHEMES, base_name, has_magic, is_local, join, local_path, normalise, parent, scheme_of
+from csat.data.uris import SCHEMES, base_name, has_magic, is_local, join, local_path, normalise, parent, scheme_of  # noqa: F401
 from csat.errors import StorageError
-
-__all__ = ["SCHEMES", "base_name", "has_magic", "is_local", "join", "local_path", "normalise", "parent", "scheme_of"]
-__all__ += ["FileInfo", "info", "is_dir", "exists", "size", "list_dir", "list_files", "list_info", "glob", "check_writable"]
-__all__ += ["read_bytes", "open_input", "download", "write_bytes", "open_output", "make_dir", "delete", "arrow_filesystem"]
 
 
 class FileInfo(NamedTuple):
@@ -100,8 +97,8 @@ def list_info(uri: str) -> dict[str, FileInfo]:
     if is_local(uri):
         return {file: found for file in list_files(uri) if (found := info(file)) is not None}
     with _explained("list", uri):
-        found = _remote(uri).find(normalise(uri), detail=True)
-        return {f"{scheme_of(uri)}://{name}": _file_info(about) for name, about in found.items()}
+        found = {f"{scheme_of(uri)}://{name}": about for name, about in _remote(uri).find(normalise(uri), detail=True).items()}
+        return {name: _file_info(found[name]) for name in _visible(found, below=normalise(uri))}
 
 
 def glob(pattern: str) -> list[str]:
@@ -109,7 +106,8 @@ def glob(pattern: str) -> list[str]:
     with _explained("list", pattern):
         if is_local(pattern):
             return _visible(local_glob.glob(str(local_path(pattern)), recursive=True))
-        return _visible(_with_scheme(pattern, _remote(pattern).glob(normalise(pattern))))
+        found = _with_scheme(pattern, _remote(pattern).glob(normalise(pattern)))
+        return _visible(found, below=parent(re.split(r"[*?[]", normalise(pattern))[0] + "_"))
 
 
 def check_writable(uri: str) -> None:
@@ -168,10 +166,10 @@ def open_output(uri: str) -> Iterator[BinaryIO]:
         return
     path = local_path(uri)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    with _explained("write", uri):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(partial, "xb")  # noqa: SIM115 (closed below, where its errors are the caller's)
     try:
-        with _explained("write", uri):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = open(partial, "xb")  # noqa: SIM115 (closed below, where its errors are the caller's)
         with file:
             yield file
             with _explained("write", uri):

@@ -159,6 +159,7 @@ def align(prediction: Tensor, spec: ResponseSpec, tile_px: int) -> Tensor:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # cached by an evaluation, it must still serve training
 def _resampling(size: int, n: int, stride: float, offset: float, device: torch.device) -> Tensor:
     """Weights `[n, size]` from cells of a prediction to those of a response; stride and offset in fractions of the tile."""
     centres = ((offset + (torch.arange(n, dtype=torch.float64) + 0.5) * stride) * size - 0.5).clamp(0, size - 1)

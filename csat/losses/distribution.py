@@ -28,7 +28,7 @@ def distribution_kl(student_logits: Tensor, teacher_probs: Tensor, temperature: 
     Raises:
         ValueError: the shapes differ, there is one channel only, or T is not positive.
     """
-    logits, probs = check_pair(student_logits, teacher_probs, "distribution_kl")
+    logits, probs = _check(student_logits, teacher_probs, temperature, "distribution_kl")
     softened = probs if temperature == 1 else probs.pow(1 / temperature)
     softened = softened / softened.sum(dim=1, keepdim=True).clamp_min(TINY)
     return _softened_kl(logits, softened, temperature)
@@ -48,15 +48,20 @@ def logits_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float
     Raises:
         ValueError: as `distribution_kl`.
     """
-    logits, teacher = check_pair(student_logits, teacher_logits, "logits_kl")
+    logits, teacher = _check(student_logits, teacher_logits, temperature, "logits_kl")
     return _softened_kl(logits, F.softmax(teacher / temperature, dim=1), temperature)
 
 
-def _softened_kl(logits: Tensor, softened: Tensor, temperature: float) -> Tensor:
-    if logits.shape[1] < 2:
-        raise ValueError("a distribution needs 2 or more channels; for one probability per cell use soft_bce")
+def _check(student: Tensor, teacher: Tensor, temperature: float, what: str) -> tuple[Tensor, Tensor]:
+    student, teacher = check_pair(student, teacher, what)
+    if student.shape[1] < 2:
+        raise ValueError(f"{what}: a distribution needs 2 or more channels; for one probability per cell use soft_bce")
     if not temperature > 0:
-        raise ValueError(f"temperature must be positive, not {temperature}")
+        raise ValueError(f"{what}: temperature must be positive, not {temperature}")
+    return student, teacher
+
+
+def _softened_kl(logits: Tensor, softened: Tensor, temperature: float) -> Tensor:
     log_student = F.log_softmax(logits / temperature, dim=1)
     kl = -(torch.special.entr(softened) + softened * log_student).sum(dim=1)
-    return temperature**2 * kl.flatten(1).mean(dim=1)
+    return temperature**2 * kl.reshape(len(kl), -1).mean(dim=1)

@@ -46,6 +46,7 @@ def hv_gradient_error(student: Tensor, teacher: Tensor, nucleus_probs: Tensor) -
 
 
 @lru_cache(maxsize=8)
+@torch.inference_mode(False)  # cached by an evaluation, they must still serve training
 def _derivative_kernels(device: torch.device) -> Tensor:
     """`[2, 1, 5, 5]`: along x for channel h, along y for channel v (as correlations: they answer +12 to a slope of +1)."""
     offsets = torch.arange(KERNEL_SIZE, dtype=torch.float32) - KERNEL_SIZE // 2

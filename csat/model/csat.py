@@ -62,8 +62,8 @@ class SpatialAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=False, **dd)
         self.proj = nn.Linear(dim, dim, **dd)
         self.norm2 = nn.LayerNorm(dim, **dd)
-        self.fc1 = nn.Linear(dim, 4 * dim, **dd)
-        self.fc2 = nn.Linear(4 * dim, dim, **dd)
+        self.fc1 = nn.Linear(dim, 2 * dim, **dd)
+        self.fc2 = nn.Linear(2 * dim, dim, **dd)
         self.to_gate = nn.Linear(dim, 1, **dd)
 
     def forward(self, x: Tensor, resampling: Resampling) -> Tensor:
@@ -127,7 +127,7 @@ class TransformerBlock(nn.Module):
         self.head_dim = head_dim
         self.norm1 = nn.LayerNorm(dim, **dd)
         self.position = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, **dd)
-        self.qkv = nn.Linear(dim, 3 * num_heads * head_dim, **dd)
+        self.qkv = nn.Linear(dim, 3 * num_heads * head_dim, bias=False, **dd)
         self.proj = nn.Linear(num_heads * head_dim, dim, **dd)
         self.norm2 = nn.LayerNorm(dim, **dd)
         self.fc1 = nn.Linear(dim, 4 * dim, **dd)
@@ -193,6 +193,7 @@ class CSAT(nn.Module):
         num_classes: int = 1000,
         in_chans: int = 3,
         global_pool: str = "avg",
+        stem_dim: int = 16,
         dims: tuple[int, ...] = (44, 88, 176),
         conv_depths: tuple[int, ...] = (5, 5, 4),
         transformer_depth: int = 3,
@@ -209,6 +210,7 @@ class CSAT(nn.Module):
             num_classes: Classes of the head; 0 for pooled, normalised features.
             in_chans: Channels of the image.
             global_pool: Pooling of the head, "" for none.
+            stem_dim: Channels at stride 2.
             dims: Channels per stage.
             conv_depths: Convolution blocks per stage.
             transformer_depth: Transformer blocks after the convolution blocks of the last stage.
@@ -229,9 +231,9 @@ class CSAT(nn.Module):
             {"num_chs": dim, "reduction": 4 * 2**i, "module": f"stages.{i}"} for i, dim in enumerate(dims)
         ]
         self.stem = nn.Sequential(
-            nn.Conv2d(in_chans, dims[0] // 2, 3, stride=2, padding=1, **dd),
+            nn.Conv2d(in_chans, stem_dim, 3, stride=2, padding=1, **dd),
             nn.GELU(),
-            nn.Conv2d(dims[0] // 2, dims[0], 3, stride=2, padding=1, **dd),
+            nn.Conv2d(stem_dim, dims[0], 2, stride=2, **dd),
             ChannelNorm(dims[0], eps=1e-6, **dd),
         )
         rates = iter(calculate_drop_path_rates(drop_path_rate, sum(conv_depths) + transformer_depth))
@@ -379,5 +381,5 @@ def csat(pretrained: bool = False, **kwargs) -> CSAT:
 @register_model
 def csat_nano(pretrained: bool = False, **kwargs) -> CSAT:
     """The same design narrowed for demonstrations and tests; not a published model."""
-    sizes = {"dims": (16, 32, 64), "conv_depths": (2, 2, 2), "transformer_depth": 1, "num_heads": 4, "head_dim": 16}
+    sizes = {"dims": (24, 48, 96), "conv_depths": (2, 2, 2), "transformer_depth": 1, "num_heads": 4, "head_dim": 16}
     return _create("csat_nano", pretrained, **{**sizes, **kwargs})

@@ -129,7 +129,7 @@ class Trainer:
                 [
                     sum(len(rows[POSITION]) for rows in parts if rows),
                     sum(len(batch) for batch in batches),
-                    self.context.rank == 0 and self._save_is_due(last_save),
+                    self.context.rank == 0 and self._is_due_by_time(last_save),  # one clock for all ranks
                 ]
             )
             if not rows_all:
@@ -143,9 +143,9 @@ class Trainer:
             self.accounts.meter("wait_s", waited)
             self.accounts.meter("loop_s", time.monotonic() - started)
             self._window.add_time(waited, time.monotonic() - started)
-            if self.step % self.config.log_every_steps == 0:
+            if tiles_all and self.step % self.config.log_every_steps == 0:
                 self._log()
-            if wants_save:
+            if wants_save or (tiles_all and self._is_due_by_step()):
                 self._save()
                 last_save = time.monotonic()
         self._log()
@@ -158,40 +158,44 @@ class Trainer:
         set_lr(self.optimisers.values(), self.config.optim.lr_at(progress))
         for turn in self.method.turns:
             self.optimisers[turn].zero_grad(set_to_none=True)
+            terms = []
             for index, batch in enumerate(batches):
                 is_last = index == len(batches) - 1
                 with contextlib.nullcontext() if is_last or self.context.world_size == 1 else self._model.no_sync():
-                    self._backward(batch, turn, tiles_all)
-            self._descend(turn)
+                    terms.append(self._backward(batch, turn, tiles_all))
+            self._descend(turn, terms)
         if self.average:
             self.average.update(self.method, self.step)
         self.step += 1
 
-    def _backward(self, batch: Batch, turn: str, tiles_all: int) -> None:
+    def _backward(self, batch: Batch, turn: str, tiles_all: int) -> dict[str, Tensor]:
         # A rank without tiles still takes part in the exchange of gradients, with a batch that weighs nothing.
         weight = self.context.world_size / tiles_all if len(batch) else 0.0
         with torch.autocast(self.context.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
             terms = self._model(batch if len(batch) else self._idle_batch(), turn)
         loss = self.method.total(terms)
         (loss.sum() * weight).backward()
-        if len(batch):
-            self._last_batch = batch
-            self._window.add_terms({"loss": loss, **terms}, len(batch))
+        if not len(batch):
+            return {}
+        self._last_batch = batch
+        terms = {"loss": loss.detach(), **{name: term.detach() for name, term in terms.items()}}
+        self._window.add_terms(terms, len(batch))
+        return terms
 
-    def _descend(self, turn: str) -> None:
+    def _descend(self, turn: str, terms: list[dict[str, Tensor]]) -> None:
         weights = [p for p in self.method.part(turn).parameters() if p.grad is not None]
         clip = self.config.optim.clip_grad_norm
         norm = torch.nn.utils.clip_grad_norm_(weights, clip if clip is not None else float("inf"))
-        # Gradients are the same on every rank, so every rank sees the same norm and stops at the same step. Asking for it waits
-        # for the device once a step: cheap beside a teacher, and nothing of a broken step reaches the weights.
-        if not torch.isfinite(norm):
-            self._stop_at_non_finite(turn)
+        broken = {name for part in terms for name, term in part.items() if not torch.isfinite(term).all()}
+        # Asking waits for the device once a step: cheap beside a teacher, and nothing of a broken step reaches the weights.
+        is_broken = bool(broken) or not torch.isfinite(norm)
+        if self.context.sum_over_ranks([is_broken])[0]:
+            self._stop_at_non_finite(turn, broken)
         self._window.grad_norm = float(norm)
         self.optimisers[turn].step()
 
-    def _stop_at_non_finite(self, turn: str) -> None:
-        mine = [name for name, value in self._window.newest.items() if not torch.isfinite(value).all() and name != "loss"]
-        terms = sorted({name for names in self.context.gather(mine) for name in names})
+    def _stop_at_non_finite(self, turn: str, broken: set[str]) -> None:
+        terms = sorted({name for names in self.context.gather(broken) for name in names} - {"loss"})
         what = f"loss term {', '.join(terms)} is" if terms else "every loss term is finite but the gradient is"
         raise NonFiniteLossError(
             f"step {self.step + 1} ({turn}): {what} not finite. The last checkpoint is intact. Try a lower train.optim.lr, a "
@@ -243,12 +247,13 @@ class Trainer:
         # One turn leaves the other parts without gradients; with a single turn everything is used.
         return DistributedDataParallel(self.method, find_unused_parameters=len(self.method.turns) > 1)
 
-    def _save_is_due(self, last_save: float) -> bool:
-        by_step, by_time = self.config.checkpoint_every_steps, self.config.checkpoint_every_s
-        return bool(
-            (by_step is not None and self.step and self.step % by_step == 0)
-            or (by_time is not None and time.monotonic() - last_save > by_time)
-        )
+    def _is_due_by_time(self, last_save: float) -> bool:
+        interval = self.config.checkpoint_every_s
+        return interval is not None and time.monotonic() - last_save > interval
+
+    def _is_due_by_step(self) -> bool:
+        interval = self.config.checkpoint_every_steps
+        return interval is not None and self.step % interval == 0
 
     def _save(self) -> None:
         cursor = self.accounts.settle(self.context, self.step)
@@ -305,12 +310,10 @@ class _Window:
     def __init__(self):
         self.rows = 0  # of all ranks, since the accounts were settled
         self.grad_norm = 0.0
-        self.newest: dict[str, Tensor] = {}
         self._reset()
 
     def add_terms(self, terms: dict[str, Tensor], num_tiles: int) -> None:
-        self.newest = {name: value.detach() for name, value in terms.items()}
-        for name, value in self.newest.items():
+        for name, value in terms.items():
             self._sums[name] = self._sums.get(name, 0.0) + value.float().sum()
         self._tiles += num_tiles
 

@@ -174,6 +174,14 @@ class TestAlign:
         same.sum().backward()
         assert torch.equal(prediction.grad, torch.ones(1, 2, 6, 6))
 
+    def test_an_evaluation_before_does_not_break_training(self):
+        prediction = torch.randn(1, 1, 7, 7)
+        with torch.inference_mode():
+            align(prediction, dense(crop_px=3), 28)
+        prediction.requires_grad_()
+        align(prediction, dense(crop_px=3), 28).sum().backward()
+        assert prediction.grad.abs().sum() > 0
+
     def test_commutes_with_the_symmetries(self):
         prediction, index, spec = torch.randn(8, 2, 10, 10), torch.arange(8), dense(stride_px=3, crop_px=4)
         after = apply_d4(align(prediction, spec, 20), index, Symmetry.HV)

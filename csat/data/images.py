@@ -1,0 +1,203 @@
+"""Images with a single level: decoded to 8-bit RGB whatever their mode, and read as slides are."""
+
+import io
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import tifffile
+from PIL import Image
+
+from csat.errors import SlideError
+
+MAX_IMAGE_PX = 80_000_000  # 240 MB decoded; more is a decompression bomb, or belongs into a pyramid. Below Pillow's own limit
+MPP_RANGE = (0.02, 50.0)  # um/px that a microscope may mean: "72 dpi" (352 um/px) is a printer's default, not a resolution
+
+
+class Level(NamedTuple):
+    """One level of a slide's pyramid."""
+
+    width_px: int
+    height_px: int
+    downsample: float  # level-0 pixels per pixel of this level
+
+
+class ImageReader:
+    """A decoded image behind the methods of `csat.data.slides.SlideReader`."""
+
+    kind = "image"
+    num_rows = 1
+
+    def __init__(self, pixels: np.ndarray, mpp: float | None):
+        """
+        Args:
+            pixels: uint8 `[H, W, 3]`, RGB.
+            mpp: um/px, None where not known.
+        """
+        self._pixels = pixels
+        self.mpp = mpp
+        self.levels = [Level(pixels.shape[1], pixels.shape[0], 1.0)]
+
+    @property
+    def num_bytes(self) -> int:
+        return self._pixels.nbytes
+
+    def read(self, x_px: int, y_px: int, level: int, size_px: int | tuple[int, int], *, row: int = 0) -> np.ndarray:
+        """See `SlideReader.read`."""
+        assert level == 0 and row == 0, (level, row)
+        width_px, height_px = (size_px, size_px) if isinstance(size_px, int) else size_px
+        height, width = self._pixels.shape[:2]
+        left, right = np.clip([x_px, x_px + width_px], 0, width)
+        top, bottom = np.clip([y_px, y_px + height_px], 0, height)
+        if (right - left, bottom - top) == (width_px, height_px):
+            return self._pixels[top:bottom, left:right].copy()
+        out = np.full((height_px, width_px, 3), 255, np.uint8)
+        out[top - y_px : bottom - y_px, left - x_px : right - x_px] = self._pixels[top:bottom, left:right]
+        return out
+
+    def thumbnail(self, max_px: int) -> np.ndarray:
+        """See `SlideReader.thumbnail`."""
+        height, width = self._pixels.shape[:2]
+        scale = max_px / max(height, width)
+        if scale >= 1:
+            return self._pixels.copy()
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        return cv2.resize(self._pixels, size, interpolation=cv2.INTER_AREA)
+
+    def close(self) -> None:
+        """Nothing to close; the pixels go with the object."""
+
+
+def decode_image(source: bytes | Path, name: str) -> tuple[np.ndarray, float | None]:
+    """Pixels of an encoded image, and what it says of its resolution.
+
+    Grey, palette, CMYK and 16-bit images become 8-bit RGB (16 bits by their high byte: 65535 is white); alpha is composed on
+    white. Of several pages or frames the first one counts. Only tif states a resolution that may be believed (inch or cm).
+
+    Args:
+        source: The encoded bytes, or a local file.
+        name: Named in the errors.
+
+    Returns:
+        uint8 `[H, W, 3]`, RGB; and um/px or None.
+
+    Raises:
+        SlideError: "unreadable": empty, truncated, no image, too large to decode, floats, 32-bit integers.
+    """
+    num_bytes = len(source) if isinstance(source, bytes) else source.stat().st_size
+    if num_bytes == 0:
+        raise SlideError("unreadable", f"{name}: is empty (0 bytes)")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own, lower limit follows
+            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        with image:
+            _check_size(*image.size, name)
+            return _to_rgb(image, name), _tif_mpp(image)
+    except SlideError:
+        raise
+    except (
+        Exception
+    ) as error:  # Pillow's plugins raise whatever their format's parser meets: OSError, SyntaxError, struct.error
+        head = source[:4] if isinstance(source, bytes) else _head(source)
+        if head[:2] in (b"II", b"MM") and not isinstance(error, Image.DecompressionBombError):
+            return _decode_tif(source, name)
+        raise SlideError("unreadable", f"{name}: cannot be decoded: {type(error).__name__}: {error}") from error
+
+
+def on_white(rgba: np.ndarray) -> np.ndarray:
+    """RGBA composed on white.
+
+    Args:
+        rgba: uint8 `[H, W, 4]`, colours not premultiplied.
+
+    Returns:
+        uint8 `[H, W, 3]`.
+    """
+    if rgba[..., 3].min(initial=255) == 255:
+        return cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB)
+    alpha = rgba[..., 3:].astype(np.uint16)
+    return ((rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+
+
+def is_plausible_mpp(mpp: float | None) -> bool:
+    """Whether a number can be micrometres per pixel of a microscope image."""
+    return mpp is not None and MPP_RANGE[0] <= mpp <= MPP_RANGE[1]
+
+
+def mpp_of_resolution(pixels_per_unit: float, unit: str) -> float | None:
+    """um/px of a tif's resolution tags; None where they say nothing, or nothing plausible.
+
+    Args:
+        pixels_per_unit: XResolution.
+        unit: ResolutionUnit, "inch" or "centimeter".
+    """
+    um_per_unit = {"inch": 25_400.0, "centimeter": 10_000.0}.get(unit)
+    if um_per_unit is None or not pixels_per_unit > 0:
+        return None
+    mpp = um_per_unit / pixels_per_unit
+    return mpp if is_plausible_mpp(mpp) else None
+
+
+def _check_size(width: int, height: int, name: str) -> None:
+    if width * height > MAX_IMAGE_PX:
+        raise SlideError(
+            "unreadable",
+            f"{name}: {width} x {height} px in one level are more than the {MAX_IMAGE_PX:,} that are decoded at once (a "
+            "decompression bomb?); if it is a slide, save it as a tiled, pyramidal tif",
+        )
+
+
+def _to_rgb(image: Image.Image, name: str) -> np.ndarray:
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return _grey_to_rgb(np.asarray(image), name)
+    if image.mode == "F":
+        raise SlideError("unreadable", f"{name}: holds floats, whose range is anybody's guess; save it as 8-bit RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
+        return on_white(np.asarray(image.convert("RGBA")))
+    return np.array(image.convert("RGB"))
+
+
+def _grey_to_rgb(grey: np.ndarray, name: str) -> np.ndarray:
+    if grey.min() < 0 or grey.max() > 65535:
+        raise SlideError("unreadable", f"{name}: holds 32-bit integers; save it as 8-bit RGB")
+    return np.repeat((grey.astype(np.uint16) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def _tif_mpp(image: Image.Image) -> float | None:
+    tags = getattr(image, "tag_v2", None)
+    if tags is None:
+        return None
+    try:
+        return mpp_of_resolution(float(tags.get(282, 0)), {2: "inch", 3: "centimeter"}.get(tags.get(296, 2), ""))
+    except (TypeError, ValueError, ZeroDivisionError):
+        return None  # malformed tags are no reason to refuse good pixels
+
+
+def _decode_tif(source: bytes | Path, name: str) -> tuple[np.ndarray, float | None]:
+    """What Pillow cannot decode tifffile often can: odd compressions, planar or 16-bit colour."""
+    try:
+        with tifffile.TiffFile(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+            page = file.pages[0]
+            _check_size(page.imagewidth, page.imagelength, name)
+            pixels = page.asarray()
+    except SlideError:
+        raise
+    except Exception as error:  # as for Pillow
+        raise SlideError("unreadable", f"{name}: cannot be decoded: {type(error).__name__}: {error}") from error
+    if pixels.ndim == 3 and pixels.shape[0] in (3, 4) and pixels.shape[2] not in (3, 4):
+        pixels = np.moveaxis(pixels, 0, 2)  # planar
+    if pixels.dtype == np.uint16:
+        pixels = (pixels >> 8).astype(np.uint8)
+    if pixels.dtype != np.uint8 or pixels.shape[2:] not in ((), (1,), (3,), (4,)):
+        raise SlideError("unreadable", f"{name}: holds {pixels.dtype} {pixels.shape}; save it as 8-bit RGB")
+    if pixels.ndim == 2 or pixels.shape[2] == 1:
+        pixels = np.repeat(pixels.reshape(*pixels.shape[:2], 1), 3, axis=2)
+    return (on_white(pixels) if pixels.shape[2] == 4 else np.ascontiguousarray(pixels)), None
+
+
+def _head(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(4)

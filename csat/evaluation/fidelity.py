@@ -1,0 +1,110 @@
+"""How well a student says what its teacher says, tile by tile, on tiles that neither training nor tuning has seen.
+
+Every figure is kept as counts or sums per tile, so that tiles can be measured anywhere and pooled at the end. Dice is pooled
+over all pixels of all tiles (2 TP / (2 TP + FP + FN)): a tile without nuclei neither helps nor hurts. The interval comes from a
+bootstrap over slides where there are several, else over tiles: neighbouring tiles are not independent.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics.functional.classification import binary_stat_scores
+
+from csat.responses import Kind, ResponseSpec
+
+NUCLEUS_THRESHOLD = 0.5  # on the student's, the teacher's and the pooled known mask alike
+NUM_BOOTSTRAPS = 2000
+
+TP, FP, TN, FN = range(4)
+
+
+def compare_masks(prediction: Tensor, target: Tensor) -> np.ndarray:
+    """Pixel counts per tile of two soft masks, each cut at one half.
+
+    Args:
+        prediction: `[B, 1, h, w]` or `[B, h, w]`, probabilities.
+        target: same shape; what counts as true.
+
+    Returns:
+        int64 `[B, 4]`: true positives, false positives, true negatives, false negatives.
+    """
+    flat = [(each.float() >= NUCLEUS_THRESHOLD).flatten(1).int() for each in (prediction, target)]
+    return binary_stat_scores(*flat, multidim_average="samplewise")[:, :4].numpy().astype(np.int64)
+
+
+def measure(spec: ResponseSpec, prediction: Tensor, response: Tensor) -> dict[str, np.ndarray]:
+    """Figures of one response for a batch.
+
+    Args:
+        spec: The response.
+        prediction: The student's raw prediction on the response's grid (logits where the response is a probability).
+        response: The teacher's, same shape.
+
+    Returns:
+        figure → `[B]` or `[B, 4]`: `<name>.counts` for a mask, `<name>.correlation` for a regression, `<name>.agreement`
+        (share of cells with the same most likely channel) for distributions, `<name>.cosine` for features.
+    """
+    prediction, response = prediction.float(), response.float()
+    if spec.kind == Kind.PROBABILITY and spec.channels == 1:
+        return {f"{spec.name}.counts": compare_masks(prediction.sigmoid().flatten(1), response.flatten(1))}
+    if spec.kind in (Kind.PROBABILITY, Kind.LOGITS):
+        same = (prediction.argmax(1) == response.argmax(1)).float()
+        return {f"{spec.name}.agreement": same.flatten(1).mean(1).numpy() if same.ndim > 1 else same.numpy()}
+    if spec.kind == Kind.FEATURES:
+        cosine = F.cosine_similarity(prediction, response, dim=1)
+        return {f"{spec.name}.cosine": cosine.flatten(1).mean(1).numpy() if cosine.ndim > 1 else cosine.numpy()}
+    return {f"{spec.name}.correlation": _correlation(prediction.flatten(1), response.flatten(1)).numpy()}
+
+
+def dice(counts: np.ndarray) -> float:
+    """Pooled Dice of `[..., 4]` counts; 1 where neither has a positive pixel."""
+    tp, fp, _, fn = counts.reshape(-1, 4).sum(0)
+    return float(2 * tp / (2 * tp + fp + fn)) if tp + fp + fn else 1.0
+
+
+def summarise(figures: Mapping[str, np.ndarray], groups: Sequence[str], *, seed: int = 0) -> dict[str, dict[str, float]]:
+    """Pool per-tile figures: Dice of counts, means of the rest, each with a 95% interval.
+
+    Args:
+        figures: figure → `[N]` or `[N, 4]`, as `measure` gives them, all tiles together.
+        groups: `[N]`, the slide (or patient) of each tile: what the bootstrap draws.
+        seed: Of the bootstrap.
+
+    Returns:
+        figure (`.counts` becomes `.dice`) → {"value", "low", "high", "tiles", "groups"}.
+    """
+    names, group_of = np.unique(np.asarray(groups), return_inverse=True)
+    if len(names) < 2:
+        group_of = np.arange(len(groups))  # one slide: its tiles are all there is to draw from
+    rows_of = [np.flatnonzero(group_of == index) for index in range(group_of.max() + 1)]
+    rng = np.random.default_rng(seed)
+    draws = rng.integers(len(rows_of), size=(NUM_BOOTSTRAPS, len(rows_of)))
+    summary = {}
+    for name, values in figures.items():
+        is_counts = name.endswith(".counts")
+        pool = dice if is_counts else lambda part: float(np.mean(part))
+        sums = np.stack([values[rows].sum(0) for rows in rows_of])
+        if is_counts:
+            samples = np.array([dice(sums[draw]) for draw in draws])
+        else:
+            sizes = np.array([len(rows) for rows in rows_of])
+            samples = sums[draws].sum(1) / sizes[draws].sum(1)
+        low, high = np.percentile(samples, [2.5, 97.5])
+        summary[name.replace(".counts", ".dice")] = {
+            "value": pool(values),
+            "low": float(low),
+            "high": float(high),
+            "tiles": len(values),
+            "groups": len(names),
+        }
+    return summary
+
+
+def _correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Pearson's r of each row; 0 where one side is constant."""
+    a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
+    norms = a.norm(dim=1) * b.norm(dim=1)
+    return torch.where(norms > 0, (a * b).sum(1) / norms.clamp(min=1e-12), torch.zeros_like(norms))

@@ -1,0 +1,116 @@
+"""The last stage of the stream over held-out tiles: the student against the teacher, and both against known nuclei."""
+
+import io
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from csat.data.synthetic import read_truth
+from csat.data.transforms import align, downsample
+from csat.evaluation.fidelity import compare_masks, measure
+from csat.export import load_exported
+from csat.responses import OK, POSITION, RESPONSE_PREFIX, STATUS, TILE, Kind, ResponseSpec
+
+PICTURE = "picture"  # column: .npz bytes of one tile with both answers, b"" for tiles that will not be shown
+SLIDE = "slide"
+KNOWN = {"student": "known.student.counts", "teacher": "known.teacher.counts"}
+
+
+class Judge:
+    """Rows with pixels and responses in, figures per tile out.
+
+    Args:
+        student_uri: Folder of an exported student: what is judged is what the user gets.
+        tile_px: Edge of the tiles.
+        num_pictures: Tiles (the first of the plan, which is shuffled) that come back as pictures.
+        device: Where the student runs.
+    """
+
+    def __init__(self, student_uri: str, *, tile_px: int, num_pictures: int, device: str = "cpu"):
+        self.device = torch.device(device)
+        self.student = load_exported(student_uri).to(self.device).eval()
+        self.tile_px = tile_px
+        self.num_pictures = num_pictures
+
+    def __call__(self, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Columns: `slide`, `position`, every figure of `measure` (prefixed by nothing), the two of `KNOWN`, `picture`.
+
+        Tiles that could not be read or answered leave no row. Where a tile's nuclei are not known, its `KNOWN` counts are -1.
+        """
+        good = np.flatnonzero(columns[STATUS] == OK)
+        columns = {name: column[good] for name, column in columns.items()}
+        out = {SLIDE: columns[SLIDE], POSITION: columns[POSITION]}
+        predictions = self._predict(columns[TILE])
+        specs = self.student.responses
+        responses = {spec.name: torch.from_numpy(columns[RESPONSE_PREFIX + spec.name].astype(np.float32)) for spec in specs}
+        for spec in specs:
+            out.update(measure(spec, predictions[spec.name], responses[spec.name]))
+        truths = self._known_nuclei(columns)
+        nucleus = next((spec for spec in specs if _is_mask(spec)), None)
+        for who, answers in (("student", predictions), ("teacher", responses)):
+            out[KNOWN[who]] = np.full((len(good), 4), -1, dtype=np.int64)
+            for index, truth in enumerate(truths):
+                if truth is not None and nucleus is not None:
+                    answer = answers[nucleus.name][index]
+                    answer = answer.sigmoid() if who == "student" else answer
+                    known = _on_grid(truth, nucleus, self.tile_px)
+                    out[KNOWN[who]][index] = compare_masks(answer, known[None])[0]
+        out[PICTURE] = np.array(
+            [
+                _picture(index, columns, specs, predictions, responses, truths[index]) if position < self.num_pictures else b""
+                for index, position in enumerate(columns[POSITION])
+            ],
+            dtype=object,
+        )
+        return out
+
+    @torch.inference_mode()
+    def _predict(self, tiles: np.ndarray) -> dict[str, torch.Tensor]:
+        if not len(tiles):
+            return {spec.name: torch.zeros(0, *spec.shape(self.tile_px)) for spec in self.student.responses}
+        images = torch.from_numpy(np.ascontiguousarray(tiles)).to(self.device).permute(0, 3, 1, 2).float() / 255
+        raw = self.student(downsample(images, self.student.config.downsample))
+        return {
+            spec.name: align(raw[spec.name], spec, self.tile_px).float().cpu() for spec in self.student.responses
+        }
+
+    def _known_nuclei(self, columns: dict[str, np.ndarray]) -> list[np.ndarray | None]:
+        """bool `[tile_px, tile_px]` where the slide's nuclei are known."""
+        truths = []
+        for slide, x_px, y_px, level, read_px in zip(
+            *(columns[name] for name in (SLIDE, "x_px", "y_px", "level", "read_px")), strict=True
+        ):
+            truth = read_truth(str(slide), int(x_px), int(y_px), int(read_px)) if level == 0 else None
+            truths.append(None if truth is None else truth > 0)
+        return truths
+
+
+def _is_mask(spec: ResponseSpec) -> bool:
+    return spec.kind == Kind.PROBABILITY and spec.channels == 1 and spec.is_dense
+
+
+def _on_grid(mask: np.ndarray, spec: ResponseSpec, tile_px: int) -> torch.Tensor:
+    """A mask of the whole tile, on the grid of a response: float `[1, n, n]`."""
+    full = torch.from_numpy(mask.astype(np.float32))[None, None]
+    if full.shape[-1] != tile_px:
+        full = F.interpolate(full, size=(tile_px, tile_px), mode="area")
+    crop = spec.crop_px
+    inner = full[..., crop : tile_px - crop, crop : tile_px - crop]
+    return F.avg_pool2d(inner, spec.stride_px)[0] if spec.stride_px > 1 else inner[0]
+
+
+def _picture(index, columns, specs, predictions, responses, truth) -> bytes:
+    arrays = {"tile": columns[TILE][index]}
+    for spec in specs:
+        if spec.is_dense and spec.kind in (Kind.PROBABILITY, Kind.REGRESSION, Kind.LOGITS):
+            prediction = predictions[spec.name][index].numpy()
+            if spec.kind == Kind.PROBABILITY and spec.channels == 1:
+                prediction = 1 / (1 + np.exp(-prediction))
+            arrays[f"student.{spec.name}"] = prediction.astype(np.float16)
+            arrays[f"teacher.{spec.name}"] = responses[spec.name][index].numpy().astype(np.float16)
+    if truth is not None:
+        arrays["known"] = truth
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    return buffer.getvalue()

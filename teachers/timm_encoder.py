@@ -1,0 +1,284 @@
+"""Any timm or hub encoder as a teacher: ImageNet models, pathology foundation models, your own fine-tuned classifier.
+
+Responses, chosen by `outputs`:
+
+| name | kind | shape per tile | |
+|---|---|---|---|
+| `features` | features | `[C]` | the pooled embedding, before any classifier |
+| `tokens` | features | `[C, n, n]` | the last feature grid |
+| `logits` | logits | `[classes]` | where the weights have a classifier |
+
+All with symmetry `none`: a mirrored grid of features is not the grid of the mirrored tile, so the teacher has to see the tile
+as the student does.
+
+The tile is normalised as the model's own configuration says. A transformer's tile is resized to the model's input edge
+(whole: we do not crop its centre as timm's evaluation does, since the student learns from the whole tile); a convolutional
+net takes it as it is. At 256 px tiles of 0.5 um/px, a 224 px model so sees 0.57 um/px: send 224 px tiles to avoid that.
+
+Weights: a local file (safetensors, or torch with `weights_only`), or the hub with `pretrained`. The pathology encoders of
+`ENCODERS` are built from the arguments listed there, so a downloaded file loads on a cluster without internet. Untested
+here, for want of their gated weights: that those arguments fit them; the strict load says so if not.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from csat.errors import ConfigError, TeacherError
+from csat.responses import Kind, ResponseSpec, Symmetry, TeacherSpec
+from teachers.checkpoints import load_strictly, read_state_dict, sha256_of_tensors
+from teachers.contract import Teacher, select_responses, sha256_of, sha256_of_settings, weights_file
+from teachers.pathology_encoders import ENCODERS, Encoder, Pool, create_arguments
+from teachers.torch_teacher import Precision, TorchTeacher
+
+NAME = "timm"
+RANDOM_WEIGHTS_VERSION = 1  # raise when a seed starts to give other random weights
+Output = Literal["features", "tokens", "logits"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimmOptions:
+    """Which encoder, what it answers, how it runs."""
+
+    model: str  # timm's name ("resnet50.a1_in1k") or "hf-hub:owner/name"
+    outputs: tuple[Output, ...] = ("features",)  # any of features, tokens, logits
+    pool: Pool | None = None  # how tokens become features; null: as the encoder's authors say, else as timm's model does
+    tile_px: int | None = None  # edge of the tiles that it will get: needed for tokens of resized tiles; null: the input edge
+    img_size: int | None = None  # edge that the model works at, px; null: its own
+    num_classes: int | None = None  # of the classifier in the weights, 0 for none; null: as the architecture was published
+    pretrained: bool = False  # download the weights from the hub; gated ones need a token (HF_TOKEN)
+    mpp: float | None = None  # micrometres per pixel; null: the known encoder's, else any
+    licence: str | None = None  # of the weights; null: what the known encoder or timm's configuration states
+    precision: Precision = "float32"  # or "bfloat16": autocast
+    micro_batch: int = 32  # tiles on the device at once
+    random_weights: bool = False  # no weights at all: for tests and dry runs, its answers mean nothing
+    seed: int = 0  # of the random weights
+
+    def __post_init__(self):
+        if not self.outputs:
+            raise ConfigError("timm: outputs names at least one of features, tokens, logits")
+
+
+class TimmTeacher(TorchTeacher):
+    """A loaded encoder. See the module's text for what it answers.
+
+    Args:
+        net: timm model.
+        input_px: Edge that tiles are resized to; None: as they come.
+        pool: How a token sequence becomes one vector.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        spec: TeacherSpec,
+        *,
+        input_px: int | None,
+        pool: Pool,
+        device: str,
+        precision: Precision,
+        micro_batch: int,
+    ):
+        super().__init__(spec, device=device, precision=precision, micro_batch=micro_batch)
+        self.net = net.eval().to(self.device, memory_format=torch.channels_last)
+        self.input_px, self.pool = input_px, pool
+        config = timm.data.resolve_model_data_config(net)
+        self.mode = config["interpolation"] if config["interpolation"] in ("bilinear", "bicubic") else "bicubic"
+        self.mean = 255 * torch.tensor(config["mean"], device=self.device).view(1, 3, 1, 1)
+        self.std = 255 * torch.tensor(config["std"], device=self.device).view(1, 3, 1, 1)
+
+    def answer(self, images: Tensor) -> dict[str, Tensor]:
+        if self.input_px is not None and images.shape[-1] != self.input_px:
+            images = F.interpolate(images, size=(self.input_px,) * 2, mode=self.mode, antialias=True).clamp(0, 255)
+        hidden = self.net.forward_features((images - self.mean) / self.std)
+        answers = {}
+        for response in self.spec.responses:
+            if response.name == "features":
+                answers["features"] = pool_features(self.net, hidden, self.pool)
+            elif response.name == "tokens":
+                answers["tokens"] = feature_grid(self.net, hidden)
+            else:
+                answers["logits"] = self.net.forward_head(hidden)
+        return answers
+
+
+def load(options: TimmOptions, *, weights: str | None, device: str, wanted: Sequence[str] | None) -> Teacher:
+    """Load an encoder; see `teachers.registry.load_teacher`.
+
+    Raises:
+        ConfigError: not exactly one of weights, `pretrained` and `random_weights`; a tile size that the grid does not divide.
+        TeacherError: unknown model, weights that do not fit, no access to the hub, an output that the model does not have.
+    """
+    chosen = [f"weights {weights}"] * bool(weights) + ["pretrained"] * options.pretrained
+    chosen += ["random_weights"] * options.random_weights
+    if len(chosen) != 1:
+        raise ConfigError(
+            f"timm: {options.model} needs its weights from exactly one place: a file (--teacher.weights), the option pretrained "
+            f"(download from the hub), or random_weights (dry runs); got {' and '.join(chosen) or 'none'}"
+        )
+    encoder = ENCODERS.get(options.model.partition(":")[2])
+    net, sha256, source = _build(options, encoder, weights)
+    # A transformer has a grid of patches fixed when it was made; a convolutional net takes any tile.
+    is_fixed = hasattr(net, "patch_embed") or bool(net.pretrained_cfg.get("fixed_input_size"))
+    if options.img_size and hasattr(net, "set_input_size"):
+        net.set_input_size(img_size=options.img_size)
+    input_px = options.img_size or (_own_edge(net) if is_fixed else None)
+    pool = options.pool or (encoder.pool if encoder else "model")
+    responses = _responses(net, options, pool, input_px)
+    known_mpp = encoder.mpp if encoder else None
+    spec = TeacherSpec(
+        name=NAME,
+        responses=select_responses(responses, wanted, teacher=NAME),
+        mpp=known_mpp if options.mpp is None else options.mpp,
+        tile_px=_tile_sizes(responses, options, input_px),
+        weights_sha256=sha256,
+        licence=_licence(net, options, encoder),
+        source=source,
+    )
+    how = {"device": device, "precision": options.precision, "micro_batch": options.micro_batch}
+    return TimmTeacher(net, spec, input_px=input_px, pool=pool, **how)
+
+
+def pool_features(net: nn.Module, hidden: Tensor, pool: Pool) -> Tensor:
+    """One vector per tile, `[B, C]` (`[B, 2C]` for "token+avg"), from what `forward_features` gave.
+
+    Raises:
+        TeacherError: the model does not pool by itself, or has no class token.
+    """
+    if pool == "model":
+        features = net.forward_head(hidden, pre_logits=True)
+        if features.ndim != 2:
+            raise TeacherError(
+                f"timm: this model does not pool its features (shape {list(features.shape)}): set the option pool to token, avg or "
+                "token+avg"
+            )
+        return features
+    num_prefix = getattr(net, "num_prefix_tokens", 0)
+    if hidden.ndim != 3 or ("token" in pool and not num_prefix):
+        raise TeacherError(f"timm: pool={pool} needs a model with a class token; leave the option pool out for this one")
+    token, mean = hidden[:, 0], hidden[:, num_prefix:].mean(dim=1)  # after the class token come registers, in no pool
+    return {"token": token, "avg": mean, "token+avg": torch.cat((token, mean), dim=1)}[pool]
+
+
+def feature_grid(net: nn.Module, hidden: Tensor) -> Tensor:
+    """The last feature grid `[B, C, n, n]`, from a token sequence, an NCHW or an NHWC map.
+
+    Raises:
+        TeacherError: the tokens are no square grid.
+    """
+    if hidden.ndim == 3:
+        hidden = hidden[:, getattr(net, "num_prefix_tokens", 0) :]
+        n = round(hidden.shape[1] ** 0.5)
+        if n * n == hidden.shape[1]:
+            return hidden.transpose(1, 2).unflatten(2, (n, n))
+    elif hidden.ndim == 4 and hidden.shape[1] == net.num_features:
+        return hidden
+    elif hidden.ndim == 4 and hidden.shape[3] == net.num_features:
+        return hidden.permute(0, 3, 1, 2)
+    raise TeacherError(
+        f"timm: this model's features {list(hidden.shape)} are no square grid: leave tokens out of the option outputs"
+    )
+
+
+def _build(options: TimmOptions, encoder: Encoder | None, weights: str | None) -> tuple[nn.Module, str, str]:
+    """The model with its weights, their hash and their source."""
+    arguments = {} if options.num_classes is None else {"num_classes": options.num_classes}
+    arguments = (create_arguments(encoder) if encoder else {}) | arguments
+    if options.pretrained:
+        net = _create(options.model, pretrained=True, **arguments)
+        return net, sha256_of_tensors(net), f"{options.model}, downloaded"
+    # A known encoder's architecture is built by its timm name: the hub is not asked, and a cluster may be offline.
+    architecture = encoder.architecture if encoder else options.model
+    if encoder:
+        arguments["pretrained_cfg_overlay"] = {"mean": encoder.mean, "std": encoder.std, "interpolation": "bicubic"}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        net = _create(architecture, pretrained=False, **arguments)
+    if options.random_weights:
+        return net, sha256_of_settings(options, version=RANDOM_WEIGHTS_VERSION), f"random weights, seed {options.seed}"
+    with weights_file(weights, teacher=NAME, expected=f"weights of {options.model}, safetensors or a state_dict") as path:
+        hint = (
+            "Check the option model, and num_classes: it is 0 for weights without a classifier, the number of your classes for "
+            "your own classifier"
+        )
+        load_strictly(net, read_state_dict(path, teacher=NAME), teacher=NAME, path=path, hint=hint)
+        return net, sha256_of(path), str(weights)
+
+
+def _create(model: str, *, pretrained: bool, **arguments) -> nn.Module:
+    try:
+        return timm.create_model(model, pretrained=pretrained, **arguments)
+    # The hub's client raises some twenty classes here (no network, offline mode, gated, no such repository, time-outs), timm
+    # others: each becomes one message with what to do, and the original stays attached.
+    except Exception as error:
+        kind = type(error).__name__
+        if pretrained or model.startswith(("hf-hub:", "hf_hub:")):
+            raise TeacherError(
+                f"timm: cannot fetch {model} from the hub ({kind}: {str(error).splitlines()[0] if str(error) else ''}). "
+                "No internet on this machine: download the weights elsewhere and set --teacher.weights (for an encoder that is not "
+                "in teachers/pathology_encoders.py, name its timm architecture as model). Gated model: accept its terms on its page "
+                "and set HF_TOKEN on every node. Mistyped: check the name"
+            ) from error
+        close = ", ".join(timm.list_models(f"*{model.partition('.')[0][:6]}*")[:5]) or "see timm.list_models()"
+        raise TeacherError(f"timm: cannot build {model!r} ({kind}: {error}). Names that look like it: {close}") from error
+
+
+def _responses(net: nn.Module, options: TimmOptions, pool: Pool, input_px: int | None) -> list[ResponseSpec]:
+    """What the model answers, from a dry run on one grey tile."""
+    edge_px = input_px or _own_edge(net)
+    with torch.inference_mode():
+        hidden = net.eval().forward_features(torch.zeros(1, 3, edge_px, edge_px))
+        responses = []
+        for name in dict.fromkeys(options.outputs):
+            if name == "features":
+                channels = pool_features(net, hidden, pool).shape[1]
+                responses.append(_response(name, Kind.FEATURES, channels, None))
+            elif name == "tokens":
+                _, channels, _, n = feature_grid(net, hidden).shape
+                tile_px = (options.tile_px or edge_px) if input_px else edge_px
+                if tile_px % n:
+                    raise ConfigError(
+                        f"timm: {options.model} gives a grid of {n}x{n} tokens, which does not divide tiles of {tile_px} px: choose "
+                        f"a tile_px that is a multiple of {n}, such as {max(1, round(tile_px / n)) * n}"
+                    )
+                responses.append(_response(name, Kind.FEATURES, channels, tile_px // n))
+            else:
+                if not net.num_classes:
+                    raise TeacherError(f"timm: {options.model} has no classifier: leave logits out of the option outputs")
+                responses.append(_response(name, Kind.LOGITS, net.num_classes, None))
+    return responses
+
+
+def _response(name: str, kind: Kind, channels: int, stride_px: int | None) -> ResponseSpec:
+    return ResponseSpec(name=name, kind=kind, channels=channels, stride_px=stride_px, symmetry=Symmetry.NONE)
+
+
+def _own_edge(net: nn.Module) -> int:
+    """Input edge as the model was built: its configuration speaks of the weights that timm publishes, not of these."""
+    built = getattr(getattr(net, "patch_embed", None), "img_size", None)
+    return (built or timm.data.resolve_model_data_config(net)["input_size"])[-1]
+
+
+def _tile_sizes(responses: Sequence[ResponseSpec], options: TimmOptions, input_px: int | None) -> tuple[int, ...] | None:
+    """The tile sizes that the spec allows: resized tiles change the tokens' stride, so tokens pin the size."""
+    if options.tile_px:
+        return (options.tile_px,)
+    is_dense = any(response.is_dense for response in responses)
+    return (input_px,) if is_dense and input_px else None
+
+
+def _licence(net: nn.Module, options: TimmOptions, encoder: Encoder | None) -> str:
+    if options.licence:
+        return options.licence
+    if options.random_weights:
+        return "none (random weights)"
+    if encoder:
+        return f"{encoder.licence}; verify upstream"
+    stated = net.pretrained_cfg.get("license")
+    # A local file may be anything: timm's configuration speaks of timm's own weights only.
+    return f"{stated} (as timm states)" if stated and options.pretrained else "unknown"

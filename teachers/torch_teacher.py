@@ -1,0 +1,53 @@
+"""What the torch teachers share: uint8 tiles in, micro-batches over the device, float16 responses out."""
+
+from abc import abstractmethod
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from csat.errors import ConfigError
+from csat.responses import TeacherSpec
+from teachers.contract import Teacher
+
+Precision = Literal["float32", "bfloat16"]
+
+
+class TorchTeacher(Teacher):
+    """A teacher that is a torch module. Subclasses say what it answers to one micro-batch.
+
+    Args:
+        spec: What it answers.
+        device: Where its module already is.
+        precision: "bfloat16" runs it under autocast: about half the time and memory where the device has bfloat16 units.
+        micro_batch: Tiles that are on the device at once. It bounds the memory, whatever batch arrives.
+    """
+
+    def __init__(self, spec: TeacherSpec, *, device: str, precision: Precision = "float32", micro_batch: int = 16):
+        if micro_batch < 1:
+            raise ConfigError(f"teacher {spec.name!r}: micro_batch is a number of tiles, at least 1, not {micro_batch}")
+        self.spec = spec
+        self.device = torch.device(device)
+        self.precision = precision
+        self.micro_batch = micro_batch
+
+    @abstractmethod
+    def answer(self, images: Tensor) -> dict[str, Tensor]:
+        """Responses to one micro-batch, for every response in `spec`.
+
+        Args:
+            images: float32 `[b, 3, H, W]`, RGB, 0 to 255, channels_last, on the device.
+        """
+
+    def respond(self, tiles: np.ndarray) -> dict[str, np.ndarray]:
+        parts: dict[str, list[np.ndarray]] = {response.name: [] for response in self.spec.responses}
+        use_autocast = self.precision == "bfloat16"
+        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=use_autocast):
+            for start in range(0, len(tiles), self.micro_batch):
+                # A copy, since tiles may be read-only. Bytes travel to the device, floats would be four times as many.
+                batch = torch.tensor(tiles[start : start + self.micro_batch]).to(self.device)
+                answers = self.answer(batch.permute(0, 3, 1, 2).float())  # [b,H,W,3] permuted is channels_last already
+                for name, values in parts.items():
+                    values.append(answers[name].to(torch.float16).cpu().numpy())
+        return {name: np.concatenate(values) for name, values in parts.items()}

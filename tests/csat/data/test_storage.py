@@ -1,0 +1,175 @@
+"""Both sides of the one door: what holds for a folder must hold for a bucket."""
+
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from csat.data import storage
+from csat.errors import StorageError
+
+
+@pytest.fixture(params=["local", "s3"])
+def root(request, tmp_path):
+    """The same tests over a folder and over a bucket."""
+    return str(tmp_path / "root") if request.param == "local" else f"{request.getfixturevalue('s3')}/root"
+
+
+def test_what_is_written_is_read_listed_measured_and_deleted(root):
+    names = ["b.txt", "a/x y+z#1.txt", "a/deep/c.txt", ".hidden", "a/.ignored/d.txt"]
+    for name in names:
+        storage.write_bytes(storage.join(root, name), name.encode())
+    assert storage.read_bytes(storage.join(root, names[1])) == names[1].encode()
+    assert storage.read_bytes(storage.join(root, "b.txt"), start=1, stop=3) == b".t"
+    with storage.open_input(storage.join(root, "b.txt")) as file:
+        file.seek(2)
+        assert file.read() == b"txt"
+    assert storage.size(storage.join(root, "b.txt")) == 5
+    assert storage.list_dir(root) == [storage.join(root, "a"), storage.join(root, "b.txt")]
+    assert storage.list_files(root) == [storage.join(root, name) for name in ("a/deep/c.txt", "a/x y+z#1.txt", "b.txt")]
+    sizes = {uri: about.size_bytes for uri, about in storage.list_info(storage.join(root, "a")).items()}
+    assert sizes == {storage.join(root, "a/deep/c.txt"): 12, storage.join(root, "a/x y+z#1.txt"): 13}
+    assert storage.glob(storage.join(root, "**/*.txt"))[0] == storage.join(root, "a/deep/c.txt")
+    assert storage.glob(storage.join(root, "?.txt")) == [storage.join(root, "b.txt")]
+    assert storage.exists(storage.join(root, "a")) and storage.is_dir(storage.join(root, "a"))
+    storage.delete(storage.join(root, "a"))
+    storage.delete(storage.join(root, "b.txt"))
+    storage.delete(storage.join(root, "never-was"))
+    assert storage.list_files(root) == [] and not storage.exists(storage.join(root, "a"))
+
+
+def test_a_change_of_content_changes_the_version(root):
+    uri = storage.join(root, "x")
+    storage.write_bytes(uri, b"one")
+    before = storage.info(uri)
+    storage.write_bytes(uri, b"two")
+    assert storage.info(uri).size_bytes == before.size_bytes and storage.info(uri).version != before.version
+    assert storage.info(storage.join(root, "y")) is None and storage.info(root) is None
+
+
+def test_a_write_that_fails_midway_leaves_what_was_there(root):
+    uri = storage.join(root, "state.pt")
+    storage.write_bytes(uri, b"good")
+    with pytest.raises(RuntimeError, match="killed"), storage.open_output(uri) as file:
+        file.write(b"half" * 1000)
+        raise RuntimeError("killed")
+    assert storage.read_bytes(uri) == b"good" and storage.list_dir(root) == [uri]
+    if storage.is_local(root):
+        assert os.listdir(root) == ["state.pt"], "no temporary file is left behind"
+
+
+def test_an_overwrite_replaces_the_whole_file_and_keeps_usual_rights(root):
+    uri = storage.join(root, "x")
+    storage.write_bytes(uri, b"longer than the next")
+    with storage.open_output(uri) as file:
+        file.write(b"short")
+    assert storage.read_bytes(uri) == b"short"
+    if storage.is_local(root):
+        reference = Path(root) / "reference"
+        reference.touch()
+        assert Path(uri).stat().st_mode == reference.stat().st_mode
+
+
+def test_a_large_upload_arrives_whole(s3):
+    data = os.urandom(2**20) * 60  # beyond one part
+    with storage.open_output(f"{s3}/large") as file:
+        file.write(data)
+    assert storage.size(f"{s3}/large") == len(data)
+    assert storage.read_bytes(f"{s3}/large", start=len(data) - 2**20) == data[-(2**20) :]
+
+
+def test_what_another_client_wrote_is_seen_at_once(s3):
+    import boto3
+
+    assert storage.list_dir(s3) == []
+    boto3.client("s3").put_object(Bucket=s3[5:], Key="late.txt", Body=b"x")
+    assert storage.list_dir(s3) == [f"{s3}/late.txt"]
+
+
+def test_arrow_reads_what_storage_writes_and_the_reverse(root):
+    store, path = storage.arrow_filesystem(storage.join(root, "part one.parquet"))
+    storage.make_dir(root)
+    pq.write_table(pa.table({"x": [1, 2]}), path, filesystem=store)
+    with storage.open_input(storage.join(root, "part one.parquet")) as file:
+        assert pq.read_table(file).column("x").to_pylist() == [1, 2]
+    storage.write_bytes(storage.join(root, "raw"), b"bytes")
+    store, path = storage.arrow_filesystem(storage.join(root, "raw"))
+    assert store.open_input_file(path).read() == b"bytes"
+
+
+def test_check_writable_writes_nothing_that_stays(root):
+    storage.check_writable(root)
+    assert storage.list_files(root) == []
+
+
+def test_a_place_that_cannot_be_written_says_so(tmp_path, s3):
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=r"cannot write .*file/run.*NotADirectory|cannot write .*file/run.*FileExists"):
+        storage.check_writable(str(tmp_path / "file" / "run"))
+    with pytest.raises(StorageError, match="cannot write s3://no-such-bucket-here"):
+        storage.check_writable("s3://no-such-bucket-here/run")
+
+
+def test_missing_files_are_named(root):
+    for action in (storage.read_bytes, storage.size):
+        with pytest.raises(StorageError, match="no-such"):
+            action(storage.join(root, "no-such"))
+    assert storage.list_dir(storage.join(root, "no-such")) == [] == storage.list_files(storage.join(root, "no-such"))
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("http://host/slide.svs", "scheme http:// is not supported; use a local path or one of file://, s3://, gs://"),
+        ("s4://bucket/a", "scheme s4:// is not supported"),
+        ("s3:/bucket/a", "write s3://bucket/a"),
+        ("s3://", "names no bucket"),
+    ],
+)
+def test_wrong_uris_say_what_to_write(uri, message):
+    with pytest.raises(StorageError, match=message):
+        storage.exists(uri)
+
+
+def test_a_store_whose_package_is_missing_says_what_to_install(monkeypatch):
+    def missing(*args, **kwargs):
+        raise ImportError("no gcsfs")
+
+    monkeypatch.setattr(storage.fsspec, "filesystem", missing)
+    with pytest.raises(StorageError, match="pip install gcsfs"):
+        storage.list_dir("gs://bucket/x")
+
+
+def test_one_spelling_per_place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert storage.normalise("a/../b/") == f"{tmp_path}/b" == storage.normalise(f"file://{tmp_path}/b")
+    assert storage.normalise("~/x") == "/home/someone/x"
+    assert storage.normalise("file:///a%20b") == "/a b"
+    assert storage.normalise("S3://Bucket/Key/") == "s3://Bucket/Key"
+    assert storage.parent("s3://b/a/x.svs") == "s3://b/a" and storage.base_name("s3://b/a/x.svs") == "x.svs"
+    assert storage.join("s3://b/a", "/abs/x") == "/abs/x" and storage.join("/a", "s3://b/x") == "s3://b/x"
+    assert storage.join("/", "x") == "/x" and storage.join("s3://b/", "x", "y") == "s3://b/x/y"
+
+
+@given(st.lists(st.text(alphabet="abcXYZ019 _-.+#%", min_size=1, max_size=8), min_size=1, max_size=4))
+def test_joined_names_come_apart_again(parts):
+    parts = [part for part in parts if part not in (".", "..")]
+    uri = storage.join("s3://bucket", *parts)
+    assert uri.removeprefix("s3://bucket").split("/")[1:] == parts
+    if parts:
+        assert storage.base_name(uri) == parts[-1] and storage.join(storage.parent(uri), parts[-1]) == uri
+
+
+def test_linked_folders_are_listed_once_even_in_a_loop(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "a.svs").touch()
+    (tmp_path / "real" / "loop").symlink_to(tmp_path)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "b.svs").touch()
+    (tmp_path / "real" / "linked").symlink_to(tmp_path / "other")
+    assert {storage.base_name(name) for name in storage.list_files(str(tmp_path / "real"))} == {"a.svs", "b.svs"}

@@ -1,0 +1,151 @@
+"""Finding or starting a Ray cluster, and refusing what it cannot hold before anything is started on it."""
+
+import logging
+import os
+from pathlib import Path
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from csat.data import storage
+from csat.errors import ConfigError, StorageError
+from workflows.config import PoolConfig, RayConfig, ReaderConfig, WorkerConfig
+
+logger = logging.getLogger(__name__)
+
+PROJECT_ROOT = str(Path(__file__).resolve().parents[1])
+LEAST_BLOCKS_IN_FLIGHT = 4  # of one slot each: one being read, one queued, one at the teacher, one at a worker
+NODE_CHECK_TIMEOUT_S = 120.0
+
+
+def connect(config: RayConfig) -> None:
+    """Join the cluster that `config`, or else RAY_ADDRESS, names; start Ray on this machine where neither does."""
+    if ray.is_initialized():
+        return
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    # The project need not be installed on the nodes: its folder travels in the path (and with `ray job submit --working-dir .`).
+    path = os.pathsep.join(filter(None, [PROJECT_ROOT, os.environ.get("PYTHONPATH")]))
+    common = dict(log_to_driver=True, logging_level=logging.WARNING, runtime_env={"env_vars": {"PYTHONPATH": path}})
+    if address and address != "local":
+        try:
+            ray.init(address=address, **common)
+        except ConnectionError as error:
+            raise ConfigError(
+                f"no Ray cluster answers at {address!r}: start one with `ray start --head`, or leave out --ray.address to use "
+                f"this machine ({error})"
+            ) from error
+        return
+    # Tiles on their way are bounded by stream_gb; the store gets room for the copies that workers hold beside it.
+    store_bytes = int(max(256e6, 2 * config.stream_gb * 1e9))
+    ray.init(
+        address="local", num_cpus=available_cpus(), object_store_memory=store_bytes, dashboard_host="127.0.0.1", **common
+    )
+
+
+def available_cpus() -> int:
+    """CPUs that this process may use: the scheduler's and the container's word, not the machine's."""
+    limits = [len(os.sched_getaffinity(0))]
+    if slurm := os.environ.get("SLURM_CPUS_PER_TASK"):
+        limits.append(int(slurm))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            limits.append(max(1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        pass  # not Linux with cgroups v2
+    return min(limits)
+
+
+def check_resources(
+    *, readers: ReaderConfig, pool: PoolConfig, workers: WorkerConfig, ray_config: RayConfig, slot_bytes: int
+) -> None:
+    """Arithmetic of what is asked for against what the cluster has (or, autoscaling, can grow to).
+
+    Ray Train reserves its workers' share first and Ray Data takes what is left: with nothing left the run would wait for
+    ever without a word.
+
+    Args:
+        slot_bytes: Of one slot's tiles and responses on their way.
+
+    Raises:
+        ConfigError: with the sums, and what to change.
+    """
+    have = {name: max(value, 0.0) for name, value in ray.cluster_resources().items()}
+    growable = _autoscaling_limits()
+    for resource, flag in (("CPU", "cpus"), ("GPU", "gpus")):
+        parts = {
+            f"{workers.num_workers} workers x {flag} {_per(workers, flag):g}": workers.num_workers * _per(workers, flag),
+            f"{pool.min_actors} teacher actors x {_per(pool, flag):g}": pool.min_actors * _per(pool, flag),
+            f"{readers.min_actors} readers x {_per(readers, flag):g}": readers.min_actors * _per(readers, flag),
+        }
+        total, limit = sum(parts.values()), max(have.get(resource, 0.0), growable.get(resource, 0.0))
+        if total > limit + 1e-9:
+            sums = " + ".join(name for name, amount in parts.items() if amount)
+            raise ConfigError(
+                f"the run needs {total:g} {resource}s ({sums}) and the cluster has {limit:g}: lower --workers.num_workers or "
+                f"--workers.{flag}_per_worker, --pool.min_actors or --pool.{flag}_per_actor"
+                + (", --readers.min_actors or --readers.cpus_per_actor" if resource == "CPU" else "")
+                + ", or use a larger cluster"
+            )
+    largest = max((node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
+    if not growable and max(workers.cpus_per_worker, pool.cpus_per_actor, readers.cpus_per_actor) > largest:
+        raise ConfigError(f"one worker or actor asks for more CPUs than the largest node has ({largest:g})")
+    needed_bytes = LEAST_BLOCKS_IN_FLIGHT * slot_bytes
+    if ray_config.stream_gb * 1e9 < needed_bytes:
+        raise ConfigError(
+            f"--ray.stream_gb {ray_config.stream_gb:g} is too little to keep the stream moving: {LEAST_BLOCKS_IN_FLIGHT} blocks of "
+            f"{slot_bytes / 1e6:.0f} MB are on their way at least. Set --ray.stream_gb {needed_bytes / 1e9 + 0.05:.1f}, or a smaller "
+            "--manifest.chunk_tiles"
+        )
+    store_bytes = have.get("object_store_memory", 0.0)
+    if ray_config.stream_gb * 1e9 > store_bytes:
+        raise ConfigError(
+            f"--ray.stream_gb {ray_config.stream_gb:g} is more than the cluster's object store holds ({store_bytes / 1e9:.2f} GB): "
+            "lower it, or start Ray with a larger --object-store-memory"
+        )
+
+
+def check_run_folder_is_shared(run_folder: str) -> None:
+    """Every node must see the run folder, because rank 0 and the driver may be on different ones.
+
+    Raises:
+        StorageError: names the nodes that do not see it.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) < 2:
+        return
+    marker = storage.join(run_folder, "config.yaml")
+    checks = {
+        node["NodeManagerAddress"]: _exists.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(marker)
+        for node in nodes
+    }
+    blind = [address for address, check in checks.items() if not ray.get(check, timeout=NODE_CHECK_TIMEOUT_S)]
+    if blind:
+        raise StorageError(
+            f"the run folder {run_folder} cannot be seen from node {', '.join(blind)}: use an s3:// URI or a shared file system"
+        )
+
+
+@ray.remote(num_cpus=0)
+def _exists(uri: str) -> bool:
+    return storage.exists(uri)
+
+
+def _per(config: ReaderConfig | PoolConfig | WorkerConfig, flag: str) -> float:
+    unit = "worker" if isinstance(config, WorkerConfig) else "actor"
+    return float(getattr(config, f"{flag}_per_{unit}", 0.0))
+
+
+def _autoscaling_limits() -> dict[str, float]:
+    """What the cluster can grow to, by resource; {} where it does not autoscale or does not say."""
+    raw = os.environ.get("CSAT_CLUSTER_LIMITS", "")  # such as CPU=256,GPU=16; set by the cluster's own configuration
+    limits = {}
+    for entry in filter(None, raw.split(",")):
+        name, _, amount = entry.partition("=")
+        try:
+            limits[name.strip()] = float(amount)
+        except ValueError as error:
+            raise ConfigError(f"CSAT_CLUSTER_LIMITS={raw!r}: expected NAME=NUMBER pairs such as CPU=256,GPU=16") from error
+    return limits

@@ -1,0 +1,283 @@
+"""Distil a pathology teacher into a small student over unlabelled slides.
+
+    python workflows/pretrain.py --slides 's3://bucket/slides/*.svs' --teacher hovernet --teacher.weights hovernet_fast.pth \
+        --data.mpp 0.25 --run_folder s3://bucket/runs/csat-1
+
+Slides become a manifest of tiles (metadata only); tiles are read, answered by a pool of teacher actors and streamed to
+the DDP workers that train the student. Run the same command again to go on after any interruption.
+"""
+
+import logging
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the script runs from a checkout, installed or not
+
+import ray  # noqa: E402
+import ray.train  # noqa: E402
+from ray.train import FailureConfig, RunConfig, ScalingConfig  # noqa: E402
+from ray.train.torch import TorchTrainer  # noqa: E402
+
+from csat.data import storage  # noqa: E402
+from csat.data.manifest import Manifest, ManifestConfig, read_manifest  # noqa: E402
+from csat.data.plan import Plan  # noqa: E402
+from csat.data.sources import SlideRow, list_slides  # noqa: E402
+from csat.data.synthetic import make_slides  # noqa: E402
+from csat.data.tiling import TilingConfig  # noqa: E402
+from csat.errors import ConfigError, NonFiniteLossError, StorageError, TeacherError  # noqa: E402
+from csat.methods.registry import wanted_responses  # noqa: E402
+from csat.model.student import StudentConfig  # noqa: E402
+from csat.responses import TeacherSpec  # noqa: E402
+from csat.training.checkpoints import Checkpoints  # noqa: E402
+from csat.training.loop import TrainConfig  # noqa: E402
+from csat.training.run_folder import RunFolder  # noqa: E402
+from teachers.contract import teacher_manifest  # noqa: E402
+from teachers.registry import describe_teacher  # noqa: E402
+from workflows import cli, cluster, results  # noqa: E402
+from workflows.config import (  # noqa: E402
+    MethodConfig,
+    PoolConfig,
+    RayConfig,
+    ReaderConfig,
+    TeacherConfig,
+    WorkerConfig,
+    check_counts,
+)
+from workflows.meters import StoreMeter  # noqa: E402
+from workflows.progress import ProgressBoard, ProgressDisplay  # noqa: E402
+from workflows.stream import TRAIN, ResumingStream, StreamConfig, WholeSplit, execution_options, slide_cache  # noqa: E402
+from workflows.tile_slides import build_manifest  # noqa: E402
+from workflows.worker import Job, train_worker  # noqa: E402
+
+logger = logging.getLogger("pretrain")
+
+DEMO = "demo"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """The synthetic slides of `--slides demo`."""
+
+    num_slides: int = 4  # slides
+    size_px: int = 2048  # edge of each, at 0.5 um/px
+    seed: int = 0  # of the tissue
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Settings of pretrain.py."""
+
+    run_folder: str  # local path or s3://…; the same folder and settings go on with an interrupted run
+    slides: list[str]  # files, folders, globs, .csv or .txt lists, parquet of tiles; local or s3://; or demo
+    teacher: TeacherConfig
+    data: TilingConfig = field(default_factory=TilingConfig)  # how slides become tiles
+    manifest: ManifestConfig = field(default_factory=lambda: ManifestConfig(holdout_fraction=0.1))  # order and held-out tiles
+    student: StudentConfig = field(default_factory=StudentConfig)  # what is trained
+    method: MethodConfig = field(default_factory=MethodConfig)  # how it learns from the responses
+    train: TrainConfig = field(default_factory=TrainConfig)  # for how long, at which rates
+    demo: DemoConfig = field(default_factory=DemoConfig)  # synthetic slides
+    readers: ReaderConfig = field(default_factory=ReaderConfig)  # actors that read tiles
+    pool: PoolConfig = field(default_factory=PoolConfig)  # actors that hold the teacher
+    workers: WorkerConfig = field(default_factory=WorkerConfig)  # processes that train
+    ray: RayConfig = field(default_factory=RayConfig)  # the cluster
+    report_tiles: int = 8  # held-out tiles shown in the report
+    overwrite: bool = False  # delete a run of another configuration in run_folder
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the verb. Returns the exit code: 0 done (or done before), 1 failed, 2 a setting or an input that cannot work."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        config, plain = cli.parse(PretrainConfig, __doc__, argv)
+        return pretrain(config, plain)
+    except (ConfigError, StorageError, TeacherError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return cli.EXIT_CODE
+    except NonFiniteLossError as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        return 1
+
+
+def pretrain(config: PretrainConfig, plain: dict[str, Any]) -> int:
+    """All of it, top to bottom. Everything before `_train` is checks and metadata; nothing costly has started until then."""
+    folder = RunFolder(config.run_folder)
+    check_counts(readers=config.readers, pool=config.pool)
+    config.train.rows_per_worker(config.workers.num_workers)
+    spec = _describe_teacher(config)
+    is_rerun = folder.open(plain, overwrite=config.overwrite)
+    if is_rerun and folder.is_finished():
+        print(f"this run is finished: nothing to do\n{results.where(folder)}")
+        return 0
+    _check_same_teacher(folder, spec)
+    job_check = _make_job(config, folder, spec, Plan([config.train.batch_size], [0], num_epochs=1, seed=0))
+    method = job_check.build_method()  # settings of student and method that cannot work are met here, on the driver
+
+    slides = list_slides(_with_demo(config, folder), source_mpp=config.data.source_mpp)
+    cluster.connect(config.ray)
+    cluster.check_resources(
+        readers=config.readers,
+        pool=config.pool,
+        workers=config.workers,
+        ray_config=config.ray,
+        slot_bytes=_stream_config(config, folder, spec, job_check.plan).bytes_per_tile() * config.manifest.chunk_tiles,
+    )
+    cluster.check_run_folder_is_shared(folder.uri)
+    folder.set_status("running")
+    manifest = _tile(config, folder, slides)
+    plan = _plan(config, manifest)
+    stream = _stream_config(config, folder, spec, plan, view_seed=method.seed if method.view_in_pool else None)
+    job = _make_job(config, folder, spec, plan)
+    _print_plan(config, slides, manifest, stream)
+
+    _train(config, folder, job, stream)
+    results.finish(folder, job, stream, holdout=read_manifest(folder.path("manifest", "holdout"), missing_ok=True), config=config)
+    folder.set_status("finished")
+    print(results.where(folder))
+    return 0
+
+
+# -------------------------------------------------------------------------------------------------------- before the start
+
+
+def _describe_teacher(config: PretrainConfig) -> TeacherSpec:
+    """The teacher's spec, reduced to the responses that the method wants, checked against the tiles."""
+    spec = describe_teacher(config.teacher.name, config.teacher.weights, _teacher_options(config))
+    wanted = wanted_responses(config.method.name, config.method.options, spec)
+    spec.check_view(tile_px=config.data.tile_px, mpp=config.data.mpp, accept_any_mpp=config.teacher.accept_any_mpp)
+    logger.info(
+        "teacher %s (%s): learning %s", spec.name, spec.weights_sha256[:12], ", ".join(response.name for response in wanted)
+    )
+    return spec
+
+
+def _teacher_options(config: PretrainConfig) -> dict[str, Any]:
+    """The weight-free teacher measures in micrometres: it is told the resolution of the tiles."""
+    if config.teacher.name == "stain" and config.data.mpp is not None:
+        return {"mpp": config.data.mpp, **config.teacher.options}
+    return config.teacher.options
+
+
+def _check_same_teacher(folder: RunFolder, spec: TeacherSpec) -> None:
+    """A run goes on with the teacher that it began with."""
+    now, earlier = teacher_manifest(spec), folder.read_json("teacher.json")
+    if earlier is not None and earlier != now:
+        differences = [f"{key}: was {earlier.get(key)}, is {now.get(key)}" for key in now if earlier.get(key) != now.get(key)]
+        raise ConfigError(
+            f"{folder.uri} was begun with another teacher:\n  " + "\n  ".join(differences) + "\nGive the earlier weights back, or "
+            "choose another --run_folder"
+        )
+    folder.write_json("teacher.json", now)
+
+
+def _with_demo(config: PretrainConfig, folder: RunFolder) -> list[str]:
+    if DEMO not in config.slides:
+        return config.slides
+    if config.data.mpp is None or not storage.is_local(folder.uri):
+        raise ConfigError("--slides demo needs a local --run_folder and a --data.mpp: it writes slides of known resolution")
+    target = storage.local_path(folder.path("demo_slides"))
+    logger.info("making %d synthetic slides in %s", config.demo.num_slides, target)
+    made = make_slides(target, num_slides=config.demo.num_slides, size_px=config.demo.size_px, seed=config.demo.seed)
+    return [slide for slide in config.slides if slide != DEMO] + [str(path) for path in made]
+
+
+def _tile(config: PretrainConfig, folder: RunFolder, slides: list[SlideRow]) -> Manifest:
+    cache = slide_cache(config.readers)
+    return build_manifest(folder.path("manifest"), slides, config.data, config.manifest, cache)
+
+
+def _plan(config: PretrainConfig, manifest: Manifest) -> Plan:
+    chunks = manifest.chunks
+    return Plan(chunks["rows"], chunks["part"], num_epochs=config.train.epochs, seed=config.train.seed)
+
+
+def _make_job(config: PretrainConfig, folder: RunFolder, spec: TeacherSpec, plan: Plan) -> Job:
+    return Job(
+        run_folder=folder.uri,
+        student=config.student,
+        method=config.method,
+        train=config.train,
+        workers=config.workers,
+        teacher=spec,
+        tile_px=config.data.tile_px,
+        plan=plan,
+    )
+
+
+def _stream_config(
+    config: PretrainConfig, folder: RunFolder, spec: TeacherSpec, plan: Plan, view_seed: int | None = None
+) -> StreamConfig:
+    teacher = TeacherConfig(name=config.teacher.name, weights=config.teacher.weights, options=_teacher_options(config))
+    return StreamConfig(
+        manifest_uri=folder.path("manifest"),
+        plan=plan,
+        tile_px=config.data.tile_px,
+        readers=config.readers,
+        pool=config.pool,
+        teacher=teacher,
+        teacher_sha256=spec.weights_sha256,
+        responses=wanted_responses(config.method.name, config.method.options, spec),
+        view_seed=view_seed,
+    )
+
+
+def _print_plan(config: PretrainConfig, slides: list[SlideRow], manifest: Manifest, stream: StreamConfig) -> None:
+    per_tile = stream.bytes_per_tile()
+    print(
+        f"{len(slides)} slides → {manifest.num_tiles:,} tiles of {config.data.tile_px} px"
+        f" x {config.train.epochs} epochs = {stream.plan.num_positions:,} tiles to train; {per_tile / 1e3:.0f} kB a tile on its way, "
+        f"at most {config.ray.stream_gb:g} GB of them in memory (all at once would be {per_tile * manifest.num_tiles / 1e9:.1f} GB)"
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ the training
+
+
+def _train(config: PretrainConfig, folder: RunFolder, job: Job, stream: StreamConfig) -> None:
+    """Ray Train over the stream, from the last committed checkpoint to the end of the plan."""
+    checkpoints = Checkpoints(folder.path("checkpoints"))
+    if len(checkpoints.latest_cursor().done) >= job.plan.num_positions:
+        logger.info("every tile is trained: going on with the results")
+        return
+    attempt = 1 + (folder.read_json("attempts.json") or {"attempts": 0})["attempts"]
+    folder.write_json("attempts.json", {"attempts": attempt})
+    board = ProgressBoard.remote()
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"job": job, "progress": board},
+        datasets={TRAIN: ResumingStream(config=stream, checkpoints_uri=checkpoints.folder, settings=config.ray)},
+        dataset_config=WholeSplit(execution_options=execution_options(config.ray)),
+        scaling_config=ScalingConfig(
+            num_workers=config.workers.num_workers,
+            use_gpu=config.workers.gpus_per_worker > 0,
+            resources_per_worker=_worker_resources(config.workers),
+        ),
+        # Our own checkpoints say where a run is; each attempt therefore gets a fresh state of Ray's.
+        run_config=RunConfig(
+            name=f"attempt-{attempt:03d}",
+            storage_path=folder.path("ray"),
+            failure_config=FailureConfig(max_failures=config.workers.max_failures),
+        ),
+    )
+    started = time.monotonic()
+    with StoreMeter() as meter, ProgressDisplay(board, total=job.plan.num_positions):
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            folder.set_status("failed", error=str(error).strip().splitlines()[-1], kind=type(error).__name__)
+            raise
+    status = folder.read_json("status.json") or {}
+    if status.get("state") == "failed":
+        raise NonFiniteLossError(status["error"])
+    results.write_attempt(folder, attempt, seconds=time.monotonic() - started, store=meter.figures())
+
+
+def _worker_resources(workers: WorkerConfig) -> dict[str, float]:
+    gpus = {"GPU": workers.gpus_per_worker} if workers.gpus_per_worker else {}
+    return {"CPU": workers.cpus_per_worker, **gpus}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

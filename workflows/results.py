@@ -1,0 +1,182 @@
+"""What is left in the run folder when training is done: accounts, throughput, the student, its evaluation, the report."""
+
+import io
+import logging
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from ray.data import ActorPoolStrategy
+
+from csat.data import storage
+from csat.data.manifest import Manifest
+from csat.data.plan import Intervals, Plan
+from csat.evaluation.fidelity import summarise
+from csat.evaluation.judge import KNOWN, PICTURE, SLIDE, Judge
+from csat.evaluation.report import write_report
+from csat.export import export_student
+from csat.model.cost import count_cost
+from csat.training.checkpoints import QUARANTINE_SCHEMA, Checkpoint, Checkpoints
+from csat.training.recorder import read_metrics
+from csat.training.run_folder import RunFolder
+from workflows.config import WorkerConfig
+from workflows.stream import StreamConfig, configure_data, make_stream
+from workflows.worker import Job
+
+logger = logging.getLogger(__name__)
+
+KNOWN_NAMES = {KNOWN["student"]: "student, known nuclei", KNOWN["teacher"]: "teacher, known nuclei"}
+
+
+def finish(folder: RunFolder, job: Job, stream: StreamConfig, *, holdout: Manifest | None, config: Any) -> None:
+    """Everything after the last step. Each part can be made again: a rerun starts here if it was killed here."""
+    checkpoint = Checkpoints(folder.path("checkpoints")).load()
+    assert checkpoint is not None, "training ended without a checkpoint"
+    accounts = write_accounts(folder, job.plan, checkpoint)
+    _export(folder, job, checkpoint)
+    throughput = write_throughput(folder, job, checkpoint)
+    evaluation: dict[str, Any] = {}
+    pictures: list[dict[str, np.ndarray]] = []
+    if holdout is not None and holdout.num_tiles:
+        configure_data(config.ray)
+        evaluation, pictures = _evaluate(folder, stream, holdout, job.workers, config.report_tiles, job.train.seed)
+        folder.write_json("evaluation.json", evaluation)
+    write_report(
+        folder,
+        metrics=read_metrics(folder.uri),
+        accounts=accounts,
+        throughput=throughput,
+        evaluation=evaluation,
+        pictures=pictures,
+    )
+
+
+def write_accounts(folder: RunFolder, plan: Plan, checkpoint: Checkpoint) -> dict[str, Any]:
+    """accounting.json and quarantine.parquet. The loop has checked the sums; here they are said."""
+    epochs = [
+        {"epoch": epoch, "manifest": plan.num_tiles, "trained": counts[0], "quarantined": counts[1], "filtered": counts[2]}
+        for epoch, counts in sorted(checkpoint.cursor.counts.items())
+    ]
+    for epoch in epochs:
+        print("epoch {epoch}: {manifest:,} tiles = {trained:,} trained + {quarantined:,} quarantined + {filtered:,} filtered".format(**epoch))
+    tables = [checkpoint.quarantine]
+    slides_path = folder.path("manifest", "quarantine.parquet")
+    if storage.exists(slides_path):
+        slides = pq.read_table(io.BytesIO(storage.read_bytes(slides_path)))
+        rows = [{"status": "quarantined", **row} for row in slides.to_pylist()]
+        tables.insert(0, pa.Table.from_pylist(rows, schema=QUARANTINE_SCHEMA))
+    table = pa.concat_tables(tables)
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    storage.write_bytes(folder.path("quarantine.parquet"), buffer.getvalue())
+    reasons = table.group_by(["status", "reason"]).aggregate([([], "count_all")]).to_pylist()
+    if table.num_rows:
+        print(f"{table.num_rows:,} slides and tiles were not used: quarantine.parquet says why")
+    accounts = {"epochs": epochs, "not_used": reasons}
+    folder.write_json("accounting.json", accounts)
+    return accounts
+
+
+def write_attempt(folder: RunFolder, attempt: int, *, seconds: float, store: dict[str, Any]) -> None:
+    """What one call of the trainer cost; throughput.json sums over the attempts."""
+    folder.write_json(f"attempt-{attempt:03d}.json", {"attempt": attempt, "wall_s": seconds, **store})
+
+
+def write_throughput(folder: RunFolder, job: Job, checkpoint: Checkpoint) -> dict[str, Any]:
+    """throughput.json: tiles/s of each stage, share of the time that the trainers waited, memory, spilled bytes."""
+    meters, metrics = checkpoint.cursor.meters, read_metrics(folder.uri)
+    count = (folder.read_json("attempts.json") or {"attempts": 0})["attempts"]
+    # An attempt that was killed left no figures of its own.
+    attempts = [each for number in range(1, count + 1) if (each := folder.read_json(f"attempt-{number:03d}.json"))]
+    spilled = [each["spilled_bytes"] for each in attempts if each["spilled_bytes"] is not None]
+    student = job.build_method().part("student")
+    student_px = job.tile_px // job.student.downsample
+    rows, workers = meters.get("rows", 0.0), job.workers.num_workers
+    loop_s, wait_s = meters.get("loop_s", 0.0), meters.get("wait_s", 0.0)
+    throughput = {
+        "tiles": int(rows),
+        "tiles_per_s": rows / (loop_s / workers) if loop_s else None,
+        "stages": {
+            "read": {"tiles_per_s_per_actor": _rate(rows, meters.get("read_s"))},
+            "teacher": {"tiles_per_s_per_actor": _rate(rows, meters.get("teacher_s"))},
+            "student": {"tiles_per_s_per_worker": _rate(rows, loop_s - wait_s), "workers": workers},
+        },
+        "trainer_waiting_share": wait_s / loop_s if loop_s else None,
+        "wall_s": sum(each["wall_s"] for each in attempts),
+        "attempts": count,
+        "trainer_peak_rss_bytes": max((line["peak_rss_bytes"] for line in metrics), default=None),
+        "object_store_peak_bytes": max((each["object_store_peak_bytes"] for each in attempts), default=None),
+        "spilled_bytes": sum(spilled) if spilled else None,
+        "student": {"input_px": student_px, **count_cost(student, (1, 3, student_px, student_px))},
+    }
+    folder.write_json("throughput.json", throughput)
+    return throughput
+
+
+def where(folder: RunFolder) -> str:
+    """Where a user finds the results."""
+    return f"student: {folder.path('exported')}\nreport:  {folder.path('report.html')}"
+
+
+def _export(folder: RunFolder, job: Job, checkpoint: Checkpoint) -> None:
+    teacher = folder.read_json("teacher.json")
+    index = folder.read_json("manifest/index.json")
+    state = checkpoint.state["average"] or checkpoint.state["method"]
+    metadata = {
+        "tile_px": job.tile_px,
+        "mpp": index["mpp"],
+        "method": job.method.name,
+        "teacher": {key: teacher[key] for key in ("name", "weights_sha256", "licence", "source", "mpp")},
+        "tiles_trained": sum(counts[0] for counts in checkpoint.cursor.counts.values()),
+        "steps": checkpoint.cursor.step,
+    }
+    export_student(job.build_method(), state, folder.path("exported"), metadata)
+
+
+def _evaluate(
+    folder: RunFolder, stream: StreamConfig, holdout: Manifest, workers: WorkerConfig, num_pictures: int, seed: int
+) -> tuple[dict[str, Any], list[dict[str, np.ndarray]]]:
+    """The exported student against the teacher on the held-out tiles, through the same readers and teacher pool."""
+    chunks = holdout.chunks
+    plan = Plan(chunks["rows"], chunks["part"], num_epochs=1, seed=seed)
+    held_out = replace(stream, manifest_uri=folder.path("manifest", "holdout"), plan=plan, view_seed=None)
+    judged = make_stream(held_out, Intervals()).map_batches(
+        Judge,
+        fn_constructor_kwargs=dict(
+            student_uri=folder.path("exported"),
+            tile_px=stream.tile_px,
+            num_pictures=num_pictures,
+            device="cuda" if workers.gpus_per_worker else "cpu",
+        ),
+        batch_size=stream.pool.batch_size,
+        num_cpus=workers.cpus_per_worker,
+        num_gpus=workers.gpus_per_worker or None,
+        compute=ActorPoolStrategy(size=1),
+    )
+    rows = judged.take_all()
+    if not rows:
+        logger.warning("no held-out tile could be read: there is no evaluation")
+        return {}, []
+    figures = {name: np.stack([row[name] for row in rows]) for name in rows[0] if name not in (SLIDE, PICTURE, "position")}
+    groups = np.array([row[SLIDE] for row in rows])
+    known = figures[KNOWN["student"]][:, 0] >= 0
+    summary = summarise({name: values for name, values in figures.items() if name not in KNOWN_NAMES}, groups, seed=seed)
+    if known.any():
+        on_known = {label: figures[name][known] for name, label in ((n, f"{k}.counts") for n, k in KNOWN_NAMES.items())}
+        summary |= summarise(on_known, groups[known], seed=seed)
+    for name, figure in summary.items():
+        logger.info("held out: %s %.3f [%.3f, %.3f], %d tiles", name, figure["value"], figure["low"], figure["high"], figure["tiles"])
+    rows.sort(key=lambda row: row["position"])
+    pictures = [{"slide": row[SLIDE], **_load_picture(row[PICTURE])} for row in rows if row[PICTURE]]
+    return summary, pictures
+
+
+def _load_picture(data: bytes) -> dict[str, np.ndarray]:
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def _rate(rows: float, seconds: float | None) -> float | None:
+    return rows / seconds if seconds else None

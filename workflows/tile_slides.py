@@ -1,0 +1,91 @@
+"""The manifest, made on the cluster: each slide is tiled by a task, in bounded number at once, and written in slide order."""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.exceptions import RayError
+from tqdm import tqdm
+
+from csat.data.manifest import Manifest, ManifestConfig, ManifestWriter, fingerprint, read_manifest
+from csat.data.slide_cache import SlideCache
+from csat.data.sources import SlideRow
+from csat.data.tiling import TilingConfig, tile_slide
+from csat.errors import ConfigError, SlideError
+
+logger = logging.getLogger(__name__)
+
+SLIDES_PER_CPU = 4  # tiling tasks in flight for each CPU of the cluster: their tables are what the driver's memory may hold
+TASK_CPUS = 0.25
+TASK_RETRIES = 2  # of a slide whose task died with its node or of memory; then the slide is quarantined
+
+
+def build_manifest(
+    uri: str, slides: Sequence[SlideRow], tiling: TilingConfig, config: ManifestConfig, cache: SlideCache
+) -> Manifest:
+    """The tile manifest of these slides; the one that is already there if it was made from the same.
+
+    Raises:
+        ConfigError: no slide gave a tile (with the reasons), or another manifest is in the way.
+    """
+    print_of = fingerprint(slides, tiling, config)
+    earlier = read_manifest(uri, missing_ok=True)
+    if earlier is not None:
+        if earlier.fingerprint != print_of:
+            raise ConfigError(
+                f"the slides or tiling settings changed since {uri} was written: the run's tiles would not be the same. Choose "
+                "another --run_folder, or --overwrite true"
+            )
+        logger.info("manifest %s is there: %d tiles", uri, earlier.num_tiles)
+        return earlier
+    writer = ManifestWriter(uri, config, print_of, tiling)
+    task = ray.remote(num_cpus=TASK_CPUS, max_retries=TASK_RETRIES)(_tile_one)
+    shared = ray.put((tiling, cache))
+    in_flight = max(4, int(SLIDES_PER_CPU * ray.cluster_resources().get("CPU", 1)))
+    for slide, outcome in tqdm(
+        _in_order(lambda slide: task.remote(slide, shared), slides, in_flight),
+        total=len(slides),
+        unit="slide",
+        desc="tiling",
+        disable=None,
+    ):
+        if isinstance(outcome, pa.Table):
+            writer.add(slide, outcome)
+        else:
+            reason, message = outcome
+            logger.warning("slide quarantined (%s): %s", reason, message)
+            writer.quarantine(slide, reason, message)
+    return writer.close()
+
+
+def _tile_one(slide: SlideRow, shared: tuple[TilingConfig, SlideCache]) -> pa.Table | tuple[str, str]:
+    """The slide's tiles, or (reason, message)."""
+    tiling, cache = shared
+    try:
+        return tile_slide(slide, tiling, cache)
+    except SlideError as error:
+        return error.reason, str(error)
+
+
+def _in_order(
+    start: Callable[[SlideRow], ray.ObjectRef], slides: Iterable[SlideRow], in_flight: int
+) -> Iterator[tuple[SlideRow, Any]]:
+    """(slide, result) in the order of `slides`, with at most `in_flight` tasks started and not yet taken."""
+    waiting: deque[tuple[SlideRow, ray.ObjectRef]] = deque()
+    for slide in slides:
+        waiting.append((slide, start(slide)))
+        if len(waiting) >= in_flight:
+            yield _take(*waiting.popleft())
+    while waiting:
+        yield _take(*waiting.popleft())
+
+
+def _take(slide: SlideRow, result: ray.ObjectRef) -> tuple[SlideRow, Any]:
+    try:
+        return slide, ray.get(result)
+    except RayError as error:
+        # A slide that takes its worker down with it, or fails in an unforeseen way, must not end a run of ten thousand.
+        return slide, ("unreadable", f"{slide.slide}: tiling failed: {str(error).splitlines()[-1]}")
