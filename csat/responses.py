@@ -50,7 +50,9 @@ class ResponseSpec:
 
     def __post_init__(self):
         if self.symmetry == Symmetry.HV and self.channels != 2:
-            raise ConfigError(f"response {self.name!r}: an hv field has 2 channels (horizontal, vertical), not {self.channels}")
+            raise ConfigError(
+                f"response {self.name!r}: an hv field has 2 channels (horizontal, vertical), not {self.channels}"
+            )
         if self.channel_names and len(self.channel_names) != self.channels:
             raise ConfigError(f"response {self.name!r}: {len(self.channel_names)} channel names for {self.channels} channels")
 

@@ -31,19 +31,18 @@ def read_state_dict(path: Path, *, teacher: str) -> dict[str, Tensor]:
         TeacherError: the file is no checkpoint, holds code, or holds no tensors.
     """
     try:
-        if path.suffix == ".safetensors":
-            content = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        is_safe = path.suffix == ".safetensors"
+        content = load_file(path) if is_safe else torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise TeacherError(
-            f"teacher {teacher!r}: {path} holds more than tensors, and loading it would run code from it ({_first_line(error)}). "
-            "If you trust it, convert it once: torch.save(torch.load(old, weights_only=False)['state_dict'], new)"
+            f"teacher {teacher!r}: {path} holds more than tensors, and loading it would run code from it "
+            f"({_first_line(error)}). If you trust it, convert it once, elsewhere: "
+            "torch.save(torch.load(old, weights_only=False)['state_dict'], new)"
         ) from error
     except (SafetensorError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
         raise TeacherError(
-            f"teacher {teacher!r}: {path} ({path.stat().st_size} bytes) is not a readable checkpoint: {_first_line(error)}. Expected "
-            "a safetensors file or a torch.save of a state_dict; download it again, or check that it is not a web page"
+            f"teacher {teacher!r}: {path} ({path.stat().st_size} bytes) is not a readable checkpoint: {_first_line(error)}. "
+            "Expected a safetensors file or a torch.save of a state_dict; download it again, or see whether it is a web page"
         ) from error
     tensors = _unwrap(content)
     if not tensors:
@@ -77,7 +76,8 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], *, teacher: st
         parts = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshaped))
         found = "; ".join(f"{len(names)} {what}: {_some(names)}" for what, names in parts if names)
         raise TeacherError(
-            f"teacher {teacher!r}: {path.name} ({len(state)} tensors) does not fit the network ({len(wanted)}): {found}. {hint}"
+            f"teacher {teacher!r}: {path.name} ({len(state)} tensors) does not fit the network ({len(wanted)}): "
+            f"{found}. {hint}"
         )
     module.load_state_dict(state, strict=True)
 

@@ -22,7 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from csat.errors import TeacherError
+from csat.data.slide_cache import SlideCache
+from csat.data.uris import is_local, local_path
+from csat.errors import SlideError, StorageError, TeacherError
 from csat.responses import ResponseSpec, TeacherSpec
 
 REMOTE_WEIGHTS_CACHE_BYTES = 64 * 2**30  # of downloaded weights kept on a node; the largest public encoders have 5 GB
@@ -100,27 +102,23 @@ def weights_file(uri: str | None, *, teacher: str, expected: str) -> Iterator[Pa
     """
     if not uri:
         raise TeacherError(f"teacher {teacher!r} needs weights and got none: expected {expected}. Set --teacher.weights")
-    if "://" not in uri or uri.startswith("file://"):
-        path = Path(uri.removeprefix("file://")).expanduser()
-        if not path.is_file():
-            raise TeacherError(_no_such_file(path, teacher=teacher, expected=expected))
-        yield path
-        return
-    from csat.data.storage import SlideCache  # only remote weights need a storage client
-
-    cache = SlideCache(Path(tempfile.gettempdir()) / "csat-weights", REMOTE_WEIGHTS_CACHE_BYTES)
     try:
-        download = cache.path(uri)
-        path = Path(download.__enter__())
-    except (ValueError, OSError) as error:
+        if is_local(uri):
+            path, release = local_path(uri), lambda: None
+            if not path.is_file():
+                raise TeacherError(_no_such_file(path, teacher=teacher, expected=expected))
+        else:
+            lease = SlideCache(Path(tempfile.gettempdir()) / "csat-weights", REMOTE_WEIGHTS_CACHE_BYTES).acquire(uri)
+            path, release = lease.path, lease.release
+    except (SlideError, StorageError) as error:
         raise TeacherError(
-            f"teacher {teacher!r}: cannot read the weights {uri}: {error}. Expected {expected}. Check --teacher.weights, "
-            "and that every node may read it"
+            f"teacher {teacher!r}: cannot read the weights {uri} ({error}). Expected {expected}. Check --teacher.weights, and "
+            "that every node may read it"
         ) from error
     try:
         yield path
     finally:
-        download.__exit__(None, None, None)
+        release()
 
 
 def sha256_of(path: str | Path) -> str:

@@ -37,8 +37,8 @@ NAME = "hovernet"
 RANDOM_WEIGHTS_VERSION = 1  # raise when a seed starts to give other random weights
 LARGEST_PX = 1024  # of the tile sizes that the spec lists; a larger tile would only need more memory
 EXPECTED = (
-    "a HoVer-Net checkpoint: hovernet_*_tf2pytorch.tar of github.com/vqdang/hover_net, TIAToolbox's hovernet_*.pth, or your own; "
-    "for a dry run without weights, set the option random_weights"
+    "a HoVer-Net checkpoint: hovernet_*_tf2pytorch.tar of github.com/vqdang/hover_net, TIAToolbox's hovernet_*.pth, or "
+    "your own; for a dry run without weights, set the option random_weights"
 )
 
 
@@ -192,13 +192,11 @@ def _published(options: HoverNetOptions, file_name: str) -> Published | None:
     named = named or [PUBLISHED[name] for name in PUBLISHED if name in file_name.lower()]
     if len(named) != 1:
         return None
-    if options.trained_on and (named[0].mode, len(named[0].types)) not in (
-        (options.mode, options.num_types or 0),
-        (options.mode, 0),
-    ):
-        types = len(named[0].types) or None
+    mode, num_types = named[0].mode, len(named[0].types) or None
+    # CoNSeP's was published without types too.
+    if options.trained_on and (options.mode != mode or options.num_types not in (None, num_types)):
         raise ConfigError(
-            f"hovernet: the weights published for {options.trained_on} are mode {named[0].mode} with num_types {types}, and the "
+            f"hovernet: the weights published for {options.trained_on} are mode {mode} with num_types {num_types}, and the "
             f"options say {options.mode} with {options.num_types}: leave trained_on out for your own weights"
         )
     return named[0]

@@ -121,12 +121,13 @@ def check_edge(edge_px: int, mode: Mode) -> None:
     lower = max(edge_px - rest, SMALLEST_PX[mode])
     raise ConfigError(
         f"HoVer-Net ({mode}) halves the image three times and loses {MARGIN_PX[mode]} px on each side: it takes tiles of "
-        f"{UNPADDED_PX[mode]} + a multiple of 8 px, from {SMALLEST_PX[mode]} px, not {edge_px} px. Nearest: {lower} or {lower + 8} px"
+        f"{UNPADDED_PX[mode]} + a multiple of 8 px, from {SMALLEST_PX[mode]} px, not {edge_px} px. "
+        f"Nearest: {lower} or {lower + 8} px"
     )
 
 
 class ResidualBlock(nn.Module):
-    """A stage of the preact-ResNet: bottleneck units, the first with a projected shortcut and no norm of its own, and a final norm.
+    """A stage of the preact-ResNet: bottleneck units, of which the first has a projected shortcut, and a final norm.
 
     Maps `[B, in, h, w]` to `[B, out, h / stride, w / stride]`.
     """

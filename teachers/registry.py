@@ -75,7 +75,7 @@ def build_options(name: str, options: Mapping[str, Any] | None = None) -> Any:
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls)
     try:
-        return cls(**vars(parser.instantiate_classes(parser.parse_object(options))))
+        return cls(**vars(parser.instantiate(parser.parse_object(options))))
     except ConfigError:
         raise
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:

@@ -31,6 +31,7 @@ ALGORITHM_VERSION = 1  # raise it whenever the same options start to give other 
 STAINS = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))  # optical density (R, G, B) of H, E, DAB
 SCALE = 2.0**14  # haematoxylin is held in 16-bit steps of 1 / SCALE above LOWEST: sums over it are exact in any order
 LOWEST = -1.0
+DARKEST = 10  # darker values count as this one: below it, sensor noise is a large change of optical density
 BRIGHTEST = 0.05  # part of a tile's pixels that is taken for glass, or for its palest tissue
 NUM_BINS = 256  # of the histogram under Otsu's threshold
 RESPONSES = (
@@ -169,7 +170,7 @@ class StainTeacher(Teacher):
 def _density_table() -> np.ndarray:
     """float32 `[1, 256, 3]`: what a value of R, G or B contributes to the haematoxylin."""
     to_stains = np.linalg.inv(np.array(STAINS))
-    density = -np.log10((np.arange(256) + 1) / 256)
+    density = -np.log10((np.maximum(np.arange(256), DARKEST) + 1) / 256)
     return (density[:, None] * to_stains[:, 0])[None].astype(np.float32)
 
 

@@ -20,6 +20,7 @@ Weights: a local file (safetensors, or torch with `weights_only`), or the hub wi
 here, for want of their gated weights: that those arguments fit them; the strict load says so if not.
 """
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -118,8 +119,8 @@ def load(options: TimmOptions, *, weights: str | None, device: str, wanted: Sequ
     chosen += ["random_weights"] * options.random_weights
     if len(chosen) != 1:
         raise ConfigError(
-            f"timm: {options.model} needs its weights from exactly one place: a file (--teacher.weights), the option pretrained "
-            f"(download from the hub), or random_weights (dry runs); got {' and '.join(chosen) or 'none'}"
+            f"timm: {options.model} needs its weights from exactly one place: a file (--teacher.weights), the option "
+            f"pretrained (download from the hub), or random_weights (dry runs); got {' and '.join(chosen) or 'none'}"
         )
     encoder = ENCODERS.get(options.model.partition(":")[2])
     net, sha256, source = _build(options, encoder, weights)
@@ -154,8 +155,8 @@ def pool_features(net: nn.Module, hidden: Tensor, pool: Pool) -> Tensor:
         features = net.forward_head(hidden, pre_logits=True)
         if features.ndim != 2:
             raise TeacherError(
-                f"timm: this model does not pool its features (shape {list(features.shape)}): set the option pool to token, avg or "
-                "token+avg"
+                f"timm: this model does not pool its features (shape {list(features.shape)}): set the option pool to token, "
+                "avg or token+avg"
             )
         return features
     num_prefix = getattr(net, "num_prefix_tokens", 0)
@@ -202,10 +203,7 @@ def _build(options: TimmOptions, encoder: Encoder | None, weights: str | None) -
     if options.random_weights:
         return net, sha256_of_settings(options, version=RANDOM_WEIGHTS_VERSION), f"random weights, seed {options.seed}"
     with weights_file(weights, teacher=NAME, expected=f"weights of {options.model}, safetensors or a state_dict") as path:
-        hint = (
-            "Check the option model, and num_classes: it is 0 for weights without a classifier, the number of your classes for "
-            "your own classifier"
-        )
+        hint = "Check the option model, and num_classes: 0 for weights without a classifier, else the number of its classes"
         load_strictly(net, read_state_dict(path, teacher=NAME), teacher=NAME, path=path, hint=hint)
         return net, sha256_of(path), str(weights)
 
@@ -220,11 +218,11 @@ def _create(model: str, *, pretrained: bool, **arguments) -> nn.Module:
         if pretrained or model.startswith(("hf-hub:", "hf_hub:")):
             raise TeacherError(
                 f"timm: cannot fetch {model} from the hub ({kind}: {str(error).splitlines()[0] if str(error) else ''}). "
-                "No internet on this machine: download the weights elsewhere and set --teacher.weights (for an encoder that is not "
-                "in teachers/pathology_encoders.py, name its timm architecture as model). Gated model: accept its terms on its page "
-                "and set HF_TOKEN on every node. Mistyped: check the name"
+                "No internet on this machine: download the weights elsewhere and set --teacher.weights (for an encoder "
+                "that is not in teachers/pathology_encoders.py, name its timm architecture as model). Gated model: "
+                "accept its terms on its page and set HF_TOKEN on every node. Mistyped: check the name"
             ) from error
-        close = ", ".join(timm.list_models(f"*{model.partition('.')[0][:6]}*")[:5]) or "see timm.list_models()"
+        close = ", ".join(difflib.get_close_matches(model, timm.list_models(), n=5)) or "none; see timm.list_models()"
         raise TeacherError(f"timm: cannot build {model!r} ({kind}: {error}). Names that look like it: {close}") from error
 
 
@@ -243,8 +241,8 @@ def _responses(net: nn.Module, options: TimmOptions, pool: Pool, input_px: int |
                 tile_px = (options.tile_px or edge_px) if input_px else edge_px
                 if tile_px % n:
                     raise ConfigError(
-                        f"timm: {options.model} gives a grid of {n}x{n} tokens, which does not divide tiles of {tile_px} px: choose "
-                        f"a tile_px that is a multiple of {n}, such as {max(1, round(tile_px / n)) * n}"
+                        f"timm: {options.model} gives a grid of {n}x{n} tokens, which does not divide tiles of {tile_px} px: "
+                        f"choose a tile_px that is a multiple of {n}, such as {max(1, round(tile_px / n)) * n}"
                     )
                 responses.append(_response(name, Kind.FEATURES, channels, tile_px // n))
             else:

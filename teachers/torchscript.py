@@ -23,9 +23,8 @@ Security: a TorchScript file is a program in torch's own small language. It cann
 pickle can, but it can loop for ever or fill the memory, and torch's loader is no sandbox: load only files whose source you
 trust.
 
-PyTorch calls torch.jit deprecated since 2.9: it still loads old files (InstanSeg, TIAToolbox exports), and that is its use
-here. A model that returns finished instances (InstanSeg with its post-processing) is no teacher of dense maps: export it
-without.
+PyTorch deprecates writing TorchScript (2.15 warns) and still loads it, which is all that is done here. A model that returns
+finished instances (InstanSeg with its post-processing) is no teacher of dense maps: export it without.
 """
 
 import json
@@ -227,8 +226,9 @@ def _load_script(path: Path) -> torch.jit.ScriptModule:
         return torch.jit.load(path, map_location="cpu")
     except RuntimeError as error:
         raise TeacherError(
-            f"teacher {NAME!r}: {path} is not a TorchScript file ({str(error).splitlines()[0]}). Expected torch.jit.trace(model, "
-            "example).save(path); a state_dict (torch.save) needs its network: see the teachers hovernet and timm"
+            f"teacher {NAME!r}: {path} is not a TorchScript file ({str(error).splitlines()[0]}). Expected "
+            "torch.jit.trace(model, example).save(path); a state_dict (torch.save) needs its network: see the teachers hovernet "
+            "and timm"
         ) from error
 
 
@@ -268,8 +268,8 @@ def _dry_run(teacher: TorchScriptTeacher) -> None:
         except RuntimeError as error:
             last = str(error).strip().splitlines()[-1]
             raise TeacherError(
-                f"teacher {name!r}: the model failed on float32 [2, 3, {tile_px}, {tile_px}] ({last}). Check tile_px in its JSON, and "
-                "that it was traced for any batch size and for RGB"
+                f"teacher {name!r}: the model failed on float32 [2, 3, {tile_px}, {tile_px}] ({last}). Check tile_px in its "
+                "JSON, and that it was traced for any batch size and for RGB"
             ) from error
         for spec in teacher.spec.responses:
             expected, values = [2, *spec.shape(tile_px)], answers[spec.name]
@@ -289,8 +289,8 @@ def _check_probabilities(values: Tensor, where: str) -> None:
     low, high = values.min().item(), values.max().item()
     if low < -TOLERANCE or high > 1 + TOLERANCE:
         raise TeacherError(
-            f"{where}: a probability between {low:.3g} and {high:.3g}: set its activation to sigmoid or softmax, or its kind to "
-            "logits or regression"
+            f"{where}: a probability between {low:.3g} and {high:.3g}: set its activation to sigmoid or softmax, or its "
+            "kind to logits or regression"
         )
     if values.shape[1] > 1 and (values.sum(dim=1) - 1).abs().max() > 10 * TOLERANCE:
         raise TeacherError(f"{where}: its channels do not sum to 1: set its activation to softmax, or split it into outputs")

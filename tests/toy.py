@@ -36,7 +36,9 @@ class ToyMethod(Method):
     def __init__(self, nan_at: int | None = None):
         super().__init__()
         torch.manual_seed(0)
-        self.student = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+        self.student = nn.Sequential(
+            nn.Conv2d(3, 4, 3, padding=1), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+        )
         self.weights = {"squared": 1.0, "absolute": 0.5}
         self.nan_at = nan_at
 

@@ -49,8 +49,8 @@ def parse(config_class: type[Config], description: str, argv: Sequence[str] | No
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
         raise ConfigError(_explain(str(error), config_class)) from error
     parsed.pop("config", None)
-    plain = yaml.safe_load(parser.dump(parsed, skip_none=False))
-    return config_class(**vars(parser.instantiate_classes(parsed))), plain
+    plain = yaml.safe_load(parser.dump(parsed))
+    return config_class(**vars(parser.instantiate(parsed))), plain
 
 
 def recipe_names() -> list[str]:

@@ -37,9 +37,7 @@ def connect(config: RayConfig) -> None:
         return
     # Tiles on their way are bounded by stream_gb; the store gets room for the copies that workers hold beside it.
     store_bytes = int(max(256e6, 2 * config.stream_gb * 1e9))
-    ray.init(
-        address="local", num_cpus=available_cpus(), object_store_memory=store_bytes, dashboard_host="127.0.0.1", **common
-    )
+    ray.init(address="local", num_cpus=available_cpus(), object_store_memory=store_bytes, dashboard_host="127.0.0.1", **common)
 
 
 def available_cpus() -> int:

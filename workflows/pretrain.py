@@ -16,28 +16,28 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the script runs from a checkout, installed or not
 
-import ray  # noqa: E402
-import ray.train  # noqa: E402
-from ray.train import FailureConfig, RunConfig, ScalingConfig  # noqa: E402
-from ray.train.torch import TorchTrainer  # noqa: E402
+import ray
+import ray.train
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
 
-from csat.data import storage  # noqa: E402
-from csat.data.manifest import Manifest, ManifestConfig, read_manifest  # noqa: E402
-from csat.data.plan import Plan  # noqa: E402
-from csat.data.sources import SlideRow, list_slides  # noqa: E402
-from csat.data.synthetic import make_slides  # noqa: E402
-from csat.data.tiling import TilingConfig  # noqa: E402
-from csat.errors import ConfigError, NonFiniteLossError, StorageError, TeacherError  # noqa: E402
-from csat.methods.registry import wanted_responses  # noqa: E402
-from csat.model.student import StudentConfig  # noqa: E402
-from csat.responses import TeacherSpec  # noqa: E402
-from csat.training.checkpoints import Checkpoints  # noqa: E402
-from csat.training.loop import TrainConfig  # noqa: E402
-from csat.training.run_folder import RunFolder  # noqa: E402
-from teachers.contract import teacher_manifest  # noqa: E402
-from teachers.registry import describe_teacher  # noqa: E402
-from workflows import cli, cluster, results  # noqa: E402
-from workflows.config import (  # noqa: E402
+from csat.data import storage
+from csat.data.manifest import Manifest, ManifestConfig
+from csat.data.plan import Plan
+from csat.data.sources import SlideRow, list_slides
+from csat.data.synthetic import make_slides
+from csat.data.tiling import TilingConfig
+from csat.errors import ConfigError, NonFiniteLossError, StorageError, TeacherError
+from csat.methods.registry import wanted_responses
+from csat.model.student import StudentConfig
+from csat.responses import TeacherSpec
+from csat.training.checkpoints import Checkpoints
+from csat.training.loop import TrainConfig
+from csat.training.run_folder import RunFolder
+from teachers.contract import teacher_manifest
+from teachers.registry import describe_teacher
+from workflows import cli, cluster, results
+from workflows.config import (
     MethodConfig,
     PoolConfig,
     RayConfig,
@@ -46,11 +46,11 @@ from workflows.config import (  # noqa: E402
     WorkerConfig,
     check_counts,
 )
-from workflows.meters import StoreMeter  # noqa: E402
-from workflows.progress import ProgressBoard, ProgressDisplay  # noqa: E402
-from workflows.stream import TRAIN, ResumingStream, StreamConfig, WholeSplit, execution_options, slide_cache  # noqa: E402
-from workflows.tile_slides import build_manifest  # noqa: E402
-from workflows.worker import Job, train_worker  # noqa: E402
+from workflows.meters import StoreMeter
+from workflows.progress import ProgressBoard, ProgressDisplay
+from workflows.stream import TRAIN, ResumingStream, StreamConfig, WholeSplit, execution_options, slide_cache
+from workflows.tile_slides import build_manifest
+from workflows.worker import Job, train_worker
 
 logger = logging.getLogger("pretrain")
 
@@ -133,7 +133,7 @@ def pretrain(config: PretrainConfig, plain: dict[str, Any]) -> int:
     _print_plan(config, slides, manifest, stream)
 
     _train(config, folder, job, stream)
-    results.finish(folder, job, stream, holdout=read_manifest(folder.path("manifest", "holdout"), missing_ok=True), config=config)
+    results.finish(folder, job, stream, holdout=manifest.holdout(), config=config)
     folder.set_status("finished")
     print(results.where(folder))
     return 0
@@ -166,7 +166,9 @@ def _check_same_teacher(folder: RunFolder, spec: TeacherSpec) -> None:
     if earlier is not None and earlier != now:
         differences = [f"{key}: was {earlier.get(key)}, is {now.get(key)}" for key in now if earlier.get(key) != now.get(key)]
         raise ConfigError(
-            f"{folder.uri} was begun with another teacher:\n  " + "\n  ".join(differences) + "\nGive the earlier weights back, or "
+            f"{folder.uri} was begun with another teacher:\n  "
+            + "\n  ".join(differences)
+            + "\nGive the earlier weights back, or "
             "choose another --run_folder"
         )
     folder.write_json("teacher.json", now)
@@ -190,7 +192,7 @@ def _tile(config: PretrainConfig, folder: RunFolder, slides: list[SlideRow]) -> 
 
 def _plan(config: PretrainConfig, manifest: Manifest) -> Plan:
     chunks = manifest.chunks
-    return Plan(chunks["rows"], chunks["part"], num_epochs=config.train.epochs, seed=config.train.seed)
+    return Plan(chunks["num_tiles"], chunks["part"], num_epochs=config.train.epochs, seed=config.train.seed)
 
 
 def _make_job(config: PretrainConfig, folder: RunFolder, spec: TeacherSpec, plan: Plan) -> Job:
@@ -224,11 +226,11 @@ def _stream_config(
 
 
 def _print_plan(config: PretrainConfig, slides: list[SlideRow], manifest: Manifest, stream: StreamConfig) -> None:
-    per_tile = stream.bytes_per_tile()
+    per_tile, positions = stream.bytes_per_tile(), stream.plan.num_positions
     print(
-        f"{len(slides)} slides → {manifest.num_tiles:,} tiles of {config.data.tile_px} px"
-        f" x {config.train.epochs} epochs = {stream.plan.num_positions:,} tiles to train; {per_tile / 1e3:.0f} kB a tile on its way, "
-        f"at most {config.ray.stream_gb:g} GB of them in memory (all at once would be {per_tile * manifest.num_tiles / 1e9:.1f} GB)"
+        f"{len(slides):,} slides → {manifest.num_tiles:,} tiles of {config.data.tile_px} px, {config.train.epochs} epochs: "
+        f"{positions:,} tiles to train; {per_tile / 1e3:.0f} kB a tile on its way, at most {config.ray.stream_gb:g} GB in memory "
+        f"(storing every response would take {per_tile * manifest.num_tiles / 1e9:.1f} GB an epoch)"
     )
 
 

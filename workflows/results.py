@@ -59,8 +59,9 @@ def write_accounts(folder: RunFolder, plan: Plan, checkpoint: Checkpoint) -> dic
         {"epoch": epoch, "manifest": plan.num_tiles, "trained": counts[0], "quarantined": counts[1], "filtered": counts[2]}
         for epoch, counts in sorted(checkpoint.cursor.counts.items())
     ]
-    for epoch in epochs:
-        print("epoch {epoch}: {manifest:,} tiles = {trained:,} trained + {quarantined:,} quarantined + {filtered:,} filtered".format(**epoch))
+    for row in epochs:
+        parts = " + ".join(f"{row[name]:,} {name}" for name in ("trained", "quarantined", "filtered"))
+        print(f"epoch {row['epoch']}: {row['manifest']:,} tiles = {parts}")
     tables = [checkpoint.quarantine]
     slides_path = folder.path("manifest", "quarantine.parquet")
     if storage.exists(slides_path):
@@ -140,7 +141,7 @@ def _evaluate(
 ) -> tuple[dict[str, Any], list[dict[str, np.ndarray]]]:
     """The exported student against the teacher on the held-out tiles, through the same readers and teacher pool."""
     chunks = holdout.chunks
-    plan = Plan(chunks["rows"], chunks["part"], num_epochs=1, seed=seed)
+    plan = Plan(chunks["num_tiles"], chunks["part"], num_epochs=1, seed=seed)
     held_out = replace(stream, manifest_uri=folder.path("manifest", "holdout"), plan=plan, view_seed=None)
     judged = make_stream(held_out, Intervals()).map_batches(
         Judge,
@@ -167,7 +168,9 @@ def _evaluate(
         on_known = {label: figures[name][known] for name, label in ((n, f"{k}.counts") for n, k in KNOWN_NAMES.items())}
         summary |= summarise(on_known, groups[known], seed=seed)
     for name, figure in summary.items():
-        logger.info("held out: %s %.3f [%.3f, %.3f], %d tiles", name, figure["value"], figure["low"], figure["high"], figure["tiles"])
+        print(
+            f"held out: {name} {figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}] over {figure['tiles']} tiles"
+        )
     rows.sort(key=lambda row: row["position"])
     pictures = [{"slide": row[SLIDE], **_load_picture(row[PICTURE])} for row in rows if row[PICTURE]]
     return summary, pictures

@@ -10,11 +10,12 @@ import ray
 from ray.exceptions import RayError
 from tqdm import tqdm
 
-from csat.data.manifest import Manifest, ManifestConfig, ManifestWriter, fingerprint, read_manifest
+from csat.data import storage
+from csat.data.manifest import INDEX, Manifest, ManifestConfig, ManifestWriter, fingerprint, read_manifest
 from csat.data.slide_cache import SlideCache
 from csat.data.sources import SlideRow
 from csat.data.tiling import TilingConfig, tile_slide
-from csat.errors import ConfigError, SlideError
+from csat.errors import SlideError
 
 logger = logging.getLogger(__name__)
 
@@ -29,19 +30,14 @@ def build_manifest(
     """The tile manifest of these slides; the one that is already there if it was made from the same.
 
     Raises:
-        ConfigError: no slide gave a tile (with the reasons), or another manifest is in the way.
+        ConfigError: no slide gave a tile (with the reasons), or the manifest that is there was made from other slides.
     """
-    print_of = fingerprint(slides, tiling, config)
-    earlier = read_manifest(uri, missing_ok=True)
-    if earlier is not None:
-        if earlier.fingerprint != print_of:
-            raise ConfigError(
-                f"the slides or tiling settings changed since {uri} was written: the run's tiles would not be the same. Choose "
-                "another --run_folder, or --overwrite true"
-            )
-        logger.info("manifest %s is there: %d tiles", uri, earlier.num_tiles)
-        return earlier
-    writer = ManifestWriter(uri, config, print_of, tiling)
+    made_from = fingerprint(slides, tiling, config)
+    if storage.exists(storage.join(uri, INDEX)):
+        manifest = read_manifest(uri, made_from)
+        logger.info("the manifest is there: %d tiles", manifest.num_tiles)
+        return manifest
+    writer = ManifestWriter(uri, config, made_from, slides=slides, tiling=tiling)
     task = ray.remote(num_cpus=TASK_CPUS, max_retries=TASK_RETRIES)(_tile_one)
     shared = ray.put((tiling, cache))
     in_flight = max(4, int(SLIDES_PER_CPU * ray.cluster_resources().get("CPU", 1)))

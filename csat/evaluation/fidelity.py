@@ -11,7 +11,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional.classification import binary_stat_scores
 
 from csat.responses import Kind, ResponseSpec
 
@@ -31,8 +30,9 @@ def compare_masks(prediction: Tensor, target: Tensor) -> np.ndarray:
     Returns:
         int64 `[B, 4]`: true positives, false positives, true negatives, false negatives.
     """
-    flat = [(each.float() >= NUCLEUS_THRESHOLD).flatten(1).int() for each in (prediction, target)]
-    return binary_stat_scores(*flat, multidim_average="samplewise")[:, :4].numpy().astype(np.int64)
+    # torchmetrics' samplewise scores fail on a batch of one tile (1.9.0: they squeeze the batch away).
+    said, true = ((each.float() >= NUCLEUS_THRESHOLD).flatten(1) for each in (prediction, target))
+    return torch.stack([(said & true).sum(1), (said & ~true).sum(1), (~said & ~true).sum(1), (~said & true).sum(1)], 1).numpy()
 
 
 def measure(spec: ResponseSpec, prediction: Tensor, response: Tensor) -> dict[str, np.ndarray]:

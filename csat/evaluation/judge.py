@@ -71,9 +71,7 @@ class Judge:
             return {spec.name: torch.zeros(0, *spec.shape(self.tile_px)) for spec in self.student.responses}
         images = torch.from_numpy(np.ascontiguousarray(tiles)).to(self.device).permute(0, 3, 1, 2).float() / 255
         raw = self.student(downsample(images, self.student.config.downsample))
-        return {
-            spec.name: align(raw[spec.name], spec, self.tile_px).float().cpu() for spec in self.student.responses
-        }
+        return {spec.name: align(raw[spec.name], spec, self.tile_px).float().cpu() for spec in self.student.responses}
 
     def _known_nuclei(self, columns: dict[str, np.ndarray]) -> list[np.ndarray | None]:
         """bool `[tile_px, tile_px]` where the slide's nuclei are known."""

@@ -83,7 +83,9 @@ def _pictures(pictures: list[dict[str, np.ndarray]]) -> str | None:
         channels = pictures[0][f"teacher.{name}"].shape[0]
         # A field shows each of its two components; a distribution shows its most likely channel.
         for channel in range(channels) if channels <= 2 else [None]:
-            label = name if channels == 1 else f"{name} {'hv'[channel] if name == 'hv' else channel}" if channels == 2 else name
+            label = (
+                name if channels == 1 else f"{name} {'hv'[channel] if name == 'hv' else channel}" if channels == 2 else name
+            )
             panels += [(f"teacher.{name}", f"teacher: {label}", channel), (f"student.{name}", f"student: {label}", channel)]
     if any("known" in picture for picture in pictures):
         panels.insert(1, ("known", "known nuclei", 0))

@@ -6,11 +6,8 @@ dwconv7 → LN → Linear 4C → GELU → GRN → Linear C → × spatial attent
 published; depths 5/5/4 + 3 at widths 44/88/176 and strides 4/8/16 are ours, and meet both published budgets.
 
 Differs on purpose:
-- CSATv2 normalises its attention map over one channel, which leaves only the norm's bias: its attention is the same for every
-  image. Here the map has `attention_dim` channels until the last projection, so it depends on the image.
+- The spatial attention depends on the image, where CSATv2's does not: see `csat/model/attention.py`.
 - The depthwise convolution has no bias: its gradient costs a fifth of that layer's backward pass on CPU.
-- Pooling to 7x7 and back are two matrix products each. They equal adaptive average pooling and bilinear upsampling
-  (`align_corners=False`), and unlike those have a deterministic backward pass on CUDA and an ONNX form at any size.
 - Where a stage has more positions than channels, GRN is applied to the second linear's weights and not to its input: the same
   numbers without another pass over the widest tensor of the block.
 
@@ -27,57 +24,7 @@ from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs,
 from timm.models._features import feature_take_indices  # timm exports it nowhere else (1.0.31)
 from torch import Tensor
 
-ATTENTION_GRID = 7  # positions per axis of the spatial attention
-Resampling = tuple[Tensor, Tensor, Tensor, Tensor]  # pool over rows, over columns; upsample over rows, over columns
-
-
-def pooling_matrix(size: int, cells: int, device: torch.device) -> Tensor:
-    """`[cells, size]` float32 such that `matrix @ x` is adaptive average pooling of `size` values to `cells`."""
-    cell = torch.arange(cells, device=device)[:, None]
-    position = torch.arange(size, device=device)[None]
-    start = torch.div(cell * size, cells, rounding_mode="floor")
-    stop = torch.div((cell + 1) * size + cells - 1, cells, rounding_mode="floor")
-    inside = ((position >= start) & (position < stop)).to(torch.float32)
-    return inside / inside.sum(1, keepdim=True)
-
-
-def upsampling_matrix(cells: int, size: int, device: torch.device) -> Tensor:
-    """`[size, cells]` float32 such that `matrix @ x` is bilinear resizing of `cells` values to `size` (pixel centres aligned)."""
-    position = torch.arange(size, device=device, dtype=torch.float32)[:, None]
-    source = ((position + 0.5) * (float(cells) / size) - 0.5).clamp(0.0, float(cells - 1))
-    return (1.0 - (source - torch.arange(cells, device=device, dtype=torch.float32)[None]).abs()).clamp(min=0.0)
-
-
-class SpatialAttention(nn.Module):
-    """A gate in (0, 1) per position: mean and maximum over the channels → 7x7 → transformer over 49 tokens → full size."""
-
-    def __init__(self, dim: int, device=None, dtype=None):
-        """`dim` is the width of the tokens, at least 2: a norm over one channel would forget the image."""
-        super().__init__()
-        dd = {"device": device, "dtype": dtype}
-        if dim < 2:
-            raise ValueError(f"spatial attention needs tokens of at least 2 channels, not {dim}")
-        self.embed = nn.Conv2d(2, dim, ATTENTION_GRID, padding=ATTENTION_GRID // 2, **dd)
-        self.norm1 = nn.LayerNorm(dim, **dd)
-        self.qkv = nn.Linear(dim, 3 * dim, bias=False, **dd)
-        self.proj = nn.Linear(dim, dim, **dd)
-        self.norm2 = nn.LayerNorm(dim, **dd)
-        self.fc1 = nn.Linear(dim, 2 * dim, **dd)
-        self.fc2 = nn.Linear(2 * dim, dim, **dd)
-        self.to_gate = nn.Linear(dim, 1, **dd)
-
-    def forward(self, x: Tensor, resampling: Resampling) -> Tensor:
-        """`[B, H, W, C]` → gate `[B, H, W, 1]`."""
-        pool_rows, pool_columns, up_rows, up_columns = resampling
-        statistics = torch.stack([x.mean(-1), x.amax(-1)], 1)
-        pooled = torch.matmul(torch.matmul(pool_rows.to(x.dtype), statistics.to(x.dtype)), pool_columns.to(x.dtype).t())
-        tokens = self.embed(pooled).flatten(2).transpose(1, 2)
-        q, k, v = self.qkv(self.norm1(tokens)).unsqueeze(1).chunk(3, dim=-1)
-        tokens = tokens + self.proj(F.scaled_dot_product_attention(q, k, v).squeeze(1))
-        tokens = tokens + self.fc2(F.gelu(self.fc1(self.norm2(tokens))))
-        gate = self.to_gate(tokens).view(-1, ATTENTION_GRID, ATTENTION_GRID)
-        gate = torch.matmul(torch.matmul(up_rows.to(gate.dtype), gate), up_columns.to(gate.dtype).t())
-        return torch.sigmoid(gate).unsqueeze(-1)
+from csat.model.attention import ATTENTION_CELLS, Resampling, SpatialAttention, resampling
 
 
 class ConvBlock(nn.Module):
@@ -96,17 +43,17 @@ class ConvBlock(nn.Module):
         self.attention = SpatialAttention(attention_dim, **dd)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
-    def forward(self, x: Tensor, resampling: Resampling) -> Tensor:
+    def forward(self, x: Tensor, matrices: Resampling) -> Tensor:
         shortcut = x
         x = self.norm(self.conv_dw(x).permute(0, 2, 3, 1))
         b, h, w, c = x.shape
         x = F.gelu(self.fc1(x)).reshape(b, h * w, 4 * c)
         x = self._grn_and_fc2(x).view(b, h, w, c)
-        x = x * self.attention(x, resampling)
+        x = x * self.attention(x, matrices)
         return shortcut + self.drop_path(x.permute(0, 3, 1, 2))
 
     def _grn_and_fc2(self, x: Tensor) -> Tensor:
-        """GRN (Woo et al., ConvNeXt V2, eq. 1-3: `x + γ·x·n + β`, n the channel's norm over its mean) and the second linear."""
+        """GRN (ConvNeXt V2, eq. 1-3: `x + γ·x·n + β`, n a channel's norm over their mean), then the second linear."""
         # sum of squares, not a norm: half the time forward and backward on CPU. float32 also under autocast.
         norm = ((x * x).sum(1, keepdim=True, dtype=torch.float32) + 1e-12).sqrt()
         scale = 1.0 + self.grn_weight * (norm / (norm.mean(-1, keepdim=True) + 1e-6)).to(self.grn_weight.dtype)
@@ -134,7 +81,7 @@ class TransformerBlock(nn.Module):
         self.fc2 = nn.Linear(4 * dim, dim, **dd)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
-    def forward(self, x: Tensor, resampling: Resampling) -> Tensor:
+    def forward(self, x: Tensor, matrices: Resampling) -> Tensor:
         x = x.permute(0, 2, 3, 1)
         b, h, w, c = x.shape
         y = self.norm1(x)
@@ -162,6 +109,7 @@ class Stage(nn.Module):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
         self.grad_checkpointing = False
+        self.attention_cells = ATTENTION_CELLS
         if in_dim is None:
             self.downsample = nn.Identity()
         else:
@@ -170,18 +118,12 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.downsample(x)
-        h, w = x.shape[2], x.shape[3]
-        resampling = (
-            pooling_matrix(h, ATTENTION_GRID, x.device),
-            pooling_matrix(w, ATTENTION_GRID, x.device),
-            upsampling_matrix(ATTENTION_GRID, h, x.device),
-            upsampling_matrix(ATTENTION_GRID, w, x.device),
-        )
+        matrices = resampling(x.shape[2], x.shape[3], self.attention_cells, x.device)
         for block in self.blocks:
             if self.grad_checkpointing and not torch.jit.is_scripting():
-                x = checkpoint(block, x, resampling)
+                x = checkpoint(block, x, matrices)
             else:
-                x = block(x, resampling)
+                x = block(x, matrices)
         return x
 
 
@@ -227,9 +169,7 @@ class CSAT(nn.Module):
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.num_features = self.head_hidden_size = dims[-1]
-        self.feature_info = [
-            {"num_chs": dim, "reduction": 4 * 2**i, "module": f"stages.{i}"} for i, dim in enumerate(dims)
-        ]
+        self.feature_info = [{"num_chs": dim, "reduction": 4 * 2**i, "module": f"stages.{i}"} for i, dim in enumerate(dims)]
         self.stem = nn.Sequential(
             nn.Conv2d(in_chans, stem_dim, 3, stride=2, padding=1, **dd),
             nn.GELU(),

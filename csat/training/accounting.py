@@ -35,7 +35,9 @@ class Accounts:
         """
         positions, status = rows[POSITION], rows[STATUS]
         if self.cursor.done.contains(positions).any():
-            raise RuntimeError("a tile that the checkpoint has as done came down the stream again; restarting from the checkpoint")
+            raise RuntimeError(
+                "a tile that the checkpoint has as done came down the stream again; restarting from the checkpoint"
+            )
         self._positions.append(np.array(positions, dtype=np.int64))
         for epoch, code in zip(self.plan.epochs_of(positions).tolist(), status.tolist(), strict=True):
             self._counts.setdefault(epoch, [0, 0, 0])[code] += 1

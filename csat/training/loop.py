@@ -280,7 +280,9 @@ class Trainer:
             self.average.tensors = checkpoint.state["average"]
         self.accounts = Accounts(self.plan, checkpoint.cursor, checkpoint.quarantine)
         self.step = checkpoint.cursor.step
-        logger.info("resumed at step %d with %d of %d tiles done", self.step, self.accounts.tiles_done, self.plan.num_positions)
+        logger.info(
+            "resumed at step %d with %d of %d tiles done", self.step, self.accounts.tiles_done, self.plan.num_positions
+        )
 
     def _log(self) -> None:
         """Means over the ranks since the last line. Every rank must call it."""

@@ -30,7 +30,9 @@ class Recorder:
         tensorboard = Path(storage.local_path(self.tensorboard_uri) if self.is_local else scratch.name)
         self.path = Path(storage.local_path(self.uri)) if self.is_local else Path(scratch.name) / "metrics.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in read_metrics(run_folder) if line["step"] <= last_step))
+        self.path.write_text(
+            "".join(json.dumps(line) + "\n" for line in read_metrics(run_folder) if line["step"] <= last_step)
+        )
         self._tensorboard = SummaryWriter(str(tensorboard), purge_step=last_step + 1)
 
     def log(self, figures: dict[str, Any]) -> None:

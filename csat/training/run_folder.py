@@ -1,18 +1,18 @@
 """The run folder: the same layout for every verb, local or in an object store.
 
-    config.yaml          resolved configuration; a rerun must match it
-    teacher.json         teacher manifest: name, weights' hash, licence, mpp, responses
-    manifest/            tiles (parquet), index.json, holdout/, quarantine.parquet of slides
-    checkpoints/         committed checkpoints, latest.json names the one in force
-    metrics.jsonl        one line per log interval
-    tensorboard/         the same figures for TensorBoard
-    throughput.json      what the run cost: rates per stage, waiting, memory, spilled bytes
-    accounting.json      manifest = trained + quarantined + filtered, by epoch
-    quarantine.parquet   every slide and tile that was not used, with the reason
-    exported/            the student: safetensors + config.json, backbone with timm's keys
-    evaluation.json      fidelity to the teacher (and to known nuclei) on held-out tiles
-    report.html          all of it for a person
-    status.json          running, failed (with the error) or finished
+config.yaml          resolved configuration; a rerun must match it
+teacher.json         teacher manifest: name, weights' hash, licence, mpp, responses
+manifest/            tiles (parquet), index.json, holdout/, quarantine.parquet of slides
+checkpoints/         committed checkpoints, latest.json names the one in force
+metrics.jsonl        one line per log interval
+tensorboard/         the same figures for TensorBoard
+throughput.json      what the run cost: rates per stage, waiting, memory, spilled bytes
+accounting.json      manifest = trained + quarantined + filtered, by epoch
+quarantine.parquet   every slide and tile that was not used, with the reason
+exported/            the student: safetensors + config.json, backbone with timm's keys
+evaluation.json      fidelity to the teacher (and to known nuclei) on held-out tiles
+report.html          all of it for a person
+status.json          running, failed (with the error) or finished
 """
 
 import json

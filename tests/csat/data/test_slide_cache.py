@@ -1,5 +1,6 @@
 """The node's slide cache: one download per node, never beyond its budget, nothing taken from under a reader."""
 
+import contextlib
 import multiprocessing
 import os
 import pickle
@@ -46,10 +47,8 @@ def taken_bytes(cache: SlideCache) -> int:
     total = 0
     for folder, _, files in os.walk(cache.folder):
         for file in files:
-            try:
+            with contextlib.suppress(FileNotFoundError):  # evicted by another thread of the test since it was listed
                 total += 0 if file.endswith(".lock") else os.stat(os.path.join(folder, file)).st_size
-            except FileNotFoundError:  # evicted by another thread of the test since it was listed
-                pass
     return total
 
 

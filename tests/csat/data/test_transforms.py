@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from csat.data.transforms import (
     NUM_SYMMETRIES,
+    _turn_by_selection,
     align,
     apply_d4,
     apply_d4_tiles,
@@ -80,6 +81,12 @@ class TestApplyD4:
         together = apply_d4(x, torch.tensor(index), symmetry)
         alone = torch.cat([apply_d4(x[i : i + 1], every_index(bits), symmetry) for i, bits in enumerate(index)])
         assert torch.equal(together, alone)
+
+    @pytest.mark.parametrize("symmetry", SYMMETRIES)
+    @pytest.mark.parametrize("shape", [(8, 2, 5, 5), (8, 2)])
+    def test_the_way_of_the_gpu_gives_the_same(self, symmetry, shape):
+        x, index = torch.randn(shape), torch.randperm(8).to(torch.uint8)
+        assert torch.equal(_turn_by_selection(x, index, symmetry), apply_d4(x, index, symmetry))
 
     def test_numpy_tiles_take_the_same_view(self):
         tiles = np.random.default_rng(0).integers(0, 256, (8, 6, 6, 3), dtype=np.uint8)

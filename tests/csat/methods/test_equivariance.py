@@ -34,7 +34,7 @@ LOGIT_LIMIT = 1e-4  # probabilities of 0 and 1 have no logit: the student is hel
 
 
 def paint_tile(seed: int) -> np.ndarray:
-    """uint8 `[TILE_PX, TILE_PX, 3]`: dark ellipses of no symmetry, two of three touching a neighbour, on uneven pink."""
+    """uint8 `[TILE_PX, TILE_PX, 3]`: dark ellipses here and there, some touching, on uneven pink."""
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[:TILE_PX, :TILE_PX]
     tile = np.empty((TILE_PX, TILE_PX, 3))

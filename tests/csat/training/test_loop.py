@@ -55,7 +55,10 @@ def test_a_run_trains_everything_once_and_learns(tmp_path):
     first = lines[0]
     assert first["loss"] == pytest.approx(first["loss/squared"] + 0.5 * first["loss/absolute"], rel=1e-5)
     quarantine = Checkpoints(str(tmp_path / "checkpoints")).load().quarantine.to_pylist()
-    assert [(row["position"], row["x_px"], row["reason"]) for row in quarantine] == [(5, 50, "unreadable"), (29, 290, "unreadable")]
+    assert [(row["position"], row["x_px"], row["reason"]) for row in quarantine] == [
+        (5, 50, "unreadable"),
+        (29, 290, "unreadable"),
+    ]
 
 
 def test_a_lost_tile_is_noticed(tmp_path):

@@ -1,0 +1,58 @@
+"""timm backbones by name, checked for what a student needs of them."""
+
+import difflib
+
+import timm
+from torch import nn
+
+import csat.model.csat  # noqa: F401  (registers csat with timm)
+from csat.errors import ConfigError
+
+FINEST_LEVEL_PX = 4  # feature maps of a finer stride are not used: each would multiply the decoder's cost by four
+
+
+def create_backbone(
+    name: str, *, pretrained: bool = False, drop_path: float = 0.0, grad_checkpointing: bool = False
+) -> nn.Module:
+    """The timm model of that name with `num_classes=0`, which gives feature maps through `forward_intermediates`.
+
+    Args:
+        name: As timm knows it, with or without a tag: `csat`, `resnet18`, `convnextv2_atto.fcmae_ft_in1k`.
+        pretrained: With timm's weights, downloaded where they are not in the hub's cache.
+        drop_path: Stochastic depth of the last block.
+        grad_checkpointing: Recompute blocks in the backward pass.
+
+    Raises:
+        ConfigError: an unknown name (with those that look like it), an option that it lacks, no feature maps.
+    """
+    if not timm.is_model(name):
+        known = timm.list_models()
+        close = difflib.get_close_matches(name, known, n=6, cutoff=0.5) or [m for m in known if name and name[:4] in m][:6]
+        hint = f"did you mean {', '.join(close)}?" if close else "see timm.list_models()"
+        raise ConfigError(f"timm {timm.__version__} has no model {name!r}: {hint}")
+    options = {"num_classes": 0, **({"drop_path_rate": drop_path} if drop_path > 0 else {})}
+    try:
+        backbone = _create(name, pretrained, options)
+    except Exception as error:  # timm and the hub raise what they like: the cause stays attached
+        raise ConfigError(f"timm cannot make {name!r} with {options}, pretrained={pretrained}: {error}") from error
+    if not hasattr(backbone, "forward_intermediates") or not getattr(backbone, "feature_info", None):
+        raise ConfigError(
+            f"timm's {name!r} has no forward_intermediates and so cannot feed a decoder: choose another backbone"
+        )
+    if all(info["reduction"] < FINEST_LEVEL_PX for info in backbone.feature_info):
+        raise ConfigError(
+            f"timm's {name!r} has no feature map at stride {FINEST_LEVEL_PX} px or coarser: choose another backbone"
+        )
+    if grad_checkpointing:
+        backbone.set_grad_checkpointing(True)
+    return backbone
+
+
+def _create(name: str, pretrained: bool, options: dict) -> nn.Module:
+    pretrained_cfg = timm.get_pretrained_cfg(name)
+    if pretrained_cfg is not None and pretrained_cfg.fixed_input_size:
+        try:  # a plain vision transformer takes other sizes only when told so; others don't know the option
+            return timm.create_model(name, pretrained=pretrained, dynamic_img_size=True, **options)
+        except TypeError:
+            pass
+    return timm.create_model(name, pretrained=pretrained, **options)

@@ -1,0 +1,301 @@
+"""The student: any timm backbone, the dense decoder, and one head per response; and its folder on disk.
+
+A student's folder holds `student.safetensors` (everything), `backbone.safetensors` (the backbone alone, under the names of
+`timm.create_model(backbone, num_classes=0)`, which loads it strictly) and `config.json`, written last.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from csat.errors import ConfigError
+from csat.model.backbones import FINEST_LEVEL_PX, create_backbone
+from csat.model.heads import DenseDecoder, DenseHead, GlobalHead
+from csat.responses import Kind, ResponseSpec, Symmetry
+
+FORMAT_VERSION = 1
+PREDICTION_STRIDE_PX = 2  # of dense predictions: half the resolution resolves nuclei borders at a quarter of the cost
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentConfig:
+    """What the student is made of."""
+
+    backbone: str = (
+        "csat"  # any timm model with forward_intermediates: csat, csat_nano, csatv2, resnet18, efficientnet_b0, ...
+    )
+    decoder_channels: int = 64  # width of the dense decoder
+    downsample: int = 1  # the student sees the tile at 1/downsample of its pixels
+    drop_path: float = 0.0  # stochastic depth of the backbone's last block, 0 to 1
+    pretrained: bool = False  # start from timm's own weights (downloads them); csat has none
+    grad_checkpointing: bool = False  # recompute the backbone's blocks in the backward pass: less memory, a third slower
+    channels_last: bool = True  # memory layout; faster on CPU and on GPUs with tensor cores
+
+    def __post_init__(self):
+        if self.downsample < 1:
+            raise ConfigError(f"student.downsample is a whole factor of at least 1, not {self.downsample}")
+        if self.decoder_channels < 1:
+            raise ConfigError(f"student.decoder_channels must be at least 1, not {self.decoder_channels}")
+        if not 0 <= self.drop_path < 1:
+            raise ConfigError(f"student.drop_path must lie in [0, 1), not {self.drop_path}")
+
+
+class Student(nn.Module):
+    """Backbone, decoder and heads. Parameters that no head reaches are frozen, so DDP needs no search for unused ones.
+
+    Attributes:
+        config: As given.
+        responses: As given; `heads` has one head for each, under its name.
+        stride_px: Coarsest stride in use: the student's image edges must be multiples of it.
+        mean, std: Normalisation of the backbone, `[1, 3, 1, 1]`, for images in [0, 1].
+    """
+
+    def __init__(self, config: StudentConfig, responses: Sequence[ResponseSpec]):
+        """Raises ConfigError for a backbone that timm does not have or that gives no feature maps."""
+        super().__init__()
+        self.config = config
+        self.backbone = create_backbone(
+            config.backbone,
+            pretrained=config.pretrained,
+            drop_path=config.drop_path,
+            grad_checkpointing=config.grad_checkpointing,
+        )
+        data = self.backbone.pretrained_cfg
+        self.register_buffer("mean", torch.tensor(data.get("mean", (0.5, 0.5, 0.5))).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(data.get("std", (0.5, 0.5, 0.5))).view(1, 3, 1, 1))
+        # Of several maps at one stride only the last: it has seen the others.
+        levels = {info["reduction"]: index for index, info in enumerate(self.backbone.feature_info)}
+        strides_px = sorted(s for s in levels if s >= FINEST_LEVEL_PX)
+        self.levels = [levels[s] for s in strides_px]
+        self.stride_px = strides_px[-1]
+        self._probe_px = data["input_size"][-1] if data.get("fixed_input_size") else max(64, 2 * self.stride_px)
+        in_channels = [x.shape[1] for x in self._probe_backbone(self._probe_px)[1]]
+        self.decoder = DenseDecoder(in_channels, strides_px, config.decoder_channels)
+        self.reset_heads(responses)
+
+    def reset_heads(self, responses: Sequence[ResponseSpec]) -> None:
+        """Fresh heads for other responses, over the same backbone and decoder: how a student moves to its next task.
+
+        Every parameter trains again, except those that none of the new heads reaches.
+        """
+        for spec in responses:
+            if "." in spec.name or not spec.name:
+                raise ConfigError(f"response {spec.name!r}: a head's name is not empty and has no dot")
+        names = [spec.name for spec in responses]
+        if not names or len(set(names)) < len(names):
+            raise ConfigError(f"a student needs at least one response, and their names must differ; got {names}")
+        self.responses = tuple(responses)
+        device = self.mean.device
+        self.heads = nn.ModuleDict({spec.name: self._make_head(spec) for spec in responses}).to(device)
+        self._needs_dense = any(spec.is_dense for spec in responses)
+        self._needs_global = any(not spec.is_dense for spec in responses)
+        if self.config.channels_last:
+            self.to(memory_format=torch.channels_last)
+        self._freeze_unused()
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Raw predictions for every response.
+
+        Args:
+            images: Float `[B, 3, H, W]` in [0, 1], already downsampled; H and W multiples of `stride_px`.
+
+        Returns:
+            Name → prediction. Dense ones cover the whole image, `[B, C, H/2, W/2]`; dense features lie at the power of two
+            nearest below their own stride, never finer than H/2. Global ones `[B, C]`. A probability with one channel is a logit for a sigmoid,
+            one with several channels and `LOGITS` are logits for a softmax; all else are values as they are.
+        """
+        if images.shape[2] % self.stride_px or images.shape[3] % self.stride_px:
+            raise ConfigError(
+                f"student {self.config.backbone!r} takes images whose edges are multiples of {self.stride_px} px, "
+                f"not {images.shape[2]} x {images.shape[3]} px"
+            )
+        x = (images - self.mean) / self.std
+        if self.config.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        last, features = self._run_backbone(x)
+        decoded = self.decoder(features) if self._needs_dense else None
+        pooled = self.backbone.forward_head(last, pre_logits=True) if self._needs_global else None
+        return {spec.name: self.heads[spec.name](decoded if spec.is_dense else pooled) for spec in self.responses}
+
+    def check_tile(self, tile_px: int) -> None:
+        """Refuse a tile size that this student cannot take.
+
+        Raises:
+            ConfigError: with the nearest sizes that would do.
+        """
+        factor = self.config.downsample
+        step_px = factor * self.stride_px
+        if tile_px <= 0 or tile_px % step_px:
+            near_px = [size for size in (tile_px // step_px * step_px, (tile_px // step_px + 1) * step_px) if size > 0]
+            raise ConfigError(
+                f"student {self.config.backbone!r} takes tiles whose edge is a multiple of {step_px} px (stride {self.stride_px}"
+                f" x downsample {factor}), not {tile_px} px: set --data.tile_px to {' or '.join(map(str, near_px))}"
+            )
+        try:
+            features = self._probe_backbone(tile_px // factor)[1]
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise ConfigError(
+                f"backbone {self.config.backbone!r} refuses images of {tile_px // factor} px ({error}): set --data.tile_px "
+                f"{self._probe_px * factor}, or choose a backbone without a fixed input size"
+            ) from error
+        finest_px = tile_px // factor // self.decoder.stride_px
+        if features[0].shape[-1] != finest_px:
+            raise ConfigError(
+                f"backbone {self.config.backbone!r} gives a map of {features[0].shape[-1]} cells for {tile_px // factor} px, where its "
+                f"stride of {self.decoder.stride_px} px promises {finest_px}: choose another tile size or backbone"
+            )
+
+    def backbone_state_dict(self) -> dict[str, Tensor]:
+        """The backbone's weights under the names of `timm.create_model(config.backbone, num_classes=0)`."""
+        return self.backbone.state_dict()
+
+    def _make_head(self, spec: ResponseSpec) -> nn.Module:
+        if not spec.is_dense:
+            return GlobalHead(self.backbone.head_hidden_size, spec.channels)
+        finest_px = self.decoder.stride_px
+        wanted_px = PREDICTION_STRIDE_PX
+        if spec.kind == Kind.FEATURES:  # hundreds of channels: at the teacher's own resolution, not finer
+            wanted_px = max(PREDICTION_STRIDE_PX, spec.stride_px // self.config.downsample)
+        wanted_px = min(2 ** (wanted_px.bit_length() - 1), self.stride_px)
+        shrink, upscale = max(1, wanted_px // finest_px), max(1, finest_px // wanted_px)
+        return DenseHead(self.decoder.channels, spec.channels, upscale=upscale, shrink=shrink)
+
+    def _run_backbone(self, x: Tensor) -> tuple[Tensor | None, list[Tensor]]:
+        """The input of the backbone's head (None where no head needs it), and the feature maps, finest first."""
+        if self._needs_global:
+            return self.backbone.forward_intermediates(x, indices=self.levels)
+        return None, self.backbone.forward_intermediates(x, indices=self.levels, stop_early=True, intermediates_only=True)
+
+    @torch.no_grad()
+    def _probe_backbone(self, size_px: int) -> tuple[Tensor, list[Tensor]]:
+        """One zero image through the backbone, without a trace in its statistics."""
+        x = torch.zeros(1, 3, size_px, size_px, device=self.mean.device)
+        modes = {module: module.training for module in self.backbone.modules()}
+        self.backbone.eval()
+        try:
+            return self.backbone.forward_intermediates(x, indices=self.levels)
+        finally:
+            for module, training in modes.items():
+                module.training = training
+
+    def _freeze_unused(self) -> None:
+        """`requires_grad` for exactly the parameters that a backward pass from all predictions reaches."""
+        modes = {module: module.training for module in self.modules()}
+        self.requires_grad_(True)
+        self.eval()
+        x = torch.zeros(1, 3, self._probe_px, self._probe_px, device=self.mean.device)
+        named = dict(self.named_parameters())
+        with torch.enable_grad():
+            total = sum(prediction.float().sum() for prediction in self(x).values())
+            grads = torch.autograd.grad(total, list(named.values()), allow_unused=True)
+        for parameter, grad in zip(named.values(), grads, strict=True):
+            parameter.requires_grad_(grad is not None)
+        for module, training in modes.items():
+            module.training = training
+
+
+def save_student(student: Student, folder: Path, metadata: dict) -> None:
+    """Write a student's folder; `config.json` comes last and marks it complete.
+
+    Args:
+        student: On any device.
+        folder: Made if it is not there.
+        metadata: Anything that JSON can hold: mpp, tile_px, the teacher, licences.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").unlink(missing_ok=True)
+    for file, state in (("student", student.state_dict()), ("backbone", student.backbone_state_dict())):
+        # Plain contiguous copies: safetensors refuses other strides and tensors that share memory.
+        tensors = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
+        save_file(tensors, folder / f"{file}.safetensors.tmp", metadata={"backbone": student.config.backbone})
+        os.replace(folder / f"{file}.safetensors.tmp", folder / f"{file}.safetensors")
+    config = {
+        "format": FORMAT_VERSION,
+        "backbone": student.config.backbone,
+        "student": asdict(student.config),
+        "responses": [asdict(spec) for spec in student.responses],
+        "mean": student.mean.flatten().tolist(),
+        "std": student.std.flatten().tolist(),
+        "stride_px": student.stride_px,
+        "metadata": metadata,
+    }
+    (folder / "config.json.tmp").write_text(json.dumps(config, indent=2) + "\n")
+    os.replace(folder / "config.json.tmp", folder / "config.json")
+
+
+def load_student(folder: Path, *, responses: Sequence[ResponseSpec] | None = None, **changes) -> Student:
+    """A student from its folder, in evaluation mode, on the CPU.
+
+    Args:
+        folder: As `save_student` wrote it.
+        responses: Fresh heads for these, over the stored backbone and decoder; None for the stored heads.
+        **changes: Fields of `StudentConfig` to change, of those that leave the weights' shapes alone: drop_path, downsample,
+            grad_checkpointing, channels_last. `backbone` and `decoder_channels` may be given, and must be the stored ones.
+
+    Raises:
+        ConfigError: not a student's folder, an incomplete one, weights of another backbone, a change that cannot be made.
+    """
+    stored = read_student_config(folder)
+    for name, value in changes.items():
+        if name not in stored["student"]:
+            raise ConfigError(f"no student setting {name!r}; there are: {', '.join(stored['student'])}")
+        if name in ("backbone", "decoder_channels") and value != stored["student"][name]:
+            raise ConfigError(
+                f"{folder} holds a student with {name} {stored['student'][name]!r}, not {value!r}: drop the setting"
+            )
+    config = replace(StudentConfig(**stored["student"]), **{**changes, "pretrained": False})
+    student = Student(config, [_spec_from_json(spec) for spec in stored["responses"]])
+    path = Path(folder) / "student.safetensors"
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"cannot read the student's weights {path}: {error}") from error
+    _load_strictly(student, state, path, config.backbone)
+    if responses is not None:
+        student.reset_heads(responses)
+    return student.eval()
+
+
+def read_student_config(folder: Path) -> dict:
+    """`config.json` of a student's folder: keys backbone, student, responses, mean, std, stride_px, metadata.
+
+    Raises:
+        ConfigError: not a student's folder.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        found = sorted(p.name for p in Path(folder).iterdir())[:8] if Path(folder).is_dir() else "no such folder"
+        raise ConfigError(f"{folder} is not a student's folder: it needs config.json and student.safetensors; found: {found}")
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT_VERSION or "student" not in config:
+        raise ConfigError(f"{path} does not describe a student of format {FORMAT_VERSION}: was it written by another program?")
+    return config
+
+
+def _load_strictly(student: Student, state: dict[str, Tensor], path: Path, backbone: str) -> None:
+    own = student.state_dict()
+    missing = [name for name in own if name not in state]
+    unexpected = [name for name in state if name not in own]
+    misshaped = [name for name in own if name in state and state[name].shape != own[name].shape]
+    if missing or unexpected or misshaped:
+        raise ConfigError(
+            f"{path} does not fit a {backbone!r} student: {len(missing)} weights missing {missing[:3]}, {len(unexpected)} "
+            f"unexpected {unexpected[:3]}, {len(misshaped)} of another shape {misshaped[:3]}: is its config.json from another folder?"
+        )
+    student.load_state_dict(state)
+
+
+def _spec_from_json(values: dict) -> ResponseSpec:
+    enums = {"kind": Kind(values["kind"]), "symmetry": Symmetry(values["symmetry"])}
+    return ResponseSpec(**{**values, **enums, "channel_names": tuple(values["channel_names"])})

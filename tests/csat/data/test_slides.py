@@ -1,0 +1,204 @@
+"""Pixels at the right place and size, from small pyramids made here and from two real slides."""
+
+import numpy as np
+import openslide
+import pytest
+from conftest import textured
+from PIL import Image
+
+from csat.data import slides, storage
+from csat.data.slide_cache import SlideCache
+from csat.data.slides import no_mpp_error, open_slide, read_tile
+from csat.errors import ConfigError, SlideError
+
+PIXELS = textured(1300, 1100)
+
+
+@pytest.fixture(scope="module")
+def pyramid(tmp_path_factory, write_slide):
+    return str(write_slide(tmp_path_factory.mktemp("slides") / "pyramid.tif", PIXELS))
+
+
+def test_levels_and_pixels(pyramid):
+    slide = open_slide(pyramid, "wsi")
+    assert (slide.kind, slide.mpp, slide.num_rows) == ("wsi", pytest.approx(0.5), 1)
+    assert [level[:2] for level in slide.levels] == [(1100, 1300), (275, 325)]
+    np.testing.assert_array_equal(slide.read(333, 444, 0, 256), PIXELS[444:700, 333:589])
+    np.testing.assert_array_equal(slide.read(400, 800, 1, (50, 60)), PIXELS[::4, ::4][200:260, 100:150])
+    slide.close()
+
+
+def test_outside_the_slide_is_white(pyramid):
+    slide = open_slide(pyramid, "wsi")
+    out = slide.read(1100 - 100, 1300 - 30, 0, 256)
+    np.testing.assert_array_equal(out[:30, :100], PIXELS[-30:, -100:])
+    assert (out[30:] == 255).all() and (out[:, 100:] == 255).all()
+    out = slide.read(-20, -10, 0, 64)
+    assert (out[:10] == 255).all() and (out[:, :20] == 255).all()
+    np.testing.assert_array_equal(out[10:, 20:], PIXELS[:54, :44])
+    assert (slide.read(9000, 9000, 0, 16) == 255).all()
+
+
+def test_a_tile_is_resized_by_area(pyramid):
+    slide = open_slide(pyramid, "wsi")
+    where = {"x_px": 512, "y_px": 256, "level": 0}
+    expected = PIXELS[256:768, 512:1024].reshape(256, 2, 256, 2, 3).mean(axis=(1, 3))
+    tile = read_tile(slide, **where, read_px=512, tile_px=256)
+    assert tile.shape == (256, 256, 3) and np.abs(tile - expected).max() <= 0.5
+    np.testing.assert_array_equal(read_tile(slide, **where, read_px=256, tile_px=256), PIXELS[256:512, 512:768])
+    assert read_tile(slide, **where, read_px=128, tile_px=256).shape == (256, 256, 3)
+
+
+@pytest.mark.parametrize("block_px", [100, 4096])
+def test_a_thumbnail_in_blocks_is_the_thumbnail(pyramid, monkeypatch, block_px):
+    monkeypatch.setattr(slides, "THUMBNAIL_BLOCK_PX", block_px)
+    smooth = PIXELS[::4, ::4].astype(float)
+    thumbnail = open_slide(pyramid, "wsi").thumbnail(65)
+    assert thumbnail.shape == (65, 55, 3)
+    np.testing.assert_allclose(thumbnail, smooth.reshape(65, 5, 55, 5, 3).mean(axis=(1, 3)), atol=1)
+    assert open_slide(pyramid, "wsi").thumbnail(9999).shape == (1300, 1100, 3)
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ({"mpp": 0.25}, 0.25),
+        ({"mpp": None}, None),
+        ({"mpp": 352.8}, None),  # 72 dpi is a printer's default
+        ({"mpp": None, "description": "Aperio Image Library v11\n1300x1100|AppMag = 20|MPP = 0.4990"}, 0.499),
+        ({"mpp": None, "description": "Aperio Image Library v11\n1300x1100|AppMag = 40"}, 0.25),
+    ],
+)
+def test_what_the_slide_says_of_its_resolution(tmp_path, write_slide, written, expected):
+    path = str(write_slide(tmp_path / "a.tif", PIXELS[:512, :512], shrinks=(1,), **written))
+    assert open_slide(path, "wsi").mpp == (None if expected is None else pytest.approx(expected))
+    assert open_slide(path, "wsi", source_mpp=0.3).mpp == pytest.approx(expected or 0.3)
+    assert open_slide(path, "wsi", mpp=0.4, source_mpp=0.3).mpp == 0.4
+
+
+def test_inches_count_too(tmp_path, write_slide):
+    inches = {"resolution": (50_800, 50_800), "resolutionunit": "INCH"}
+    path = write_slide(tmp_path / "a.tif", PIXELS[:512, :512], shrinks=(1,), mpp=None, **inches)
+    assert open_slide(str(path), "wsi").mpp == pytest.approx(0.5)
+
+
+def test_a_missing_resolution_says_how_to_give_it():
+    error = no_mpp_error("/data/case-7.svs")
+    assert error.reason == "no_mpp"
+    for words in ("/data/case-7.svs", "--data.source_mpp 0.25", "CSV", "mpp"):
+        assert words in str(error)
+
+
+def test_a_plain_tif_is_read_as_an_image(tmp_path):
+    path = tmp_path / "tile.tif"
+    Image.fromarray(PIXELS[:64, :96]).save(path)
+    reader = open_slide(str(path), "wsi", source_mpp=0.5)
+    assert (reader.kind, reader.levels, reader.mpp) == ("image", [(96, 64, 1.0)], 0.5)
+    np.testing.assert_array_equal(reader.read(10, 20, 0, 32), PIXELS[20:52, 10:42])
+
+
+def test_an_image_tile(tmp_path):
+    Image.fromarray(PIXELS[:64, :64]).save(tmp_path / "tile.png")
+    np.testing.assert_array_equal(open_slide(str(tmp_path / "tile.png"), "image").read(0, 0, 0, 64), PIXELS[:64, :64])
+
+
+def test_slides_and_images_in_a_bucket(tmp_path, pyramid, s3):
+    with open(pyramid, "rb") as file:
+        storage.write_bytes(f"{s3}/a slide.tif", file.read())
+    cache = SlideCache(tmp_path, 10**8)
+    slide = open_slide(f"{s3}/a slide.tif", "wsi", cache=cache)
+    np.testing.assert_array_equal(slide.read(0, 0, 0, 256), PIXELS[:256, :256])
+    slide.close()
+    Image.fromarray(PIXELS[:64, :64]).save(tmp_path / "tile.png")
+    storage.write_bytes(f"{s3}/tile.png", (tmp_path / "tile.png").read_bytes())
+    np.testing.assert_array_equal(open_slide(f"{s3}/tile.png", "image").read(0, 0, 0, 64), PIXELS[:64, :64])
+    with pytest.raises(ConfigError, match="needs a slide cache"):
+        open_slide(f"{s3}/a slide.tif", "wsi")
+
+
+def test_files_that_are_no_slides(tmp_path, pyramid):
+    (tmp_path / "empty.svs").touch()
+    (tmp_path / "text.svs").write_text("not a slide")
+    (tmp_path / "text.tif").write_text("not a slide")
+    with open(pyramid, "rb") as file:
+        (tmp_path / "head.tif").write_bytes(file.read(5000))
+    for name, kind in [
+        ("empty.svs", "wsi"),
+        ("text.svs", "wsi"),
+        ("text.tif", "wsi"),
+        ("head.tif", "wsi"),
+        ("text.svs", "image"),
+    ]:
+        with pytest.raises(SlideError, match=name) as caught:
+            open_slide(str(tmp_path / name), kind)
+        assert caught.value.reason == "unreadable"
+    for name, kind in [("gone.svs", "wsi"), ("gone.png", "image"), ("gone.parquet", "parquet")]:
+        with pytest.raises(SlideError, match=name) as caught:
+            open_slide(str(tmp_path / name), kind)
+        assert caught.value.reason == "missing"
+
+
+def spoil(source, target, x_px, y_px):
+    """A copy of a one-level tif whose tile at (x_px, y_px) is overwritten."""
+    import tifffile
+
+    with tifffile.TiffFile(source) as file:
+        page = file.pages[0]
+        index = y_px // 256 * -(-page.imagewidth // 256) + x_px // 256
+        offset, length = page.dataoffsets[index], page.databytecounts[index]
+    with open(source, "rb") as file:
+        data = bytearray(file.read())
+    data[offset : offset + length] = b"\xa5" * length
+    target.write_bytes(data)
+    return str(target)
+
+
+def test_one_bad_tile_does_not_spoil_the_others(tmp_path, write_slide):
+    whole = write_slide(tmp_path / "whole.tif", PIXELS, shrinks=(1,))
+    slide = open_slide(spoil(whole, tmp_path / "bad.tif", 256, 512), "wsi")
+    with pytest.raises(SlideError, match=r"bad\.tif: cannot be read at x_px=256, y_px=512, level 0") as caught:
+        slide.read(256, 512, 0, 256)
+    assert caught.value.reason == "unreadable"
+    np.testing.assert_array_equal(slide.read(512, 512, 0, 256), PIXELS[512:768, 512:768])
+    raw = openslide.OpenSlide(str(tmp_path / "bad.tif"))  # why the reader opens the slide anew: errors latch in OpenSlide
+    with pytest.raises(openslide.OpenSlideError):
+        raw.read_region((256, 512), 0, (256, 256))
+    with pytest.raises(openslide.OpenSlideError):
+        raw.read_region((512, 512), 0, (256, 256))
+
+
+def test_what_a_thumbnail_cannot_read_counts_as_tissue(tmp_path, write_slide, monkeypatch):
+    monkeypatch.setattr(slides, "THUMBNAIL_BLOCK_PX", 256)
+    white = np.full((1024, 1024, 3), 250, np.uint8)
+    whole = write_slide(tmp_path / "whole.tif", white, shrinks=(1,))
+    thumbnail = open_slide(spoil(whole, tmp_path / "bad.tif", 256, 512), "wsi").thumbnail(128)
+    painted = (thumbnail == slides.UNREADABLE_RGB).all(axis=-1)
+    assert painted[64:96, 32:64].all() and painted.sum() == 32 * 32 and (thumbnail[~painted] == 250).all()
+
+
+def test_a_truncated_tif_is_unreadable_in_part_or_as_a_whole(tmp_path, write_slide):
+    data = write_slide(tmp_path / "whole.tif", PIXELS, shrinks=(1,)).read_bytes()
+    (tmp_path / "cut.tif").write_bytes(data[: len(data) // 2])
+    with pytest.raises(SlideError) as caught:
+        slide = open_slide(str(tmp_path / "cut.tif"), "wsi")
+        np.testing.assert_array_equal(slide.read(0, 0, 0, 256), PIXELS[:256, :256])
+        slide.read(768, 1024, 0, 256)
+    assert caught.value.reason == "unreadable"
+
+
+def test_a_real_aperio_slide(shared_data):
+    slide = open_slide(str(shared_data("slides") / "CMU-1-Small-Region.svs"), "wsi")
+    assert slide.mpp == pytest.approx(0.499) and slide.levels == [(2220, 2967, 1.0)]
+    assert slide.thumbnail(500).shape == (500, 374, 3)
+    tile = read_tile(slide, x_px=600, y_px=900, level=0, read_px=513, tile_px=256)
+    red, green, blue = tile.reshape(-1, 3).mean(axis=0)
+    assert red > green and blue > green, "H&E is pink and violet"
+
+
+def test_a_real_pyramid(shared_data):
+    slide = open_slide(str(shared_data("slides") / "TCGA-V5-A7RE-11A_stitched_pyramid.tiff"), "wsi")
+    assert slide.mpp == pytest.approx(0.2485, abs=1e-4)
+    assert [level.downsample for level in slide.levels] == [1, 2, 4, 8, 16]
+    fine = read_tile(slide, x_px=4096, y_px=4096, level=0, read_px=1024, tile_px=256).astype(float)
+    coarse = read_tile(slide, x_px=4096, y_px=4096, level=2, read_px=256, tile_px=256).astype(float)
+    assert np.abs(fine - coarse).mean() < 8, "the same place on both levels"

@@ -1,0 +1,259 @@
+"""The grid's geometry as properties, the choice of level, the refusals, and real slides."""
+
+import io
+import math
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from csat.data.images import Level
+from csat.data.slides import open_slide
+from csat.data.sources import SlideRow
+from csat.data.synthetic import make_slides, paint
+from csat.data.tiling import TILE_SCHEMA, TilingConfig, plan_grid, read_tile, tile_slide, tissue_fraction
+from csat.errors import ConfigError, SlideError
+
+PYRAMID = [Level(40_000, 30_000, 1.0), Level(10_000, 7_500, 4.0), Level(2_500, 1_875, 16.0)]
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory):
+    path = make_slides(tmp_path_factory.mktemp("slides"), num_slides=1, size_px=1536, mpp=0.5, seed=2)[0]
+    return SlideRow(slide=str(path), kind="wsi", patient="p1")
+
+
+def _save(path, array, **options) -> SlideRow:
+    Image.fromarray(array).save(path, **options)
+    return SlideRow(slide=str(path), kind="image")
+
+
+# ------------------------------------------------------------------------------------------------------------- the grid
+
+
+@st.composite
+def _grids(draw):
+    tile_px = draw(st.integers(16, 128))
+    overlap_px = draw(st.integers(0, tile_px * 3 // 4))
+    mpp = draw(st.sampled_from([None, 0.25, 0.5, 1.0, 2.0]))
+    source_mpp = draw(st.floats(0.1, 0.5))
+    levels = [Level(draw(st.integers(600, 3000)), draw(st.integers(600, 3000)), 1.0)]
+    for downsample in sorted(draw(st.lists(st.floats(1.5, 20.0), max_size=3))):
+        levels.append(Level(int(levels[0].width_px / downsample), int(levels[0].height_px / downsample), downsample))
+    config = TilingConfig(mpp=mpp, tile_px=tile_px, overlap_px=overlap_px, allow_upsampling=True)
+    return levels, source_mpp, config
+
+
+@given(_grids())
+def test_every_tile_lies_inside_and_neighbours_overlap_by_no_more_than_asked(case):
+    levels, source_mpp, config = case
+    try:
+        grid = plan_grid("s", levels, source_mpp, config)
+    except SlideError as error:
+        assert error.reason == "too_small"
+        return
+    width, height = levels[0].width_px, levels[0].height_px
+    assert grid.x_px.min() == 0 == grid.y_px.min()
+    assert (grid.x_px + grid.footprint_px).max() <= width and (grid.y_px + grid.footprint_px).max() <= height
+    asked_px = grid.footprint_px * config.overlap_px / config.tile_px
+    for positions, extent in ((np.unique(grid.x_px), width), (np.unique(grid.y_px), height)):
+        assert (
+            extent - (positions[-1] + grid.footprint_px) < grid.footprint_px - asked_px + 1
+        )  # nothing more would have fitted
+        if len(positions) > 1:
+            overlaps_px = grid.footprint_px - np.diff(positions)
+            assert overlaps_px.max() <= asked_px + 1e-5 and overlaps_px.min() > asked_px - 1.001
+    assert len(set(zip(grid.x_px.tolist(), grid.y_px.tolist(), strict=True))) == len(grid.x_px)
+
+
+@given(_grids())
+def test_the_best_level_is_the_coarsest_that_is_fine_enough(case):
+    levels, source_mpp, config = case
+    try:
+        grid = plan_grid("s", levels, source_mpp, config)
+    except SlideError:
+        return
+    if config.mpp is None:
+        assert (grid.level, grid.read_px, grid.mpp) == (0, config.tile_px, source_mpp)
+        return
+    mpps = [source_mpp * level.downsample for level in levels]
+    good = [mpp for mpp in mpps if mpp <= config.mpp * 1.01]
+    assert mpps[grid.level] == (max(good) if good else mpps[0])
+    assert grid.mpp == pytest.approx(mpps[grid.level] * grid.read_px / config.tile_px)
+    assert abs(grid.read_px / config.tile_px * mpps[grid.level] / config.mpp - 1) <= 0.0101 + 0.5 / grid.read_px
+    if good:
+        assert grid.read_px >= config.tile_px  # never enlarged
+
+
+@pytest.mark.parametrize(
+    ("source_mpp", "mpp", "level", "read_px", "footprint_px", "finished_mpp"),
+    [
+        (0.25, 0.25, 0, 256, 256, 0.25),
+        (0.25, 0.5, 0, 512, 512, 0.5),
+        (0.25, 1.0, 1, 256, 1024, 1.0),
+        (0.2485, 1.0, 1, 256, 1024, 0.994),  # within 1%: read as it is
+        (0.2525, 1.0, 1, 256, 1024, 1.01),  # within 1% on the coarse side too
+        (0.253, 1.0, 0, 1012, 1012, 1.0),  # beyond: the finer level, shrunk (1011.9 px → 1012)
+        (0.25, 2.0, 1, 512, 2048, 2.0),
+        (0.25, None, 0, 256, 256, 0.25),
+    ],
+)
+def test_levels_by_hand(source_mpp, mpp, level, read_px, footprint_px, finished_mpp):
+    grid = plan_grid("s", PYRAMID, source_mpp, TilingConfig(mpp=mpp))
+    assert (grid.level, grid.read_px, grid.footprint_px) == (level, read_px, footprint_px)
+    assert grid.mpp == pytest.approx(finished_mpp, rel=1e-3)
+    assert len(grid.x_px) == (40_000 // footprint_px) * (30_000 // footprint_px)
+
+
+def test_a_slide_of_exactly_one_tile_gives_one_and_a_pixel_less_gives_none():
+    assert len(plan_grid("s", [Level(256, 256, 1.0)], 0.5, TilingConfig()).x_px) == 1
+    with pytest.raises(SlideError, match="255 x 256 px is smaller than one tile of 256 px.*--data.tile_px") as caught:
+        plan_grid("s", [Level(255, 256, 1.0)], 0.5, TilingConfig())
+    assert caught.value.reason == "too_small"
+
+
+def test_a_slide_without_mpp_says_how_to_give_it():
+    with pytest.raises(SlideError, match=r"(?s)slides/a\.svs.*--data\.source_mpp 0\.25.*CSV.*mpp") as caught:
+        plan_grid("slides/a.svs", PYRAMID, None, TilingConfig())
+    assert caught.value.reason == "no_mpp"
+    grid = plan_grid("slides/a.svs", PYRAMID, None, TilingConfig(mpp=None))
+    assert math.isnan(grid.mpp) and grid.read_px == 256
+
+
+def test_upsampling_is_refused_until_it_is_allowed():
+    with pytest.raises(SlideError, match=r"b\.svs.*0\.5 um/px.*--data\.mpp 0\.5.*--data\.allow_upsampling true") as caught:
+        plan_grid("b.svs", PYRAMID, 0.5, TilingConfig(mpp=0.25))
+    assert caught.value.reason == "needs_upsampling"
+    grid = plan_grid("b.svs", PYRAMID, 0.5, TilingConfig(mpp=0.25, allow_upsampling=True))
+    assert (grid.level, grid.read_px, grid.mpp) == (0, 128, 0.25)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        dict(mpp=0.0),
+        dict(mpp=352.8),
+        dict(source_mpp=-1.0),
+        dict(tile_px=0),
+        dict(overlap_px=256),
+        dict(overlap_px=-1),
+        dict(min_tissue=50.0),
+        dict(tissue_thumbnail_px=0),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_by_name(wrong):
+    with pytest.raises(ConfigError, match=f"--data.{next(iter(wrong))}"):
+        TilingConfig(**wrong)
+
+
+# ------------------------------------------------------------------------------------------------------ tissue fraction
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(3, 30), st.integers(3, 30), st.floats(0, 0.6), st.floats(0, 0.6))
+def test_tissue_fraction_is_the_exact_area(seed, height, width, left, top):
+    """Against the same mask enlarged 40 times, on rectangles that lie on that finer grid."""
+    mask = np.random.default_rng(seed).random((height, width)) < 0.5
+    fine = np.kron(mask, np.ones((40, 40)))
+    x, y = round(left * width * 40), round(top * height * 40)
+    w, h = max(1, width * 40 // 3), max(1, height * 40 // 3)
+    share = tissue_fraction(mask, [x / fine.shape[1]], [y / fine.shape[0]], w / fine.shape[1], h / fine.shape[0])
+    assert share[0] == pytest.approx(fine[y : y + h, x : x + w].mean(), abs=1e-9)
+
+
+# --------------------------------------------------------------------------------------------------------- whole slides
+
+
+def test_tiles_of_a_slide_hold_the_tissue_that_they_say(slide):
+    every = tile_slide(slide, TilingConfig(min_tissue=0.0))
+    kept = tile_slide(slide, TilingConfig(min_tissue=0.5))
+    assert every.schema == TILE_SCHEMA and every.num_rows == 36 and 0 < kept.num_rows < 36
+    assert kept.equals(every.filter(pa.array(every["tissue"].to_numpy() >= 0.5)))
+    order = list(zip(every["y_px"].to_pylist(), every["x_px"].to_pylist(), strict=True))
+    assert order == sorted(order)
+    image, _ = paint(1536, seed=2)
+    coloured = np.ptp(image.astype(int), axis=2) > 20
+    for row in every.to_pylist():
+        x, y = row["x_px"], row["y_px"]
+        assert row["tissue"] == pytest.approx(coloured[y : y + 256, x : x + 256].mean(), abs=0.08)
+        assert (row["slide"], row["kind"], row["patient"], row["row"]) == (slide.slide, "wsi", "p1", 0)
+
+
+def test_tiles_read_at_another_resolution_show_the_same_place(slide):
+    table = tile_slide(slide, TilingConfig(mpp=1.0, tile_px=128, min_tissue=0.9))
+    first = table.to_pylist()[0]
+    assert (first["level"], first["read_px"], first["footprint_px"], first["mpp"]) == (0, 256, 256, 1.0)
+    reader = open_slide(slide.slide, slide.kind)
+    tile = read_tile(reader, **{k: first[k] for k in ("x_px", "y_px", "level", "read_px")}, tile_px=128)
+    reader.close()
+    image, _ = paint(1536, seed=2)
+    area = image[first["y_px"] :, first["x_px"] :][:256, :256].reshape(128, 2, 128, 2, 3).mean(axis=(1, 3))
+    assert tile.shape == (128, 128, 3) and np.abs(tile - area).mean() < 4
+
+
+def test_glass_alone_is_no_tissue(tmp_path):
+    row = _save(tmp_path / "glass.png", np.full((600, 600, 3), 243, np.uint8))
+    with pytest.raises(SlideError, match=r"glass\.png.*none of its 4 tiles.*50%.*--data\.min_tissue") as caught:
+        tile_slide(row, TilingConfig(mpp=None))
+    assert caught.value.reason == "no_tissue"
+    assert tile_slide(row, TilingConfig(mpp=None, min_tissue=0.0)).num_rows == 4
+
+
+def test_an_image_that_is_all_tissue_is_kept_whole(tmp_path):
+    image, _ = paint(1024, seed=1)
+    row = _save(tmp_path / "tile.png", np.ascontiguousarray(image[384:640, 384:640]))
+    table = tile_slide(row, TilingConfig(source_mpp=0.5))
+    assert table.num_rows == 1 and table["tissue"][0].as_py() > 0.9
+    with pytest.raises(SlideError, match="source_mpp") as caught:
+        tile_slide(row, TilingConfig())
+    assert caught.value.reason == "no_mpp"
+    assert math.isnan(tile_slide(row, TilingConfig(mpp=None))["mpp"][0].as_py())
+
+
+def test_a_slide_that_cannot_be_opened_says_why(tmp_path):
+    (tmp_path / "broken.svs").write_bytes(b"not a slide")
+    for name, reason in (("broken.svs", "unreadable"), ("absent.svs", "missing")):
+        with pytest.raises(SlideError, match=name) as caught:
+            tile_slide(SlideRow(slide=str(tmp_path / name), kind="wsi"), TilingConfig())
+        assert caught.value.reason == reason
+
+
+def test_encoded_tiles_of_a_parquet_keep_their_rows_patients_and_resolutions(tmp_path):
+    def encode(seed):
+        data = io.BytesIO()
+        Image.fromarray(np.random.default_rng(seed).integers(0, 255, (64, 64, 3)).astype(np.uint8)).save(data, "PNG")
+        return data.getvalue()
+
+    columns = dict(image=[encode(i) for i in range(4)], mpp=[0.5, 0.25, 0.5, 0.25], slide=["a", "a", "b", "b"])
+    columns["patient"] = ["p", None, None, "q"]
+    path = tmp_path / "tiles.parquet"
+    pq.write_table(pa.table(columns), path)
+    row = SlideRow(slide=str(path), kind="parquet", num_tiles=4)
+    rows = tile_slide(row, TilingConfig(mpp=0.5, tile_px=32)).to_pylist()
+    assert [r["row"] for r in rows] == [0] * 4 + [1] + [2] * 4 + [3]  # 64 px at 0.5 are 2 x 2 tiles, at 0.25 just one
+    assert [r["read_px"] for r in rows] == [32] * 4 + [64] + [32] * 4 + [64]
+    assert [r["patient"] for r in rows] == ["p"] * 4 + ["a"] + ["b"] * 4 + ["q"]
+    assert all(math.isnan(r["tissue"]) and r["mpp"] == 0.5 for r in rows)
+
+
+def test_real_slides(shared_data):
+    folder = shared_data("slides")
+    aperio = SlideRow(slide=str(folder / "CMU-1-Small-Region.svs"), kind="wsi")
+    table = tile_slide(aperio, TilingConfig(mpp=0.5))
+    assert 40 < table.num_rows <= 8 * 11 and set(table["read_px"].to_pylist()) == {256}  # 0.499 um/px: as it is
+    assert table["mpp"][0].as_py() == pytest.approx(0.499)
+    with pytest.raises(SlideError) as caught:
+        tile_slide(aperio, TilingConfig(mpp=0.25))
+    assert caught.value.reason == "needs_upsampling"
+
+    pyramid = SlideRow(slide=str(folder / "TCGA-V5-A7RE-11A_stitched_pyramid.tiff"), kind="wsi")
+    table = tile_slide(pyramid, TilingConfig(mpp=0.5))  # 0.2485 um/px, levels at 1/2/4/8/16
+    assert set(table["level"].to_pylist()) == {1} and set(table["footprint_px"].to_pylist()) == {512}
+    assert 80 < table.num_rows < 220  # of 22 x 15; about a third is tissue
+    dense = tile_slide(pyramid, TilingConfig(mpp=0.5, overlap_px=128))
+    assert 3 < dense.num_rows / table.num_rows < 5
+    coarse = tile_slide(pyramid, TilingConfig(mpp=3.0, tile_px=64))
+    assert set(coarse["level"].to_pylist()) == {3} and set(coarse["read_px"].to_pylist()) == {97}

@@ -1,0 +1,105 @@
+"""From a recipe's settings to a method over the real student."""
+
+import pytest
+import torch
+
+from csat.data.augment import ColourConfig
+from csat.errors import ConfigError, TeacherError
+from csat.methods.contract import Method
+from csat.methods.rckd import RCKD, RCKDConfig
+from csat.methods.registry import METHODS, build_method, read_options, wanted_responses
+from csat.model.student import StudentConfig
+from csat.responses import Batch, Kind, ResponseSpec, Symmetry, TeacherSpec
+
+TILE_PX = 64
+TEACHER = TeacherSpec(
+    name="fake",
+    mpp=0.25,
+    responses=(
+        ResponseSpec(name="np", kind=Kind.PROBABILITY, channels=1, crop_px=10),
+        ResponseSpec(name="hv", kind=Kind.REGRESSION, channels=2, crop_px=10, symmetry=Symmetry.HV),
+        ResponseSpec(name="tp", kind=Kind.PROBABILITY, channels=3, crop_px=10),
+        ResponseSpec(name="features", kind=Kind.FEATURES, channels=8, stride_px=None),
+        ResponseSpec(name="cam", kind=Kind.ATTENTION, channels=3, stride_px=8),
+    ),
+)
+NANO = StudentConfig(backbone="csat_nano")
+
+
+def make_batch(num_tiles: int = 2) -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    responses = {}
+    for spec in TEACHER.responses:
+        x = torch.randn(num_tiles, *spec.shape(TILE_PX), generator=generator)
+        if spec.kind == Kind.PROBABILITY:
+            x = x.sigmoid() if spec.channels == 1 else x.softmax(1)
+        responses[spec.name] = x.half()
+    tiles = torch.randint(0, 256, (num_tiles, 3, TILE_PX, TILE_PX), generator=generator, dtype=torch.uint8)
+    return Batch(tiles=tiles, positions=torch.arange(num_tiles), responses=responses)
+
+
+def test_every_method_has_a_config_with_defaults_and_fulfils_the_contract():
+    for name, (config_class, method_class) in METHODS.items():
+        assert issubclass(method_class, Method)
+        assert read_options(name, {}) == config_class()
+
+
+def test_settings_of_a_recipe_become_the_config():
+    options = {"responses": ["np", "hv"], "weights": {"hv_gradient": 0.5}, "temperature": 2, "augment": {"contrast": 0.3}}
+    assert read_options("rckd", options) == RCKDConfig(
+        responses=("np", "hv"), weights={"hv_gradient": 0.5}, temperature=2, augment=ColourConfig(contrast=0.3)
+    )
+    assert read_options("rckd", {"augment": ColourConfig(contrast=0.3)}) == RCKDConfig(augment=ColourConfig(contrast=0.3))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("rkcd", {}, "no method 'rkcd'; there is: rckd"),
+        ("rckd", {"temprature": 2}, "method has no setting 'temprature'; it has: responses, weights, nucleus, temperature"),
+        ("rckd", {"augment": {"hue": 0.1}}, "method.augment has no setting 'hue'; it has: stain_scale"),
+        ("rckd", {"augment": 0.1}, "method.augment must be a mapping"),
+        ("rckd", {"temperature": "warm"}, "method.temperature must be of type float, not 'warm'"),
+        ("rckd", {"seed": 1.5}, "method.seed must be of type int, not 1.5"),
+        ("rckd", {"flips_and_rotations": 1}, "method.flips_and_rotations must be of type bool, not 1"),
+    ],
+)
+def test_a_mistake_is_named_with_what_would_do(name, options, message):
+    with pytest.raises(ConfigError, match=message):
+        read_options(name, options)
+
+
+def test_what_the_pool_has_to_give_is_known_without_a_model():
+    wanted = wanted_responses("rckd", {}, TEACHER)
+    assert [spec.name for spec in wanted] == ["np", "hv", "tp", "features"]
+    with pytest.raises(TeacherError, match="rckd needs the response factors"):
+        wanted_responses("rckd", {"responses": ["factors"]}, TEACHER)
+
+
+@pytest.mark.parametrize("downsample", [1, 2])
+def test_the_real_student_learns_a_fixed_batch(downsample):
+    torch.manual_seed(0)
+    config = StudentConfig(backbone="csat_nano", downsample=downsample)
+    method = build_method("rckd", {"flips_and_rotations": False}, config, TEACHER, tile_px=TILE_PX)
+    assert isinstance(method, RCKD) and method.downsample == downsample
+    batch = make_batch()
+    before = method(batch)
+    assert set(before) == {"np_bce", "np_dice", "hv_mse", "hv_gradient", "tp_kl", "features_cosine"} == set(method.weights)
+    optimiser = torch.optim.AdamW(method.part("student").parameters(), lr=1e-3)
+    for _ in range(10):
+        optimiser.zero_grad()
+        method.total(method(batch)).mean().backward()
+        optimiser.step()
+    assert method.total(method(batch)).mean() < method.total(before).mean()
+
+
+def test_every_parameter_of_the_real_student_gets_a_gradient():
+    # DDP waits for each of them.
+    method = build_method("rckd", {}, NANO, TEACHER, tile_px=TILE_PX)
+    method.total(method(make_batch())).sum().backward()
+    assert [name for name, parameter in method.named_parameters() if parameter.grad is None] == []
+
+
+def test_settings_that_do_not_fit_the_tile_are_refused_before_training():
+    with pytest.raises(ConfigError, match="downsample 3"):
+        build_method("rckd", {}, StudentConfig(backbone="csat_nano", downsample=3), TEACHER, tile_px=TILE_PX)

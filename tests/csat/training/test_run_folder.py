@@ -1,0 +1,58 @@
+import os
+
+import pytest
+
+from csat.errors import ConfigError, StorageError
+from csat.training.run_folder import RunFolder, compare_configs
+
+CONFIG = {"teacher": {"name": "stain", "options": {}}, "train": {"epochs": 2, "compile": False}, "workers": {"num_workers": 1}}
+
+
+def changed(**train):
+    return {**CONFIG, "train": {**CONFIG["train"], **train}}
+
+
+def test_the_same_run_goes_on(tmp_path):
+    folder = RunFolder(str(tmp_path / "run"))
+    assert folder.open(CONFIG, overwrite=False) is False
+    assert folder.open(CONFIG, overwrite=False) is True
+
+
+def test_more_workers_are_still_the_same_run(tmp_path):
+    folder = RunFolder(str(tmp_path / "run"))
+    folder.open(CONFIG, overwrite=False)
+    assert folder.open({**changed(compile=True), "workers": {"num_workers": 8}}, overwrite=False) is True
+
+
+def test_another_configuration_is_refused_with_the_difference(tmp_path):
+    folder = RunFolder(str(tmp_path / "run"))
+    folder.open(CONFIG, overwrite=False)
+    with pytest.raises(ConfigError, match=r"train\.epochs: was 2, is 3"):
+        folder.open(changed(epochs=3), overwrite=False)
+    assert folder.read_json("status.json") is None
+    folder.set_status("finished")
+    assert folder.open(changed(epochs=3), overwrite=True) is False
+    assert not folder.is_finished(), "overwriting forgets the earlier run"
+
+
+def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path):
+    (tmp_path / "thesis.docx").write_text("precious")
+    with pytest.raises(ConfigError, match="not empty and is no run folder.*thesis.docx"):
+        RunFolder(str(tmp_path)).open(CONFIG, overwrite=True)
+    assert (tmp_path / "thesis.docx").exists()
+
+
+def test_an_unwritable_folder_is_an_error_before_anything_starts(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StorageError):
+        RunFolder(str(tmp_path / "file" / "run")).open(CONFIG, overwrite=False)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="/proc refuses root; others get as far as their own permissions")
+def test_a_file_system_that_refuses_writes_is_an_error():
+    with pytest.raises(StorageError):
+        RunFolder("/proc/run").open(CONFIG, overwrite=False)
+
+
+def test_comparison_names_missing_settings():
+    assert compare_configs({"a": {"b": 1}}, {"a": {"c": 1}}) == ["a.b: was 1, is not set", "a.c: was not set, is 1"]

@@ -1,0 +1,76 @@
+from dataclasses import dataclass, field
+
+import pytest
+
+from csat.errors import ConfigError
+from workflows import cli
+from workflows.config import TeacherConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optim:
+    lr: float = 0.1  # rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verb:
+    run_folder: str  # where
+    teacher: TeacherConfig
+    optim: Optim = field(default_factory=Optim)  # how
+
+
+BASE = ["--run_folder", "x", "--teacher", "stain"]
+
+
+def test_short_forms_overrides_and_plain_values():
+    config, plain = cli.parse(Verb, "", [*BASE, "--optim.lr=0.5", "--teacher.options.mode", "fast"])
+    assert config.teacher.name == "stain"
+    assert config.optim.lr == 0.5
+    assert config.teacher.options == {"mode": "fast"}
+    assert plain["teacher"]["name"] == "stain"
+    assert plain["optim"] == {"lr": 0.5}
+
+
+def test_a_recipe_and_an_override(tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("teacher: {name: hovernet, options: {mode: fast}}\noptim: {lr: 0.2}\n")
+    config, _ = cli.parse(Verb, "", ["--config", str(recipe), "--run_folder", "y", "--optim.lr", "0.3"])
+    assert (config.teacher.name, config.teacher.options, config.optim.lr) == ("hovernet", {"mode": "fast"}, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([*BASE, "--optim.lrr", "1"], r"no setting 'optim.lrr'. Did you mean optim.lr"),
+        ([*BASE, "--optim.lr", "fast"], "optim.lr"),
+        (["--run_folder", "x"], "teacher"),
+        (["--config", "nowhere.yaml"], "there is no recipe 'nowhere.yaml': give a YAML file, or one of: .*demo"),
+    ],
+)
+def test_wrong_arguments(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        cli.parse(Verb, "", arguments)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("optim: {learning_rate: 1}", r"no setting 'optim.learning_rate'.*Settings are: run_folder, teacher.name"),
+        ("[1, 2]", "must be a mapping"),
+        ("a: [", "is not YAML"),
+    ],
+)
+def test_wrong_recipes(tmp_path, text, message):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        cli.parse(Verb, "", ["--config", str(recipe), *BASE])
+
+
+def test_help_and_print_config(capsys):
+    with pytest.raises(SystemExit):
+        cli.parse(Verb, "What it does.", ["--help"])
+    assert "rate" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        cli.parse(Verb, "", [*BASE, "--print_config"])
+    assert "lr: 0.1" in capsys.readouterr().out
