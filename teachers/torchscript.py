@@ -227,8 +227,8 @@ def _load_script(path: Path) -> torch.jit.ScriptModule:
     except RuntimeError as error:
         raise TeacherError(
             f"teacher {NAME!r}: {path} is not a TorchScript file ({str(error).splitlines()[0]}). Expected "
-            "torch.jit.trace(model, example).save(path); a state_dict (torch.save) needs its network: see the teachers hovernet "
-            "and timm"
+            "torch.jit.trace(model, example).save(path); a state_dict (torch.save) needs its network: see the teachers "
+            "hovernet and timm"
         ) from error
 
 

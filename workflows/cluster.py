@@ -23,7 +23,7 @@ def connect(config: RayConfig) -> None:
     if ray.is_initialized():
         return
     address = config.address or os.environ.get("RAY_ADDRESS")
-    # The project need not be installed on the nodes: its folder travels in the path (and with `ray job submit --working-dir .`).
+    # The project need not be installed on the nodes: its folder travels in the path (or as the job's working folder).
     path = os.pathsep.join(filter(None, [PROJECT_ROOT, os.environ.get("PYTHONPATH")]))
     common = dict(log_to_driver=True, logging_level=logging.WARNING, runtime_env={"env_vars": {"PYTHONPATH": path}})
     if address and address != "local":
@@ -91,15 +91,15 @@ def check_resources(
     needed_bytes = LEAST_BLOCKS_IN_FLIGHT * slot_bytes
     if ray_config.stream_gb * 1e9 < needed_bytes:
         raise ConfigError(
-            f"--ray.stream_gb {ray_config.stream_gb:g} is too little to keep the stream moving: {LEAST_BLOCKS_IN_FLIGHT} blocks of "
-            f"{slot_bytes / 1e6:.0f} MB are on their way at least. Set --ray.stream_gb {needed_bytes / 1e9 + 0.05:.1f}, or a smaller "
-            "--manifest.chunk_tiles"
+            f"--ray.stream_gb {ray_config.stream_gb:g} is too little to keep the stream moving: {LEAST_BLOCKS_IN_FLIGHT} "
+            f"blocks of {slot_bytes / 1e6:.0f} MB are on their way at least. Set --ray.stream_gb "
+            f"{needed_bytes / 1e9 + 0.05:.1f}, or a smaller --manifest.chunk_tiles"
         )
     store_bytes = have.get("object_store_memory", 0.0)
     if ray_config.stream_gb * 1e9 > store_bytes:
         raise ConfigError(
-            f"--ray.stream_gb {ray_config.stream_gb:g} is more than the cluster's object store holds ({store_bytes / 1e9:.2f} GB): "
-            "lower it, or start Ray with a larger --object-store-memory"
+            f"--ray.stream_gb {ray_config.stream_gb:g} is more than the cluster's object store holds "
+            f"({store_bytes / 1e9:.2f} GB): lower it, or start Ray with a larger --object-store-memory"
         )
 
 
@@ -122,7 +122,7 @@ def check_run_folder_is_shared(run_folder: str) -> None:
     blind = [address for address, check in checks.items() if not ray.get(check, timeout=NODE_CHECK_TIMEOUT_S)]
     if blind:
         raise StorageError(
-            f"the run folder {run_folder} cannot be seen from node {', '.join(blind)}: use an s3:// URI or a shared file system"
+            f"node {', '.join(blind)} cannot see the run folder {run_folder}: use an s3:// URI or a shared file system"
         )
 
 

@@ -73,6 +73,6 @@ def check_counts(**configs: ReaderConfig | PoolConfig) -> None:
     for name, config in configs.items():
         if not 1 <= config.min_actors <= config.max_actors:
             raise ConfigError(
-                f"{name}.min_actors {config.min_actors} and {name}.max_actors {config.max_actors}: the least must be 1 or more "
-                "and no more than the most"
+                f"{name}.min_actors {config.min_actors} and {name}.max_actors {config.max_actors}: the least must be 1 or "
+                "more and no more than the most"
             )

@@ -229,8 +229,8 @@ def _print_plan(config: PretrainConfig, slides: list[SlideRow], manifest: Manife
     per_tile, positions = stream.bytes_per_tile(), stream.plan.num_positions
     print(
         f"{len(slides):,} slides → {manifest.num_tiles:,} tiles of {config.data.tile_px} px, {config.train.epochs} epochs: "
-        f"{positions:,} tiles to train; {per_tile / 1e3:.0f} kB a tile on its way, at most {config.ray.stream_gb:g} GB in memory "
-        f"(storing every response would take {per_tile * manifest.num_tiles / 1e9:.1f} GB an epoch)"
+        f"{positions:,} tiles to train; {per_tile / 1e3:.0f} kB a tile on its way, at most {config.ray.stream_gb:g} GB "
+        f"in memory (storing every response would take {per_tile * manifest.num_tiles / 1e9:.1f} GB an epoch)"
     )
 
 

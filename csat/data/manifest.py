@@ -271,8 +271,8 @@ class ManifestWriter:
         if self._held.num_seen:
             raise ConfigError(
                 f"all {self._held.num_seen} tiles are held out (--manifest.holdout_fraction {self.config.holdout_fraction}, "
-                f"--manifest.holdout_by {self.config.holdout_by}) and none is left to train on: use --manifest.holdout_by tile "
-                "with a smaller --manifest.holdout_block_tiles, more slides or a smaller fraction"
+                f"--manifest.holdout_by {self.config.holdout_by}) and none is left to train on: use "
+                "--manifest.holdout_by tile with a smaller --manifest.holdout_block_tiles, more slides or a smaller fraction"
             )
         raise ConfigError(
             f"no slide gave a tile: {self._slides['given']} given, {self._slides['quarantined']} quarantined "

@@ -1,8 +1,8 @@
 """How well a student says what its teacher says, tile by tile, on tiles that neither training nor tuning has seen.
 
 Every figure is kept as counts or sums per tile, so that tiles can be measured anywhere and pooled at the end. Dice is pooled
-over all pixels of all tiles (2 TP / (2 TP + FP + FN)): a tile without nuclei neither helps nor hurts. The interval comes from a
-bootstrap over slides where there are several, else over tiles: neighbouring tiles are not independent.
+over all pixels of all tiles (2 TP / (2 TP + FP + FN)): a tile without nuclei neither helps nor hurts. The interval comes
+from a bootstrap over slides where there are several, else over tiles: neighbouring tiles are not independent.
 """
 
 from collections.abc import Mapping, Sequence

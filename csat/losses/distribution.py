@@ -64,4 +64,4 @@ def _check(student: Tensor, teacher: Tensor, temperature: float, what: str) -> t
 def _softened_kl(logits: Tensor, softened: Tensor, temperature: float) -> Tensor:
     log_student = F.log_softmax(logits / temperature, dim=1)
     kl = -(torch.special.entr(softened) + softened * log_student).sum(dim=1)
-    return temperature**2 * kl.reshape(len(kl), -1).mean(dim=1)
+    return temperature**2 * kl[:, None].flatten(1).mean(dim=1)  # also where there are no cells, [B]

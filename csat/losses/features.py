@@ -23,4 +23,5 @@ def cosine_distance(student: Tensor, teacher: Tensor) -> Tensor:
         ValueError: the shapes differ.
     """
     student, teacher = check_pair(student, teacher, "cosine_distance")
-    return 1 - F.cosine_similarity(student, teacher, dim=1).reshape(len(student), -1).mean(dim=1)
+    cosine = F.cosine_similarity(student, teacher, dim=1)
+    return 1 - cosine[:, None].flatten(1).mean(dim=1)  # also where there are no cells, [B]

@@ -14,6 +14,7 @@ class Method(nn.Module, ABC):
     The loop wraps a method in DDP and calls it, so that everything that is trained is a submodule. Terms come *per tile*: the
     ranks of a step may hold different numbers of tiles (a tile may have been quarantined), so each rank backpropagates the
     sum over its tiles, and gradients are then scaled once by `world / tiles of all ranks`, which is the mean over the tiles.
+    A batch has at least one tile: a rank without any passes one of zeros and multiplies its loss by 0.
 
     Attributes:
         turns: Names of the alternating updates of a step, one optimiser each; `("student",)` for most.

@@ -61,6 +61,7 @@ def build_method(
     _, method_class = METHODS[name]
     responses = method_class.needs(config, teacher)
     student = Student(student_config, responses)
+    student.check_tile(tile_px)
     return method_class(config, student, responses, tile_px=tile_px, downsample=student_config.downsample)
 
 

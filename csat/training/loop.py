@@ -66,8 +66,8 @@ class TrainConfig:
         if self.batch_size % parts:
             nearest = max(parts, round(self.batch_size / parts) * parts)
             raise ConfigError(
-                f"train.batch_size {self.batch_size} does not divide into {num_workers} workers x {self.accumulate} accumulated "
-                f"parts: use {nearest}"
+                f"train.batch_size {self.batch_size} does not divide into {num_workers} workers x {self.accumulate} "
+                f"accumulated parts: use {nearest}"
             )
         return self.batch_size // parts
 

@@ -91,13 +91,13 @@ class RunFolder:
             if not overwrite:
                 raise ConfigError(
                     f"{self.uri} holds a run of another configuration; it differs in\n  " + "\n  ".join(differences) + "\n"
-                    "Choose another --run_folder, repeat the earlier settings to go on with it, or say --overwrite true to delete it"
+                    "Choose another --run_folder, repeat the earlier settings to go on, or say --overwrite true to delete it"
                 )
             storage.delete(self.uri)
-        elif others := [name for name in storage.list_dir(self.uri)]:
+        elif others := [storage.base_name(name) for name in storage.list_dir(self.uri)]:
             raise ConfigError(
-                f"{self.uri} is not empty and is no run folder (it holds {', '.join(storage.base_name(n) for n in others[:4])}): "
-                "choose an empty or new --run_folder"
+                f"{self.uri} is not empty and is no run folder (it holds {', '.join(others[:4])}): choose an empty or new "
+                "--run_folder"
             )
         storage.make_dir(self.uri)
         self.write_text("config.yaml", yaml.safe_dump(dict(config), sort_keys=False))

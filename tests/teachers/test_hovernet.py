@@ -10,6 +10,7 @@ from teachers.checkpoints import read_state_dict
 from teachers.contract import sha256_of
 from teachers.hovernet import HoverNetOptions, load, load_checkpoint
 from teachers.hovernet_net import MARGIN_PX, HoVerNet
+from teachers.registry import load_teacher
 
 WIDTH = 0.0625  # as narrow as it gets: the geometry does not depend on it
 PUBLISHED_NETS = [("fast", 6, "hovernet_fast_6types", 37.64), ("original", 5, "hovernet_original_5types", 54.74)]
@@ -161,6 +162,14 @@ def test_only_wanted_branches_are_computed():
 
 def test_a_net_without_types_has_no_tp():
     assert [response.name for response in random_teacher(num_types=None).spec.responses] == ["np", "hv"]
+
+
+def test_loads_by_name_from_plain_options():
+    options = {"mode": "original", "num_types": None, "width": WIDTH, "random_weights": True}
+    teacher = load_teacher("hovernet", options=options, wanted=["np"])
+    assert teacher.spec.response("np").shape(270) == (1, 80, 80)
+    with pytest.raises(ConfigError, match="mode"):
+        load_teacher("hovernet", options=options | {"mode": "quick"})
 
 
 def test_random_weights_need_to_be_asked_for():

@@ -110,7 +110,7 @@ def test_lengths_are_in_micrometres():
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**31))
 def test_it_is_equivariant_under_the_eight_symmetries(seed):
-    """np to the last bit but where a basin's border is a tie, and hv as recomputed on the transformed tile."""
+    """np and hv of the transformed tile are np and hv, transformed (hv but for ties between touching nuclei)."""
     random = np.random.default_rng(seed)
     nuclei = [
         (int(x), int(y), int(r)) for x, y, r in zip(*random.integers(0, 128, (2, 12)), random.integers(5, 14, 12), strict=True)
@@ -141,16 +141,16 @@ def assert_equivariant(tile: np.ndarray, teacher: StainTeacher, max_changed: flo
 def test_it_is_equivariant_on_real_tissue(shared_data):
     folder = shared_data("consep") / "test" / "images"
     for path in sorted(folder.iterdir())[::40]:
-        assert_equivariant(read_rgb(path), StainTeacher(StainOptions(mpp=0.25)), max_changed=0.05)
+        assert_equivariant(read_rgb(path), StainTeacher(StainOptions(mpp=0.25)), max_changed=0.005)
 
 
-# Pooled Dice and mpp by data set. Measured over all tiles of each; the test takes every n-th, and leaves a margin of 0.03.
-REACHED = {"consep": (0.25, 5), "nuinsseg": (0.2, 16), "dsb2018": (0.3, 4)}
+# mpp and step by data set: every n-th tile is judged. Over all tiles the pooled Dice was 0.69, 0.70 and 0.82.
+JUDGED = {"consep": (0.25, 5), "nuinsseg": (0.2, 16), "dsb2018": (0.3, 4)}
 
 
 @pytest.mark.parametrize(("name", "floor"), [("consep", 0.65), ("nuinsseg", 0.64), ("dsb2018", 0.78)])
 def test_nuclei_of_real_tissue(shared_data, name, floor):
-    mpp, step = REACHED[name]
+    mpp, step = JUDGED[name]
     folder = shared_data(name)
     folder = folder / "test" if name == "consep" else folder
     truth_folder = folder / ("masks_binary" if name == "nuinsseg" else "inst")

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import textured
 from PIL import Image
+from slide_textures import textured
 
 from csat.data import read, storage
 from csat.data.read import TileReader, background_fraction

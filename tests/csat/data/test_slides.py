@@ -3,8 +3,8 @@
 import numpy as np
 import openslide
 import pytest
-from conftest import textured
 from PIL import Image
+from slide_textures import textured
 
 from csat.data import slides, storage
 from csat.data.slide_cache import SlideCache

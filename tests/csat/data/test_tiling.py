@@ -243,7 +243,7 @@ def test_real_slides(shared_data):
     folder = shared_data("slides")
     aperio = SlideRow(slide=str(folder / "CMU-1-Small-Region.svs"), kind="wsi")
     table = tile_slide(aperio, TilingConfig(mpp=0.5))
-    assert 40 < table.num_rows <= 8 * 11 and set(table["read_px"].to_pylist()) == {256}  # 0.499 um/px: as it is
+    assert 25 < table.num_rows < 45 and set(table["read_px"].to_pylist()) == {256}  # 0.499 um/px: as it is
     assert table["mpp"][0].as_py() == pytest.approx(0.499)
     with pytest.raises(SlideError) as caught:
         tile_slide(aperio, TilingConfig(mpp=0.25))
