@@ -17,7 +17,7 @@ between two touching nuclei may still go either way).
 It is a colour rule, not a pathologist: it takes ink, pigment, folds and dense haematoxylin without a nucleus (mucin, calcium)
 for nuclei, misses pale vesicular ones, and leaves crowded ones together. Nucleus Dice, pooled over the pixels of each set:
 CoNSeP test 0.69 (0.25 um/px; precision 0.67, recall 0.70), NuInsSeg 0.70 (0.2), DSB 2018 0.82 (0.3). Its settings were chosen
-on CoNSeP train and parts of the other two. About 85 tiles of 256 px per second and core.
+on CoNSeP train and parts of the other two. 70 to 90 tiles of 256 px per second and core.
 """
 
 from collections.abc import Sequence

@@ -1,9 +1,10 @@
 """The command line of a verb: a YAML recipe, dotted overrides, `--print_config`, and errors that say what would be valid."""
 
 import difflib
+import json
 import sys
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -49,8 +50,8 @@ def parse(config_class: type[Config], description: str, argv: Sequence[str] | No
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
         raise ConfigError(_explain(str(error), config_class)) from error
     parsed.pop("config", None)
-    plain = yaml.safe_load(parser.dump(parsed))
-    return config_class(**vars(parser.instantiate(parsed))), plain
+    config = config_class(**vars(parser.instantiate(parsed)))
+    return config, json.loads(json.dumps(asdict(config)))
 
 
 def recipe_names() -> list[str]:

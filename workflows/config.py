@@ -31,7 +31,7 @@ class ReaderConfig:
     min_actors: int = 1  # actors at least
     max_actors: int = 2  # actors at most; fewer where reading is faster than the teacher
     cpus_per_actor: float = 0.25  # CPUs reserved for each
-    max_open_slides: int = 16  # slide handles that one actor keeps open
+    max_open_slides: int = 64  # slide handles that one actor keeps open; best no fewer than manifest.slides_per_window
     max_background: float | None = None  # filter tiles with a larger share of near-white pixels; None: keep every tile
     cache_folder: str = "~/.cache/csat-on-ray/slides"  # on every node's disk; only slides in a bucket are cached
     cache_gb: float = 50.0  # most disk that the cache takes on a node

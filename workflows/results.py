@@ -141,7 +141,7 @@ def _evaluate(
 ) -> tuple[dict[str, Any], list[dict[str, np.ndarray]]]:
     """The exported student against the teacher on the held-out tiles, through the same readers and teacher pool."""
     chunks = holdout.chunks
-    plan = Plan(chunks["num_tiles"], chunks["part"], num_epochs=1, seed=seed)
+    plan = Plan(chunks["rows"], chunks["part"], num_epochs=1, seed=seed)
     held_out = replace(stream, manifest_uri=folder.path("manifest", "holdout"), plan=plan, view_seed=None)
     judged = make_stream(held_out, Intervals()).map_batches(
         Judge,

@@ -80,19 +80,22 @@ class BlockHoldout:
         place = row // PARQUET_BLOCK_ROWS
         corners = np.concatenate([np.stack([column, line, place], axis=1) for column in columns for line in rows])
         blocks, where = np.unique(corners, axis=0, return_inverse=True)
-        held = self._choose(table["slide"][0].as_py(), blocks)[where.reshape(4, -1)]
+        where = where.reshape(4, -1)
+        inside_one = (where == where[0]).all(axis=0)
+        held = np.zeros(len(blocks), dtype=bool)
+        held[self._choose(table["slide"][0].as_py(), blocks, np.unique(where[0, inside_one]))] = True
+        held = held[where]
         return np.where(held.all(axis=0), HELD_OUT, np.where(held.any(axis=0), LEFT_OUT, TRAIN)).astype(np.uint8)
 
-    def _choose(self, slide: str, blocks: np.ndarray) -> np.ndarray:
-        """bool per block: `fraction` of them, rounded up or down by chance, and one of the first slide that has several."""
-        count = int(self.fraction * len(blocks) + _hash(self.seed, slide))
-        if count == 0 and not self._found_any and len(blocks) > 1:
+    def _choose(self, slide: str, blocks: np.ndarray, usable: np.ndarray) -> np.ndarray:
+        """Which of the blocks that hold a whole tile: `fraction` of them, rounded up or down by chance, and at least one of
+        the first slide that has several."""
+        count = int(self.fraction * len(usable) + _hash(self.seed, slide))
+        if count == 0 and not self._found_any and len(usable) > 1:
             count = 1
         self._found_any = self._found_any or count > 0
-        order = np.argsort([_hash(self.seed, f"{slide}|{'|'.join(map(str, block))}") for block in blocks.tolist()])
-        held = np.zeros(len(blocks), dtype=bool)
-        held[order[:count]] = True
-        return held
+        keys = [_hash(self.seed, f"{slide}|{'|'.join(map(str, block))}") for block in blocks[usable].tolist()]
+        return usable[np.argsort(keys)[:count]]
 
 
 class TileSample:

@@ -63,7 +63,7 @@ class Scene:
         self.stains = (strength * stains / np.linalg.norm(stains, axis=1, keepdims=True) * np.sqrt(3)).astype(np.float32)
         self.glass = (rng.uniform(238, 247) + rng.uniform(-2, 2, 3)).astype(np.float32)
         self.blur_um = rng.uniform(0.25, 0.5)
-        self.basophilia = rng.uniform(0.14, 0.32)  # haematoxylin of the epithelium's cytoplasm
+        self.basophilia = rng.uniform(0.12, 0.27)  # haematoxylin of the epithelium's cytoplasm
         self.cleft_level = rng.uniform(1.4, 2.0)
         self.tissue = self._island(cells, rng)
         self.epithelium = np.zeros_like(self.tissue)
@@ -170,9 +170,7 @@ class Scene:
         low, high = np.array([kind.density for kind in KINDS]).T
         self.density = np.zeros(len(kinds) + 1, dtype=np.float32)
         self.density[1:] = rng.uniform(low[kinds], high[kinds])
-        self.density *= np.where(rng.uniform(size=len(self.density)) < 0.15, 0.55, 1).astype(
-            np.float32
-        )  # cut off centre: pale
+        self.density *= np.where(rng.uniform(size=len(self.density)) < 0.12, 0.6, 1).astype(np.float32)  # cut off centre: pale
         self.vesicular = np.zeros(len(kinds) + 1, dtype=np.float32)
         self.vesicular[1:] = np.array([kind.vesicular for kind in KINDS])[kinds] * rng.uniform(0.7, 1.2, len(kinds))
 

@@ -2,8 +2,8 @@
 
 Source: CSATv2's block (mean and maximum over the channels → 7x7 → convolution → transformer → bilinear upsampling → multiply),
 with the sigmoid of CSAT v1. Differs on purpose:
-- CSATv2's tokens have one channel, and a norm over one channel leaves only its bias: that attention is the same for every image.
-  Here the tokens have `dim` channels until the last projection, so the gate depends on the image.
+- CSATv2's tokens have one channel, and a norm over one channel leaves only its bias: that attention is the same for every
+  image. Here the tokens have `dim` channels until the last projection, so the gate depends on the image.
 - Pooling to 7x7 and back are two matrix products each. They equal adaptive average pooling and bilinear upsampling, and unlike
   those have a deterministic backward pass on CUDA, and an ONNX form at any size.
 """
@@ -28,7 +28,7 @@ def pooling_matrix(size: int, cells: int, device: torch.device) -> Tensor:
 
 
 def upsampling_matrix(cells: int, size: int, device: torch.device) -> Tensor:
-    """`[size, cells]` float32 such that `matrix @ x` is bilinear resizing of `cells` values to `size`, `align_corners=False`."""
+    """`[size, cells]` float32 such that `matrix @ x` is bilinear resizing of `cells` values to `size` (no aligned corners)."""
     position = torch.arange(size, device=device, dtype=torch.float32)[:, None]
     source = ((position + 0.5) * (float(cells) / size) - 0.5).clamp(0.0, float(cells - 1))
     return (1.0 - (source - torch.arange(cells, device=device, dtype=torch.float32)[None]).abs()).clamp(min=0.0)

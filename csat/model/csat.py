@@ -11,7 +11,7 @@ Differs on purpose:
 - Where a stage has more positions than channels, GRN is applied to the second linear's weights and not to its input: the same
   numbers without another pass over the widest tensor of the block.
 
-Everything after the stem is kept in channels-last memory, whatever comes in: linears and norms then run on a free view.
+From the stem's norm on everything lies in channels-last memory, whatever comes in: linears and norms then run on a free view.
 """
 
 from functools import partial
@@ -19,7 +19,14 @@ from functools import partial
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from timm.layers import DropPath, NormMlpClassifierHead, calculate_drop_path_rates, get_device_dtype, trunc_normal_
+from timm.layers import (
+    DropPath,
+    LayerNorm2d,
+    NormMlpClassifierHead,
+    calculate_drop_path_rates,
+    get_device_dtype,
+    trunc_normal_,
+)
 from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices  # timm exports it nowhere else (1.0.31)
 from torch import Tensor
@@ -94,14 +101,6 @@ class TransformerBlock(nn.Module):
         return x.permute(0, 3, 1, 2)
 
 
-class ChannelNorm(nn.LayerNorm):
-    """LayerNorm over the channels of `[B, C, H, W]`; the result lies in channels-last memory."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        x = F.layer_norm(input.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps)
-        return x.permute(0, 3, 1, 2)
-
-
 class Stage(nn.Module):
     """Optional 2x downsampling, then blocks that share one set of resampling matrices."""
 
@@ -113,7 +112,7 @@ class Stage(nn.Module):
         if in_dim is None:
             self.downsample = nn.Identity()
         else:
-            self.downsample = nn.Sequential(ChannelNorm(in_dim, **dd), nn.Conv2d(in_dim, dim, 2, stride=2, **dd))
+            self.downsample = nn.Sequential(LayerNorm2d(in_dim, **dd), nn.Conv2d(in_dim, dim, 2, stride=2, **dd))
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -174,7 +173,7 @@ class CSAT(nn.Module):
             nn.Conv2d(in_chans, stem_dim, 3, stride=2, padding=1, **dd),
             nn.GELU(),
             nn.Conv2d(stem_dim, dims[0], 2, stride=2, **dd),
-            ChannelNorm(dims[0], eps=1e-6, **dd),
+            LayerNorm2d(dims[0], eps=1e-6, **dd),
         )
         rates = iter(calculate_drop_path_rates(drop_path_rate, sum(conv_depths) + transformer_depth))
         stages = []
@@ -191,9 +190,16 @@ class CSAT(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Weights from a truncated normal (0.02), biases zero, as in ConvNeXt V2."""
+        """Weights from a truncated normal (0.02), biases zero, as in ConvNeXt V2.
+
+        The spatial attentions keep torch's own start: at a width of 8, 0.02 would leave every gate at one half and its
+        gradient near zero.
+        """
+        in_attention = {
+            child for module in self.modules() if isinstance(module, SpatialAttention) for child in module.modules()
+        }
         for module in self.modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
+            if isinstance(module, (nn.Conv2d, nn.Linear)) and module not in in_attention:
                 trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)

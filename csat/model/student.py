@@ -107,9 +107,10 @@ class Student(nn.Module):
             images: Float `[B, 3, H, W]` in [0, 1], already downsampled; H and W multiples of `stride_px`.
 
         Returns:
-            Name → prediction. Dense ones cover the whole image, `[B, C, H/2, W/2]`; dense features lie at the power of two
-            nearest below their own stride, never finer than H/2. Global ones `[B, C]`. A probability with one channel is a logit for a sigmoid,
-            one with several channels and `LOGITS` are logits for a softmax; all else are values as they are.
+            Name → prediction. Dense ones cover the whole image, `[B, C, H/2, W/2]`; dense features, with their hundreds of
+            channels, lie at the power of two nearest below their own stride instead. Global ones `[B, C]`. A probability with
+            one channel is a logit for a sigmoid, one with several channels and `LOGITS` are logits for a softmax; all else
+            are values as they are.
         """
         if images.shape[2] % self.stride_px or images.shape[3] % self.stride_px:
             raise ConfigError(
@@ -135,8 +136,9 @@ class Student(nn.Module):
         if tile_px <= 0 or tile_px % step_px:
             near_px = [size for size in (tile_px // step_px * step_px, (tile_px // step_px + 1) * step_px) if size > 0]
             raise ConfigError(
-                f"student {self.config.backbone!r} takes tiles whose edge is a multiple of {step_px} px (stride {self.stride_px}"
-                f" x downsample {factor}), not {tile_px} px: set --data.tile_px to {' or '.join(map(str, near_px))}"
+                f"student {self.config.backbone!r} takes tiles whose edge is a multiple of {step_px} px "
+                f"(stride {self.stride_px} x downsample {factor}), not {tile_px} px: set --data.tile_px to "
+                f"{' or '.join(map(str, near_px))}"
             )
         try:
             features = self._probe_backbone(tile_px // factor)[1]
@@ -148,7 +150,7 @@ class Student(nn.Module):
         finest_px = tile_px // factor // self.decoder.stride_px
         if features[0].shape[-1] != finest_px:
             raise ConfigError(
-                f"backbone {self.config.backbone!r} gives a map of {features[0].shape[-1]} cells for {tile_px // factor} px, where its "
+                f"backbone {self.config.backbone!r} gives {features[0].shape[-1]} cells for {tile_px // factor} px, where its "
                 f"stride of {self.decoder.stride_px} px promises {finest_px}: choose another tile size or backbone"
             )
 
@@ -291,7 +293,7 @@ def _load_strictly(student: Student, state: dict[str, Tensor], path: Path, backb
     if missing or unexpected or misshaped:
         raise ConfigError(
             f"{path} does not fit a {backbone!r} student: {len(missing)} weights missing {missing[:3]}, {len(unexpected)} "
-            f"unexpected {unexpected[:3]}, {len(misshaped)} of another shape {misshaped[:3]}: is its config.json from another folder?"
+            f"unexpected {unexpected[:3]}, {len(misshaped)} misshaped {misshaped[:3]}: is its config.json from another folder?"
         )
     student.load_state_dict(state)
 

@@ -1,5 +1,6 @@
 """The manifest: what is written is what was given, byte for byte the same again, in bounded memory; and what is held out."""
 
+import math
 import pickle
 import tracemalloc
 
@@ -149,6 +150,16 @@ def test_writing_anew_takes_the_earlier_manifest_away_first(tmp_path):
     assert manifest.num_tiles == 7 and manifest.holdout() is None
 
 
+def test_a_manifest_in_a_bucket(s3):
+    config = ManifestConfig(slides_per_window=2, chunk_tiles=16, holdout_fraction=0.3)
+    manifest = _write(f"{s3}/run/manifest", _rows(6), [30, 5, 77, 8, 1, 12], config, bad=[3])
+    assert len(_read(manifest)) == manifest.num_tiles == 125 - manifest.holdout().num_tiles
+    assert manifest.quarantine().num_rows == 1
+    again = _write(f"{s3}/run/manifest", _rows(1), [30])
+    names = [storage.base_name(name) for name in storage.list_files(f"{s3}/run")]
+    assert names == ["index.json", "part-00000.parquet", "quarantine.parquet"] and again.num_tiles == 30
+
+
 def test_a_part_that_went_away_is_named(tmp_path):
     manifest = _write(tmp_path, _rows(1), [10])
     (tmp_path / "part-00000.parquet").unlink()
@@ -242,7 +253,7 @@ def test_when_only_held_out_slides_have_tiles_the_cure_is_named(tmp_path):
         _write(tmp_path / "c", rows, [5, 5], config, bad=[1 - other])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     overlap=st.sampled_from([0.0, 0.25, 0.5, 0.75]),
     fraction=st.floats(0.05, 0.5),
@@ -251,20 +262,23 @@ def test_when_only_held_out_slides_have_tiles_the_cure_is_named(tmp_path):
     footprint_px=st.sampled_from([256, 515, 1024]),
 )
 def test_no_pixel_is_on_both_sides(tmp_path_factory, overlap, fraction, seed, block_tiles, footprint_px):
-    step_px = -(-int(footprint_px * (1 - overlap)) // 1)
+    step_px = math.ceil(footprint_px * (1 - overlap))
     options = dict(holdout_fraction=fraction, holdout_by="tile", seed=seed, holdout_block_tiles=block_tiles)
     config = ManifestConfig(**options, max_holdout_tiles=10_000)
-    manifest = _write(
-        tmp_path_factory.mktemp("m"), _rows(1), [900], config, columns=30, step_px=step_px, footprint_px=footprint_px
-    )
+    layout = dict(columns=20, step_px=step_px, footprint_px=footprint_px)
+    try:
+        manifest = _write(tmp_path_factory.mktemp("m"), _rows(1), [400], config, **layout)
+    except ConfigError as error:  # few blocks hold a whole tile, or every tile reaches into a held-out one
+        assert overlap > 0 and ("left to train on" in str(error) or "holds out no tile" in str(error))
+        return
     train, held = _read(manifest), _read(manifest.holdout())
     corners = [np.array([(row["x_px"], row["y_px"]) for row in rows]) for rows in (train, held)]
     distance = np.abs(corners[0][:, None] - corners[1][None]).max(axis=2)
     assert distance.min() >= footprint_px
-    assert len(train) + len(held) + manifest.index["holdout"]["on_the_border"] == 900
+    assert len(train) + len(held) + manifest.index["holdout"]["on_the_border"] == 400
     if not overlap:
         assert manifest.index["holdout"]["on_the_border"] == 0
-        num_blocks = -((-30 // block_tiles) ** 2)
+        num_blocks = math.ceil(20 / block_tiles) ** 2
         assert len(held) <= (fraction * num_blocks + 1) * block_tiles**2
 
 
@@ -336,7 +350,7 @@ def test_memory_is_flat_at_any_number_of_slides(tmp_path):
     def peaks(num_slides: int) -> tuple[int, int]:
         rows = _rows(num_slides)
         template = _table(rows[0], 500)
-        config = ManifestConfig(holdout_fraction=0.1, slides_per_window=64)
+        config = ManifestConfig(holdout_fraction=0.1, slides_per_window=64, chunk_tiles=1024)  # large chunks: quicker
         writer = ManifestWriter(str(tmp_path / str(num_slides)), config, PRINT, TilingConfig(), rows)
         arrow_peak = 0
         tracemalloc.start()
@@ -348,6 +362,6 @@ def test_memory_is_flat_at_any_number_of_slides(tmp_path):
         assert writer.close().num_tiles > 0.85 * num_slides * 500
         return python_peak, arrow_peak
 
-    few, many = peaks(200), peaks(2000)
+    few, many = peaks(150), peaks(2000)
     assert many[0] < few[0] + 2**20 and many[1] < few[1] + 2**20, (few, many)
     assert many[0] + many[1] < 40 * 2**20  # bytes, for 1,000,000 tiles

@@ -1,0 +1,158 @@
+"""The main job on a real local Ray cluster: slides in, student and evidence out."""
+
+import json
+import shutil
+import time
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import timm
+from safetensors.torch import load_file
+
+from csat.export import load_exported
+from csat.training.checkpoints import Checkpoints
+from csat.training.recorder import read_metrics
+from tests.workflows.conftest import arguments, kill_group
+from workflows import pretrain
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(420)]
+
+
+def read_json(folder, name):
+    return json.loads((folder / name).read_text())
+
+
+def check_accounts(folder, num_epochs):
+    """manifest = trained + quarantined + filtered in every epoch, and every position done exactly once."""
+    accounts = read_json(folder, "accounting.json")
+    assert [row["epoch"] for row in accounts["epochs"]] == list(range(num_epochs))
+    for row in accounts["epochs"]:
+        assert row["manifest"] == row["trained"] + row["quarantined"] + row["filtered"] > 0
+    cursor = Checkpoints(str(folder / "checkpoints")).latest_cursor()
+    assert cursor.done.pairs() == [[0, num_epochs * accounts["epochs"][0]["manifest"]]]
+    return accounts
+
+
+@pytest.fixture(scope="module")
+def mixed_slides(slides, tmp_path_factory):
+    """Two good slides among bad ones: truncated, empty, not a slide at all, and one that is not there any more."""
+    folder = tmp_path_factory.mktemp("mixed")
+    good = [shutil.copy(slide, folder) for slide in slides]
+    for slide in slides:
+        truth = slide.with_name(slide.stem + ".nuclei.png")
+        shutil.copy(truth, folder)
+    data = slides[0].read_bytes()
+    (folder / "cut.svs").write_bytes(data[: len(data) // 3])
+    (folder / "empty.svs").write_bytes(b"")
+    (folder / "text.svs").write_text("this is no slide")
+    return [*good, folder / "cut.svs", folder / "empty.svs", folder / "text.svs"]
+
+
+@pytest.fixture(scope="module")
+def finished(ray_cluster, mixed_slides, tmp_path_factory):
+    """One run on two DDP workers over two epochs, bad slides among the good."""
+    folder = tmp_path_factory.mktemp("run") / "run"
+    argv = arguments(mixed_slides, folder, train__epochs=2, workers__num_workers=2)
+    assert pretrain.main(argv) == 0
+    return folder, argv
+
+
+def test_the_run_folder_is_complete(finished):
+    folder, _ = finished
+    check_accounts(folder, num_epochs=2)
+    for name in ("config.yaml", "teacher.json", "metrics.jsonl", "report.html", "manifest/index.json", "exported/config.json"):
+        assert (folder / name).stat().st_size > 0, name
+    assert list((folder / "tensorboard").glob("events.*"))
+    assert read_json(folder, "status.json")["state"] == "finished"
+    teacher = read_json(folder, "teacher.json")
+    assert teacher["name"] == "stain"
+    assert len(teacher["weights_sha256"]) == 64
+
+
+def test_bad_slides_are_quarantined_and_counted(finished):
+    folder, _ = finished
+    rows = {row["slide"].rsplit("/", 1)[-1]: row for row in pq.read_table(folder / "quarantine.parquet").to_pylist()}
+    assert {"cut.svs", "empty.svs", "text.svs"} <= set(rows)
+    assert all(rows[name]["reason"] == "unreadable" for name in ("cut.svs", "empty.svs", "text.svs"))
+    assert read_json(folder, "manifest/index.json")["slides"] == {"given": 5, "tiled": 2, "quarantined": 3}
+
+
+def test_the_student_learned_something(finished):
+    folder, _ = finished
+    lines = read_metrics(str(folder))
+    assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
+    evaluation = read_json(folder, "evaluation.json")
+    assert evaluation["np.dice"]["low"] <= evaluation["np.dice"]["value"] <= evaluation["np.dice"]["high"]
+    assert 0.6 < evaluation["teacher, known nuclei.dice"]["value"] < 1
+
+
+def test_the_throughput_is_measured(finished):
+    folder, _ = finished
+    throughput = read_json(folder, "throughput.json")
+    total = sum(row["manifest"] for row in read_json(folder, "accounting.json")["epochs"])
+    assert throughput["tiles"] == total
+    assert 0 < throughput["trainer_waiting_share"] < 1
+    assert throughput["spilled_bytes"] == 0
+    assert 0 < throughput["object_store_peak_bytes"] < 300 * 2**20
+    assert all(rate > 0 for stage in throughput["stages"].values() for name, rate in stage.items() if "tiles_per_s" in name)
+
+
+def test_the_exported_student_loads(finished):
+    folder, _ = finished
+    student = load_exported(str(folder / "exported"))
+    assert {spec.name for spec in student.responses} == {"np", "hv"}
+    backbone = timm.create_model("csat_nano", num_classes=0)
+    backbone.load_state_dict(load_file(folder / "exported" / "backbone.safetensors"), strict=True)
+    assert read_json(folder, "exported/config.json")["metadata"]["teacher"]["name"] == "stain"
+
+
+def test_a_finished_run_says_so(finished, capsys):
+    _, argv = finished
+    assert pretrain.main(argv) == 0
+    assert "this run is finished: nothing to do" in capsys.readouterr().out
+
+
+def test_another_configuration_is_refused(finished, capsys):
+    _, argv = finished
+    assert pretrain.main([*argv, "--train.seed=7"]) == 2
+    assert "train.seed: was 0, is 7" in capsys.readouterr().err
+
+
+def test_the_report_has_its_pictures(finished):
+    folder, _ = finished
+    page = (folder / "report.html").read_text()
+    assert "known nuclei" in page
+    assert page.count("data:image/png;base64,") == 2
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(ray_cluster, slides, tmp_path, capsys):
+    argv = arguments(slides, tmp_path / "run", train__optim__lr=1e30, train__optim__clip_grad_norm=None, train__epochs=2)
+    assert pretrain.main(argv) == 1
+    assert "not finite" in capsys.readouterr().err
+    status = read_json(tmp_path / "run", "status.json")
+    assert status["state"] == "failed"
+    assert "step" in status["error"]
+
+
+def test_a_killed_run_goes_on_where_it_was(slides, tmp_path, run_alone):
+    """SIGKILL to the driver and all of its cluster in mid-epoch; the same command with other workers ends exactly."""
+    folder, log = tmp_path / "run", tmp_path / "log"
+    settings = dict(train__epochs=6, train__checkpoint_every_steps=2, train__keep_checkpoints=1)
+    first = run_alone(arguments(slides, folder, **settings), log)
+    deadline = time.monotonic() + 200
+    while not (folder / "checkpoints" / "latest.json").exists():
+        assert first.poll() is None, log.read_text()[-3000:]
+        assert time.monotonic() < deadline, log.read_text()[-3000:]
+        time.sleep(0.2)
+    kill_group(first)
+    interrupted = Checkpoints(str(folder / "checkpoints")).latest_cursor()
+    total = 6 * read_json(folder, "manifest/index.json")["num_tiles"]
+    assert 0 < len(interrupted.done) < total
+
+    second = run_alone(arguments(slides, folder, workers__num_workers=2, **settings), log)
+    assert second.wait(timeout=300) == 0, log.read_text()[-3000:]
+    check_accounts(folder, num_epochs=6)
+    steps = [line["step"] for line in read_metrics(str(folder))]
+    assert steps == sorted(set(steps))
+    assert np.all(np.diff([line["tiles"] for line in read_metrics(str(folder))]) > 0)
