@@ -114,7 +114,11 @@ class TeacherSpec:
             ConfigError: with the sizes or the resolution that would do.
         """
         if self.tile_px is not None and tile_px not in self.tile_px:
-            raise ConfigError(f"teacher {self.name!r} takes tiles of {self.tile_px} px, not {tile_px} px: set --data.tile_px")
+            nearest = sorted(sorted(self.tile_px, key=lambda size: abs(size - tile_px))[:4])
+            raise ConfigError(
+                f"teacher {self.name!r} does not take tiles of {tile_px} px; the nearest that it takes: "
+                f"{', '.join(map(str, nearest))} px. Set --data.tile_px"
+            )
         for spec in self.responses:
             spec.shape(tile_px)
         if self.mpp is None or accept_any_mpp or mpp is None:
@@ -122,7 +126,8 @@ class TeacherSpec:
         if not 0.9 < mpp / self.mpp < 1.1:
             raise ConfigError(
                 f"teacher {self.name!r} was made for {self.mpp} um/px and the tiles are read at {mpp} um/px: set --data.mpp "
-                f"{self.mpp} (and --student.downsample 2 to let the student see half of that), or --accept_any_mpp true"
+                f"{self.mpp} (and --student.downsample 2 to let the student see half of that), or "
+                "--teacher.accept_any_mpp true"
             )
 
 

@@ -2,13 +2,11 @@
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from typing import Any
-
-import jsonargparse
 
 from csat.errors import ConfigError
 from csat.responses import TeacherSpec
+from csat.settings import read_settings
 from teachers.contract import Teacher
 
 # name → (options dataclass, loader), as "module:attribute": importing the registry imports no teacher and no model library.
@@ -64,22 +62,7 @@ def build_options(name: str, options: Mapping[str, Any] | None = None) -> Any:
     """
     if name not in TEACHERS:
         raise ConfigError(f"there is no teacher {name!r}; there are: {', '.join(TEACHERS)}")
-    cls = _resolve(TEACHERS[name][0])
-    options = dict(options or {})
-    valid = [field.name for field in fields(cls)]
-    unknown = [key for key in options if key not in valid]
-    if unknown:
-        raise ConfigError(
-            f"teacher {name!r} has no option {', '.join(map(repr, unknown))}; it has: {', '.join(valid) or 'none'}"
-        )
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(cls)
-    try:
-        return cls(**vars(parser.instantiate(parser.parse_object(options))))
-    except ConfigError:
-        raise
-    except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
-        raise ConfigError(f"options of the teacher {name!r} ({', '.join(valid)}): {error}") from error
+    return read_settings(_resolve(TEACHERS[name][0]), options, what=f"options of teacher {name!r}")
 
 
 def _resolve(reference: str | Any) -> Any:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-# Before torch or Ray are imported: tests share a few cores, and a first `ray.init` would otherwise write a token to the home folder.
+# Before torch or Ray are imported: tests share a few cores, and a first `ray.init` would write a token to the home folder.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 

@@ -1,17 +1,17 @@
 """The command line of a verb: a YAML recipe, dotted overrides, `--print_config`, and errors that say what would be valid."""
 
-import difflib
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
 import jsonargparse
 import yaml
 
 from csat.errors import ConfigError
+from csat.settings import no_such_key, unknown_keys
 
 Config = TypeVar("Config")
 
@@ -58,18 +58,6 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
-def valid_keys(config_class: type, prefix: str = "") -> list[str]:
-    """All settings of a configuration, dotted."""
-    hints = get_type_hints(config_class)
-    keys = []
-    for item in fields(config_class):
-        if is_dataclass(hints[item.name]):
-            keys += valid_keys(hints[item.name], f"{prefix}{item.name}.")
-        else:
-            keys.append(prefix + item.name)
-    return keys
-
-
 def _with_previous(arguments: Sequence[str]) -> list[tuple[str, str]]:
     return list(zip(arguments, ["", *arguments], strict=False))
 
@@ -98,31 +86,12 @@ def _check_recipes(arguments: Sequence[str], config_class: type) -> None:
             raise ConfigError(f"recipe {path} is not YAML: {error}") from error
         if not isinstance(recipe, dict):
             raise ConfigError(f"recipe {path} must be a mapping of settings, not {type(recipe).__name__}")
-        for key in _unknown_keys(recipe, config_class):
-            raise ConfigError(f"recipe {path}: {_no_such_key(key, config_class)}")
-
-
-def _unknown_keys(recipe: dict[str, Any], config_class: type, prefix: str = "") -> list[str]:
-    hints = get_type_hints(config_class)
-    names = {item.name for item in fields(config_class)}
-    unknown = []
-    for key, value in recipe.items():
-        if key not in names:
-            unknown.append(prefix + str(key))
-        elif is_dataclass(hints[key]) and isinstance(value, dict):
-            unknown += _unknown_keys(value, hints[key], f"{prefix}{key}.")
-    return unknown
+        for key in unknown_keys(config_class, recipe):
+            raise ConfigError(f"recipe {path}: {no_such_key(config_class, key)}")
 
 
 def _explain(message: str, config_class: type) -> str:
     for argument in message.replace("'", " ").replace('"', " ").split():
         if argument.startswith("--") and "nrecognized" in message:
-            return _no_such_key(argument.lstrip("-").partition("=")[0], config_class)
+            return no_such_key(config_class, argument.lstrip("-").partition("=")[0])
     return message
-
-
-def _no_such_key(key: str, config_class: type) -> str:
-    keys = valid_keys(config_class)
-    near = difflib.get_close_matches(key, keys, n=3, cutoff=0.5)
-    hint = f" Did you mean {' or '.join(near)}?" if near else ""
-    return f"there is no setting {key!r}.{hint} Settings are: {', '.join(keys)}"

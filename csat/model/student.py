@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -53,7 +54,8 @@ class Student(nn.Module):
     Attributes:
         config: As given.
         responses: As given; `heads` has one head for each, under its name.
-        stride_px: Coarsest stride in use: the student's image edges must be multiples of it.
+        stride_px: Coarsest stride in use. Images are padded to multiples of it, and predictions cut back.
+        step_px: The student's image edges must be multiples of it: the coarsest stride of its dense predictions.
         mean, std: Normalisation of the backbone, `[1, 3, 1, 1]`, for images in [0, 1].
     """
 
@@ -96,6 +98,7 @@ class Student(nn.Module):
         self.heads = nn.ModuleDict({spec.name: self._make_head(spec) for spec in responses}).to(device)
         self._needs_dense = any(spec.is_dense for spec in responses)
         self._needs_global = any(not spec.is_dense for spec in responses)
+        self.step_px = max((self._prediction_stride_px(spec) for spec in responses if spec.is_dense), default=1)
         if self.config.channels_last:
             self.to(memory_format=torch.channels_last)
         self._freeze_unused()
@@ -104,7 +107,8 @@ class Student(nn.Module):
         """Raw predictions for every response.
 
         Args:
-            images: Float `[B, 3, H, W]` in [0, 1], already downsampled; H and W multiples of `stride_px`.
+            images: Float `[B, 3, H, W]` in [0, 1], already downsampled; H and W multiples of `step_px`. Where they are no
+                multiples of `stride_px` (HoVer-Net's 270 px), the last rows and columns are repeated until they are.
 
         Returns:
             Name → prediction. Dense ones cover the whole image, `[B, C, H/2, W/2]`; dense features, with their hundreds of
@@ -112,18 +116,27 @@ class Student(nn.Module):
             one channel is a logit for a sigmoid, one with several channels and `LOGITS` are logits for a softmax; all else
             are values as they are.
         """
-        if images.shape[2] % self.stride_px or images.shape[3] % self.stride_px:
+        height, width = images.shape[2:]
+        if height % self.step_px or width % self.step_px:
             raise ConfigError(
-                f"student {self.config.backbone!r} takes images whose edges are multiples of {self.stride_px} px, "
-                f"not {images.shape[2]} x {images.shape[3]} px"
+                f"student {self.config.backbone!r} takes images whose edges are multiples of {self.step_px} px, "
+                f"not {height} x {width} px"
             )
         x = (images - self.mean) / self.std
+        below, beside = -height % self.stride_px, -width % self.stride_px
+        if below or beside:
+            x = F.pad(x, (0, beside, 0, below), mode="replicate")
         if self.config.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
         last, features = self._run_backbone(x)
         decoded = self.decoder(features) if self._needs_dense else None
         pooled = self.backbone.forward_head(last, pre_logits=True) if self._needs_global else None
-        return {spec.name: self.heads[spec.name](decoded if spec.is_dense else pooled) for spec in self.responses}
+        predictions = {spec.name: self.heads[spec.name](decoded if spec.is_dense else pooled) for spec in self.responses}
+        if below or beside:
+            for spec in filter(lambda spec: spec.is_dense, self.responses):
+                stride_px = self._prediction_stride_px(spec)
+                predictions[spec.name] = predictions[spec.name][..., : height // stride_px, : width // stride_px]
+        return predictions
 
     def check_tile(self, tile_px: int) -> None:
         """Refuse a tile size that this student cannot take.
@@ -132,25 +145,26 @@ class Student(nn.Module):
             ConfigError: with the nearest sizes that would do.
         """
         factor = self.config.downsample
-        step_px = factor * self.stride_px
+        step_px = factor * self.step_px
         if tile_px <= 0 or tile_px % step_px:
             near_px = [size for size in (tile_px // step_px * step_px, (tile_px // step_px + 1) * step_px) if size > 0]
             raise ConfigError(
                 f"student {self.config.backbone!r} takes tiles whose edge is a multiple of {step_px} px "
-                f"(stride {self.stride_px} x downsample {factor}), not {tile_px} px: set --data.tile_px to "
+                f"(stride {self.step_px} x downsample {factor}), not {tile_px} px: set --data.tile_px to "
                 f"{' or '.join(map(str, near_px))}"
             )
         try:
-            features = self._probe_backbone(tile_px // factor)[1]
+            padded_px = tile_px // factor + -(tile_px // factor) % self.stride_px
+            features = self._probe_backbone(padded_px)[1]
         except (RuntimeError, AssertionError, ValueError) as error:
             raise ConfigError(
                 f"backbone {self.config.backbone!r} refuses images of {tile_px // factor} px ({error}): set --data.tile_px "
                 f"{self._probe_px * factor}, or choose a backbone without a fixed input size"
             ) from error
-        finest_px = tile_px // factor // self.decoder.stride_px
+        finest_px = padded_px // self.decoder.stride_px
         if features[0].shape[-1] != finest_px:
             raise ConfigError(
-                f"backbone {self.config.backbone!r} gives {features[0].shape[-1]} cells for {tile_px // factor} px, where its "
+                f"backbone {self.config.backbone!r} gives {features[0].shape[-1]} cells for {padded_px} px, where its "
                 f"stride of {self.decoder.stride_px} px promises {finest_px}: choose another tile size or backbone"
             )
 
@@ -161,13 +175,16 @@ class Student(nn.Module):
     def _make_head(self, spec: ResponseSpec) -> nn.Module:
         if not spec.is_dense:
             return GlobalHead(self.backbone.head_hidden_size, spec.channels)
-        finest_px = self.decoder.stride_px
-        wanted_px = PREDICTION_STRIDE_PX
-        if spec.kind == Kind.FEATURES:  # hundreds of channels: at the teacher's own resolution, not finer
-            wanted_px = max(PREDICTION_STRIDE_PX, spec.stride_px // self.config.downsample)
-        wanted_px = min(2 ** (wanted_px.bit_length() - 1), self.stride_px)
+        finest_px, wanted_px = self.decoder.stride_px, self._prediction_stride_px(spec)
         shrink, upscale = max(1, wanted_px // finest_px), max(1, finest_px // wanted_px)
         return DenseHead(self.decoder.channels, spec.channels, upscale=upscale, shrink=shrink)
+
+    def _prediction_stride_px(self, spec: ResponseSpec) -> int:
+        """Pixels of the student's image per cell of a dense prediction."""
+        stride_px = PREDICTION_STRIDE_PX
+        if spec.kind == Kind.FEATURES:  # hundreds of channels: at the teacher's own resolution, not finer
+            stride_px = max(stride_px, spec.stride_px // self.config.downsample)
+        return min(2 ** (stride_px.bit_length() - 1), self.stride_px)
 
     def _run_backbone(self, x: Tensor) -> tuple[Tensor | None, list[Tensor]]:
         """The input of the backbone's head (None where no head needs it), and the feature maps, finest first."""

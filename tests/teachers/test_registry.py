@@ -48,7 +48,7 @@ def test_an_unknown_teacher_lists_the_known():
 
 
 def test_an_unknown_option_lists_the_valid():
-    with pytest.raises(ConfigError, match="no option 'sharpness'; it has: mpp, smoothing_um"):
+    with pytest.raises(ConfigError, match="no setting 'sharpness'.*Settings are: mpp, smoothing_um"):
         build_options("stain", {"sharpness": 1})
 
 

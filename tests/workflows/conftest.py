@@ -1,5 +1,6 @@
 """One local Ray cluster for the tests that may share one, and slides that are quickly made."""
 
+import contextlib
 import json
 import os
 import signal
@@ -89,8 +90,6 @@ def run_alone():
 
 def kill_group(process: subprocess.Popen) -> None:
     """SIGKILL to a process and all that it started, as a machine that goes away."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait(timeout=30)

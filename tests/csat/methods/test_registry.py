@@ -49,19 +49,22 @@ def test_settings_of_a_recipe_become_the_config():
     assert read_options("rckd", options) == RCKDConfig(
         responses=("np", "hv"), weights={"hv_gradient": 0.5}, temperature=2, augment=ColourConfig(contrast=0.3)
     )
-    assert read_options("rckd", {"augment": ColourConfig(contrast=0.3)}) == RCKDConfig(augment=ColourConfig(contrast=0.3))
 
 
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
         ("rkcd", {}, "no method 'rkcd'; there is: rckd"),
-        ("rckd", {"temprature": 2}, "method has no setting 'temprature'; it has: responses, weights, nucleus, temperature"),
-        ("rckd", {"augment": {"hue": 0.1}}, "method.augment has no setting 'hue'; it has: stain_scale"),
-        ("rckd", {"augment": 0.1}, "method.augment must be a mapping"),
-        ("rckd", {"temperature": "warm"}, "method.temperature must be of type float, not 'warm'"),
-        ("rckd", {"seed": 1.5}, "method.seed must be of type int, not 1.5"),
-        ("rckd", {"flips_and_rotations": 1}, "method.flips_and_rotations must be of type bool, not 1"),
+        (
+            "rckd",
+            {"temprature": 2},
+            "no setting 'temprature'. Did you mean temperature.*Settings are: responses, weights",
+        ),
+        ("rckd", {"augment": {"hue": 0.1}}, "no setting 'augment.hue'"),
+        ("rckd", {"augment": 0.1}, "augment"),
+        ("rckd", {"temperature": "warm"}, "temperature.*\n.*float.*warm"),
+        ("rckd", {"seed": 1.5}, "seed.*\n.*int.*1.5"),
+        ("rckd", {"flips_and_rotations": 1}, "flips_and_rotations.*\n.*bool.*1"),
     ],
 )
 def test_a_mistake_is_named_with_what_would_do(name, options, message):

@@ -192,14 +192,27 @@ def test_weights_of_another_student_are_refused(tmp_path):
 
 
 def test_tile_sizes_that_do_not_fit_name_those_that_do():
-    with pytest.raises(ConfigError, match="multiple of 16 px.*not 250 px.*240 or 256"):
-        make().check_tile(250)
-    with pytest.raises(ConfigError, match=r"multiple of 32 px.*downsample 2.*not 80 px.*64 or 96"):
-        make(downsample=2).check_tile(80)
-    with pytest.raises(ConfigError, match="to 16$"):
-        make().check_tile(8)
-    with pytest.raises(ConfigError, match="multiples of 16 px, not 64 x 72 px"):
-        make()(torch.rand(1, 3, 64, 72))
+    with pytest.raises(ConfigError, match="multiple of 2 px.*not 251 px.*250 or 252"):
+        make().check_tile(251)
+    with pytest.raises(ConfigError, match=r"multiple of 4 px.*downsample 2.*not 82 px.*80 or 84"):
+        make(downsample=2).check_tile(82)
+    with pytest.raises(ConfigError, match="multiples of 2 px, not 64 x 73 px"):
+        make()(torch.rand(1, 3, 64, 73))
+
+
+@pytest.mark.parametrize("backbone", ["csat_nano", "resnet18"])
+def test_a_tile_that_no_stride_divides_is_covered_all_the_same(backbone):
+    """HoVer-Net's 270 px tile: the same as the tile with its last rows and columns repeated, cut back to the tile."""
+    student = make(backbone=backbone)
+    student.check_tile(70)
+    x = torch.rand(2, 3, 70, 86)
+    padded = torch.nn.functional.pad(x, (0, -86 % student.stride_px, 0, -70 % student.stride_px), mode="replicate")
+    with torch.no_grad():
+        predictions, whole = student(x), student(padded)
+    for name, prediction in predictions.items():
+        if prediction.ndim == 4:
+            assert prediction.shape[2:] == (35, 43)
+            torch.testing.assert_close(prediction, whole[name][..., :35, :43])
 
 
 def test_bad_settings_are_refused():

@@ -1,0 +1,71 @@
+"""Plain settings, as from a YAML recipe, into a frozen config dataclass: types checked, unknown keys refused."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar, get_type_hints
+
+import jsonargparse
+
+from csat.errors import ConfigError
+
+Config = TypeVar("Config")
+
+
+def read_settings(config_class: type[Config], settings: Mapping[str, Any] | None, *, what: str) -> Config:
+    """The config that the settings describe; fields that are not named keep their defaults.
+
+    Args:
+        config_class: A dataclass; fields may be dataclasses themselves, given as mappings.
+        settings: Field → value.
+        what: Whose settings they are, for the message, such as "teacher 'stain'".
+
+    Raises:
+        ConfigError: an unknown key (the valid ones are listed), a value of the wrong type, or values that cannot work.
+    """
+    if not isinstance(settings or {}, Mapping):
+        raise ConfigError(f"{what}: settings are a mapping of names to values, not {settings!r}")
+    settings = dict(settings or {})
+    for key in unknown_keys(config_class, settings):
+        raise ConfigError(f"{what}: {no_such_key(config_class, key)}")
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(config_class)
+    try:
+        return config_class(**vars(parser.instantiate(parser.parse_object(settings))))
+    except ConfigError:
+        raise
+    except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
+        raise ConfigError(f"{what} ({', '.join(valid_keys(config_class))}): {error}") from error
+
+
+def valid_keys(config_class: type, prefix: str = "") -> list[str]:
+    """All settings of a config, dotted."""
+    hints = get_type_hints(config_class)
+    keys = []
+    for item in fields(config_class):
+        if is_dataclass(hints[item.name]):
+            keys += valid_keys(hints[item.name], f"{prefix}{item.name}.")
+        else:
+            keys.append(prefix + item.name)
+    return keys
+
+
+def unknown_keys(config_class: type, settings: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys of `settings` that the config does not have."""
+    hints = get_type_hints(config_class)
+    names = {item.name for item in fields(config_class)}
+    unknown = []
+    for key, value in settings.items():
+        if key not in names:
+            unknown.append(f"{prefix}{key}")
+        elif is_dataclass(hints[key]) and isinstance(value, Mapping):
+            unknown += unknown_keys(hints[key], value, f"{prefix}{key}.")
+    return unknown
+
+
+def no_such_key(config_class: type, key: str) -> str:
+    """A sentence for a key that is not there: the nearest ones, then all."""
+    keys = valid_keys(config_class)
+    near = difflib.get_close_matches(key, keys, n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    return f"there is no setting {key!r}.{hint} Settings are: {', '.join(keys) or 'none'}"
