@@ -33,6 +33,7 @@ from csat.errors import ConfigError, StorageError
 
 VERSION = 1  # of the layout: another version is another manifest
 INDEX, QUARANTINE, HOLDOUT = "index.json", "quarantine.parquet", "holdout"
+PARQUET_RUN_TILES = 64  # rows of a parquet that stay together: single rows would decode a whole row group each
 REPEATED = ("slide", "kind", "patient")  # columns of few values: held as dictionaries until they are written
 
 CHUNK_DTYPE = np.dtype([("part", np.int32), ("chunk", np.int32), ("first_tile_index", np.int64), ("rows", np.int32)])
@@ -257,7 +258,7 @@ class ManifestWriter:
         table = pa.concat_tables(self._window).combine_chunks()
         self._window = []
         rng = np.random.Generator(np.random.PCG64([self.config.seed, number]))
-        table = table.take(rng.permutation(table.num_rows))
+        table = table.take(_shuffled(table, rng))
         self._parts.append(_write_part(self.uri, number, table, self.config.chunk_tiles))
 
     def _check_not_empty(self) -> None:
@@ -301,6 +302,18 @@ def _compact(table: pa.Table) -> pa.Table:
         place = table.schema.get_field_index(name)
         table = table.set_column(place, name, table[name].dictionary_encode())
     return table
+
+
+def _shuffled(table: pa.Table, rng: np.random.Generator) -> np.ndarray:
+    """A random order of the rows; those of parquet files stay in short runs of neighbours, which a reader decodes together."""
+    is_parquet = np.asarray(table["kind"].cast(pa.string()).to_pylist()) == "parquet"
+    if not is_parquet.any():
+        return rng.permutation(table.num_rows)
+    _, file = np.unique(np.asarray(table["slide"].cast(pa.string()).to_pylist()), return_inverse=True)
+    run = table["row"].to_numpy() // PARQUET_RUN_TILES
+    place = np.where(is_parquet, -1, np.arange(table.num_rows))  # every other tile is a run of its own
+    _, run_of = np.unique(np.stack([file, np.where(is_parquet, run, 0), place], axis=1), axis=0, return_inverse=True)
+    return np.lexsort((rng.random(table.num_rows), rng.permutation(run_of.max() + 1)[run_of]))
 
 
 def _write_part(folder: str, number: int, table: pa.Table, chunk_tiles: int) -> dict:

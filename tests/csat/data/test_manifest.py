@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from csat.data import storage
-from csat.data.manifest import CHUNK_DTYPE, ManifestConfig, ManifestWriter, fingerprint, read_manifest
+from csat.data.manifest import CHUNK_DTYPE, PARQUET_RUN_TILES, ManifestConfig, ManifestWriter, fingerprint, read_manifest
 from csat.data.plan import Plan
 from csat.data.sources import SlideRow
 from csat.data.tiling import TILE_SCHEMA, TilingConfig
@@ -108,6 +108,21 @@ def test_the_shuffle_mixes_the_window_and_follows_the_seed(tmp_path):
     by_window = _read(_write(tmp_path / "c", _rows(2), [50, 50], config))
     orders = [[(r["x_px"], r["y_px"]) for r in rows] for rows in (by_window[:50], by_window[50:])]
     assert orders[0] != orders[1]  # each window has its own order
+
+
+def test_rows_of_a_parquet_are_shuffled_in_runs_that_are_read_together(tmp_path):
+    rows = [SlideRow(slide="/tiles.parquet", kind="parquet"), SlideRow(slide="/a.svs", kind="wsi")]
+    writer = ManifestWriter(str(tmp_path), ManifestConfig(chunk_tiles=128), PRINT, TilingConfig(), rows)
+    table = _table(rows[0], 640)
+    writer.add(rows[0], table.set_column(table.schema.get_field_index("row"), "row", pa.array(np.arange(640), pa.int32())))
+    writer.add(rows[1], _table(rows[1], 640))
+    manifest = writer.close()
+    read = [row for row in _read(manifest) if row["kind"] == "parquet"]
+    assert sorted(row["row"] for row in read) == list(range(640))
+    runs = [row["row"] // PARQUET_RUN_TILES for row in read]
+    assert sum(a != b for a, b in zip(runs, runs[1:], strict=False)) == 9, "ten runs, each in one piece"
+    assert runs != sorted(runs)
+    assert [row["row"] for row in read[:64]] != sorted(row["row"] for row in read[:64])
 
 
 def test_the_same_inputs_give_the_same_bytes(tmp_path):
