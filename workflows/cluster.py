@@ -25,7 +25,10 @@ def connect(config: RayConfig) -> None:
     address = config.address or os.environ.get("RAY_ADDRESS")
     # The project need not be installed on the nodes: its folder travels in the path (or as the job's working folder).
     path = os.pathsep.join(filter(None, [PROJECT_ROOT, os.environ.get("PYTHONPATH")]))
-    common = dict(log_to_driver=True, logging_level=logging.WARNING, runtime_env={"env_vars": {"PYTHONPATH": path}})
+    # Ray Data tells of every pipeline that starts and ends; ours has one, and its progress is shown.
+    variables = {"PYTHONPATH": path, "RAY_DATA_LOG_LEVEL": os.environ.setdefault("RAY_DATA_LOG_LEVEL", "WARNING")}
+    logging.getLogger("ray.data").setLevel(os.environ["RAY_DATA_LOG_LEVEL"])
+    common = dict(log_to_driver=True, logging_level=logging.WARNING, runtime_env={"env_vars": variables})
     if address and address != "local":
         try:
             ray.init(address=address, **common)

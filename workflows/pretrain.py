@@ -226,6 +226,9 @@ def _stream_config(
 
 
 def _print_plan(config: PretrainConfig, slides: list[SlideRow], manifest: Manifest, stream: StreamConfig) -> None:
+    if held_out := manifest.index["holdout"]:
+        unused = held_out["not_kept"] + held_out["on_the_border"]
+        print(f"{held_out['num_tiles']:,} tiles are held out to judge the student ({unused:,} more beside them are not used)")
     per_tile, positions = stream.bytes_per_tile(), stream.plan.num_positions
     print(
         f"{len(slides):,} slides → {manifest.num_tiles:,} tiles of {config.data.tile_px} px, {config.train.epochs} epochs: "

@@ -27,8 +27,6 @@ from workflows.worker import Job
 
 logger = logging.getLogger(__name__)
 
-KNOWN_NAMES = {KNOWN["student"]: "student, known nuclei", KNOWN["teacher"]: "teacher, known nuclei"}
-
 
 def finish(folder: RunFolder, job: Job, stream: StreamConfig, *, holdout: Manifest | None, config: Any) -> None:
     """Everything after the last step. Each part can be made again: a rerun starts here if it was killed here."""
@@ -162,11 +160,11 @@ def _evaluate(
         return {}, []
     figures = {name: np.stack([row[name] for row in rows]) for name in rows[0] if name not in (SLIDE, PICTURE, "position")}
     groups = np.array([row[SLIDE] for row in rows])
-    known = figures[KNOWN["student"]][:, 0] >= 0
-    summary = summarise({name: values for name, values in figures.items() if name not in KNOWN_NAMES}, groups, seed=seed)
-    if known.any():
-        on_known = {label: figures[name][known] for name, label in ((n, f"{k}.counts") for n, k in KNOWN_NAMES.items())}
-        summary |= summarise(on_known, groups[known], seed=seed)
+    faithful = {name: values for name, values in figures.items() if name not in KNOWN.values()}
+    summary = summarise(faithful, groups, seed=seed)
+    is_known = figures[KNOWN["student"]][:, 0] >= 0
+    if is_known.any():
+        summary |= summarise({name: figures[name][is_known] for name in KNOWN.values()}, groups[is_known], seed=seed)
     for name, figure in summary.items():
         print(
             f"held out: {name} {figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}] over {figure['tiles']} tiles"

@@ -14,7 +14,8 @@ from csat.responses import OK, POSITION, RESPONSE_PREFIX, STATUS, TILE, Kind, Re
 
 PICTURE = "picture"  # column: .npz bytes of one tile with both answers, b"" for tiles that will not be shown
 SLIDE = "slide"
-KNOWN = {"student": "known.student.counts", "teacher": "known.teacher.counts"}
+FAITHFUL = "student_vs_teacher."  # prefix of the figures of `measure`
+KNOWN = {"student": "student_vs_known.nuclei.counts", "teacher": "teacher_vs_known.nuclei.counts"}
 
 
 class Judge:
@@ -34,7 +35,7 @@ class Judge:
         self.num_pictures = num_pictures
 
     def __call__(self, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Columns: `slide`, `position`, every figure of `measure` (prefixed by nothing), the two of `KNOWN`, `picture`.
+        """Columns: `slide`, `position`, every figure of `measure` after `FAITHFUL`, the two of `KNOWN`, `picture`.
 
         Tiles that could not be read or answered leave no row. Where a tile's nuclei are not known, its `KNOWN` counts are -1.
         """
@@ -45,7 +46,8 @@ class Judge:
         specs = self.student.responses
         responses = {spec.name: torch.from_numpy(columns[RESPONSE_PREFIX + spec.name].astype(np.float32)) for spec in specs}
         for spec in specs:
-            out.update(measure(spec, predictions[spec.name], responses[spec.name]))
+            figures = measure(spec, predictions[spec.name], responses[spec.name])
+            out.update({FAITHFUL + name: values for name, values in figures.items()})
         truths = self._known_nuclei(columns)
         nucleus = next((spec for spec in specs if _is_mask(spec)), None)
         for who, answers in (("student", predictions), ("teacher", responses)):

@@ -83,8 +83,9 @@ def test_the_student_learned_something(finished):
     lines = read_metrics(str(folder))
     assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
     evaluation = read_json(folder, "evaluation.json")
-    assert evaluation["np.dice"]["low"] <= evaluation["np.dice"]["value"] <= evaluation["np.dice"]["high"]
-    assert 0.6 < evaluation["teacher, known nuclei.dice"]["value"] < 1
+    faithful = evaluation["student_vs_teacher.np.dice"]
+    assert faithful["low"] <= faithful["value"] <= faithful["high"]
+    assert 0.6 < evaluation["teacher_vs_known.nuclei.dice"]["value"] < 1
 
 
 def test_the_throughput_is_measured(finished):

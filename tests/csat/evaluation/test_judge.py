@@ -1,0 +1,78 @@
+"""The judge on tiles whose answer is known: a student is exported, loaded again and compared."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+
+from csat.data.synthetic import make_slides, read_truth
+from csat.evaluation.judge import KNOWN, PICTURE, Judge
+from csat.model.student import Student, StudentConfig, save_student
+from csat.responses import OK, POSITION, QUARANTINED, RESPONSE_PREFIX, STATUS, TILE, Kind, ResponseSpec, Symmetry
+
+TILE_PX = 64
+NP = ResponseSpec(name="np", kind=Kind.PROBABILITY, channels=1)
+HV = ResponseSpec(name="hv", kind=Kind.REGRESSION, channels=2, symmetry=Symmetry.HV)
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory):
+    return make_slides(tmp_path_factory.mktemp("slide"), num_slides=1, size_px=512, seed=3)[0]
+
+
+@pytest.fixture(scope="module")
+def student_folder(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("student")
+    save_student(Student(StudentConfig(backbone="csat_nano", decoder_channels=8), (NP, HV)), folder, {})
+    return folder
+
+
+def rows(slide, places, *, status=None):
+    """Tiles of a slide whose teacher answers with the truth itself."""
+    truths = [read_truth(slide, x, y, TILE_PX) > 0 for x, y in places]
+    count = len(places)
+    return {
+        "slide": np.array([str(slide)] * count, dtype=object),
+        "x_px": np.array([x for x, _ in places]),
+        "y_px": np.array([y for _, y in places]),
+        "level": np.zeros(count, dtype=np.int8),
+        "read_px": np.full(count, TILE_PX),
+        POSITION: np.arange(count),
+        STATUS: np.array(status or [OK] * count, dtype=np.uint8),
+        TILE: np.full((count, TILE_PX, TILE_PX, 3), 200, dtype=np.uint8),
+        RESPONSE_PREFIX + "np": np.stack(truths)[:, None].astype(np.float16),
+        RESPONSE_PREFIX + "hv": np.zeros((count, 2, TILE_PX, TILE_PX), dtype=np.float16),
+    }
+
+
+def test_a_teacher_that_knows_the_truth_is_perfect(slide, student_folder):
+    judged = Judge(str(student_folder), tile_px=TILE_PX, num_pictures=1)(rows(slide, [(200, 200), (264, 200)]))
+    teacher, student = judged[KNOWN["teacher"]], judged[KNOWN["student"]]
+    assert teacher[:, 0].sum() > 100, "there are nuclei here"
+    assert teacher[:, 1].sum() == teacher[:, 3].sum() == 0
+    assert (student.sum(1) == TILE_PX**2).all()
+    np.testing.assert_array_equal(judged["student_vs_teacher.np.counts"], student)
+
+
+def test_pictures_come_for_the_first_positions_only(slide, student_folder):
+    judged = Judge(str(student_folder), tile_px=TILE_PX, num_pictures=1)(rows(slide, [(200, 200), (264, 200)]))
+    assert judged[PICTURE][1] == b""
+    with np.load(io.BytesIO(judged[PICTURE][0])) as picture:
+        assert set(picture) == {"tile", "teacher.np", "student.np", "teacher.hv", "student.hv", "known"}
+        assert 0 <= picture["student.np"].min() <= picture["student.np"].max() <= 1
+
+
+def test_tiles_without_an_answer_leave_no_row(slide, student_folder):
+    judge = Judge(str(student_folder), tile_px=TILE_PX, num_pictures=0)
+    places = [(200, 200), (264, 200), (200, 264)]
+    assert judge(rows(slide, places, status=[OK, QUARANTINED, OK]))[POSITION].tolist() == [0, 2]
+    assert len(judge(rows(slide, places, status=[QUARANTINED] * 3))[POSITION]) == 0
+
+
+def test_slides_without_truth_have_no_known_nuclei(slide, student_folder):
+    columns = rows(slide, [(200, 200)])
+    columns["slide"] = np.array(["/elsewhere/a.svs"], dtype=object)
+    judged = Judge(str(student_folder), tile_px=TILE_PX, num_pictures=0)(columns)
+    assert (judged[KNOWN["student"]] == -1).all()
