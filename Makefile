@@ -1,29 +1,34 @@
 # `make demo` and `make test` do all the set-up on a fresh machine.
 PYTHON ?= python3
 VENV ?= .venv
-BIN := $(VENV)/bin
 RUN ?= runs/demo
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+# Named by their content: the environment is completed when the requirements change, and only then.
+RUN_STAMP := $(VENV)/run-$(shell cksum < requirements.txt | tr ' ' '-').stamp
+TEST_STAMP := $(VENV)/test-$(shell cat requirements.txt tests/requirements.txt | cksum | tr ' ' '-').stamp
 
 .PHONY: demo test lint clean
 
-demo: $(VENV)/run.stamp
+demo: $(RUN_STAMP)
 	$(BIN)/python workflows/pretrain.py --config demo --run_folder $(RUN)
 
-test: $(VENV)/dev.stamp
+test: $(TEST_STAMP)
 	$(BIN)/python -m pytest -m "not gpu"
 
-lint: $(VENV)/dev.stamp
+lint: $(TEST_STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# The environment is made anew when the requirements change.
-$(VENV)/run.stamp: requirements.txt pyproject.toml
+# The project itself is not installed: it runs from the checkout.
+$(RUN_STAMP):
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements.txt
+	$(PIP) -r requirements.txt
 	touch $@
 
-$(VENV)/dev.stamp: $(VENV)/run.stamp
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -e ".[dev]"
+$(TEST_STAMP): $(RUN_STAMP)
+	$(PIP) -r requirements.txt -r tests/requirements.txt
 	touch $@
 
 clean:
