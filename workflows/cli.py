@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import jsonargparse
 import yaml
@@ -43,7 +43,8 @@ def parse(config_class: type[Config], description: str, argv: Sequence[str] | No
     )
     parser.add_argument("--config", action="config", help=f"a recipe (YAML); by name, one of: {', '.join(recipe_names())}")
     parser.add_class_arguments(config_class)
-    arguments = [_expand(argument, previous) for argument, previous in _with_previous(sys.argv[1:] if argv is None else argv)]
+    arguments = _join_lists(sys.argv[1:] if argv is None else argv, config_class)
+    arguments = [_expand(argument, previous) for argument, previous in _with_previous(arguments)]
     _check_recipes(arguments, config_class)
     try:
         parsed = parser.parse_args(arguments)
@@ -56,6 +57,24 @@ def parse(config_class: type[Config], description: str, argv: Sequence[str] | No
 
 def recipe_names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def _join_lists(arguments: Sequence[str], config_class: type) -> list[str]:
+    """`--slides a b` and `--slides a` as the one list that they mean: `--slides=["a", "b"]`."""
+    flags = {f"--{name}" for name, hint in get_type_hints(config_class).items() if hint == list[str]}
+    joined: list[str] = []
+    rest = list(arguments)
+    while rest:
+        flag, equals, value = rest.pop(0).partition("=")
+        if flag not in flags:
+            joined.append(flag + equals + value)
+            continue
+        values = [value] if equals else []
+        while not equals and rest and not rest[0].startswith("--"):
+            values.append(rest.pop(0))
+        is_list = len(values) == 1 and values[0].lstrip().startswith("[")
+        joined.append(f"{flag}={values[0] if is_list else json.dumps(values)}")
+    return joined
 
 
 def _with_previous(arguments: Sequence[str]) -> list[tuple[str, str]]:

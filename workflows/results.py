@@ -57,9 +57,9 @@ def write_accounts(folder: RunFolder, plan: Plan, checkpoint: Checkpoint) -> dic
         {"epoch": epoch, "manifest": plan.num_tiles, "trained": counts[0], "quarantined": counts[1], "filtered": counts[2]}
         for epoch, counts in sorted(checkpoint.cursor.counts.items())
     ]
-    for row in epochs:
-        parts = " + ".join(f"{row[name]:,} {name}" for name in ("trained", "quarantined", "filtered"))
-        print(f"epoch {row['epoch']}: {row['manifest']:,} tiles = {parts}")
+    total = {name: sum(row[name] for row in epochs) for name in ("manifest", "trained", "quarantined", "filtered")}
+    parts = " + ".join(f"{total[name]:,} {name}" for name in ("trained", "quarantined", "filtered"))
+    print(f"{len(epochs)} epochs of {plan.num_tiles:,} tiles: {total['manifest']:,} in the manifest = {parts}")
     tables = [checkpoint.quarantine]
     slides_path = folder.path("manifest", "quarantine.parquet")
     if storage.exists(slides_path):

@@ -17,6 +17,7 @@ class Verb:
     run_folder: str  # where
     teacher: TeacherConfig
     optim: Optim = field(default_factory=Optim)  # how
+    slides: list[str] = field(default_factory=list)  # which
 
 
 BASE = ["--run_folder", "x", "--teacher", "stain"]
@@ -29,6 +30,21 @@ def test_short_forms_overrides_and_plain_values():
     assert config.teacher.options == {"mode": "fast"}
     assert plain["teacher"]["name"] == "stain"
     assert plain["optim"] == {"lr": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "slides"),
+    [
+        (["--slides", "a.svs"], ["a.svs"]),
+        (["--slides=a.svs"], ["a.svs"]),
+        (["--slides", "a.svs", "folder/", "s3://b/*.svs", "--optim.lr", "1"], ["a.svs", "folder/", "s3://b/*.svs"]),
+        (["--slides", '["a.svs", "b.svs"]'], ["a.svs", "b.svs"]),
+        (["--slides=[a.svs, b.svs]"], ["a.svs", "b.svs"]),
+        ([], []),
+    ],
+)
+def test_lists_as_people_write_them(arguments, slides):
+    assert cli.parse(Verb, "", [*BASE, *arguments])[0].slides == slides
 
 
 def test_a_recipe_and_an_override(tmp_path):
