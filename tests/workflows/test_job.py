@@ -32,13 +32,14 @@ def wait_for_port(port: int, process: subprocess.Popen, timeout_s: float = 90) -
 def head(tmp_path):
     """A head node with job server on loopback; (GCS address, dashboard address)."""
     ports = []
-    for _ in range(2):
+    for _ in range(3):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             ports.append(probe.getsockname()[1])
-    gcs, dashboard = ports
+    gcs, dashboard, agent = ports
     command = [RAY, "start", "--head", "--block", "--port", str(gcs), "--node-ip-address", "127.0.0.1"]
     command += ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard), "--num-cpus", "4"]
+    command += ["--dashboard-agent-listen-port", str(agent)]  # another Ray on this machine may hold the usual one
     command += ["--object-store-memory", str(300 * 2**20), "--temp-dir", f"/tmp/ray-{os.getpid()}", "--disable-usage-stats"]
     with (tmp_path / "head.log").open("wb") as log:
         process = subprocess.Popen(
@@ -57,7 +58,13 @@ def test_a_submitted_job_trains_and_reports(head, slides, tmp_path):
     script = [sys.executable, "workflows/pretrain.py", *arguments(slides, folder)]
     submit = [RAY, "job", "submit", "--address", dashboard, "--working-dir", ".", "--", *script]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    job = subprocess.run(submit, cwd=ROOT, capture_output=True, text=True, timeout=400, env=environment)
+    deadline = time.monotonic() + 60
+    while True:
+        job = subprocess.run(submit, cwd=ROOT, capture_output=True, text=True, timeout=400, env=environment)
+        # The dashboard listens a few seconds before the node's agent can take jobs.
+        if "No available agent" not in job.stderr or time.monotonic() > deadline:
+            break
+        time.sleep(1)
     assert job.returncode == 0, job.stdout[-3000:] + job.stderr[-2000:]
     assert "succeeded" in job.stdout
     assert f"report:  {folder / 'report.html'}" in job.stdout
