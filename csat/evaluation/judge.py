@@ -102,6 +102,9 @@ def _on_grid(mask: np.ndarray, spec: ResponseSpec, tile_px: int) -> torch.Tensor
 
 def _picture(index, columns, specs, predictions, responses, truth) -> bytes:
     arrays = {"tile": columns[TILE][index]}
+    crop_px = max((spec.crop_px for spec in specs if spec.is_dense), default=0)
+    if crop_px:
+        arrays["covered_px"] = np.array([crop_px, arrays["tile"].shape[0] - crop_px])
     for spec in specs:
         if spec.is_dense and spec.kind in (Kind.PROBABILITY, Kind.REGRESSION, Kind.LOGITS):
             prediction = predictions[spec.name][index].numpy()

@@ -8,6 +8,7 @@ from typing import Any
 import jinja2
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from csat.training.run_folder import RunFolder
 
@@ -31,8 +32,8 @@ def write_report(
         accounts: As in accounting.json.
         throughput: As in throughput.json.
         evaluation: figure → value, low, high, tiles, groups; {} where nothing was held out.
-        pictures: Held-out tiles: `slide`, `tile` uint8 [H, W, 3], `teacher.<name>` and `student.<name>` [C, n, n], and `known`
-            bool [H, W] where the nuclei are known.
+        pictures: Held-out tiles: `slide`, `tile` uint8 [H, W, 3], `teacher.<name>` and `student.<name>` [C, n, n], `known`
+            bool [H, W] where the nuclei are known, and `covered_px` (from, to) where the responses cover the inner part only.
     """
     # What a file or a slide's name says is escaped before a page shows it.
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
@@ -99,6 +100,9 @@ def _pictures(pictures: list[dict[str, np.ndarray]]) -> str | None:
                 axis.set_title(title, fontsize=9)
             if key in picture:
                 _show(axis, key, picture[key], channel)
+                if key in ("tile", "known") and "covered_px" in picture:
+                    start, stop = picture["covered_px"]
+                    axis.add_patch(Rectangle((start, start), stop - start, stop - start, ec="cyan", ls="--", fill=False))
     return _data_uri(figure)
 
 
