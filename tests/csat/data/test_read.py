@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from slide_textures import textured
 
 from csat.data import read, storage
 from csat.data.read import TileReader, background_fraction
 from csat.data.slide_cache import SlideCache
 from csat.errors import StorageError
 from csat.responses import FILTERED, OK, QUARANTINED, READ_S, REASON, STATUS, TILE
+from tests.csat.data.slide_textures import textured
 
 NUM_SLIDES = 4
 

@@ -4,12 +4,12 @@ import numpy as np
 import openslide
 import pytest
 from PIL import Image
-from slide_textures import textured
 
 from csat.data import slides, storage
 from csat.data.slide_cache import SlideCache
 from csat.data.slides import no_mpp_error, open_slide, read_tile
 from csat.errors import ConfigError, SlideError
+from tests.csat.data.slide_textures import textured
 
 PIXELS = textured(1300, 1100)
 
