@@ -135,13 +135,13 @@ def pretrain(config: PretrainConfig, plain: dict[str, Any]) -> int:
         slot_bytes=_stream_config(config, folder, spec, job_check.plan).bytes_per_tile() * config.manifest.chunk_tiles,
     )
     cluster.check_run_folder_is_shared(folder.uri)
-    folder.set_status("running")
     manifest = _tile(config, folder, slides)
     plan = _plan(config, manifest)
     stream = _stream_config(config, folder, spec, plan, view_seed=method.seed if method.view_in_pool else None)
     job = _make_job(config, folder, spec, plan)
     _print_plan(config, slides, manifest, stream)
 
+    folder.set_status("running")
     _train(config, folder, job, stream)
     results.finish(folder, job, stream, holdout=manifest.holdout(), config=config)
     folder.set_status("finished")
@@ -173,7 +173,7 @@ def _teacher_options(config: PretrainConfig) -> dict[str, Any]:
 def _check_same_teacher(folder: RunFolder, spec: TeacherSpec) -> None:
     """A run goes on with the teacher that it began with."""
     now, earlier = teacher_manifest(spec), folder.read_json("teacher.json")
-    if earlier is not None and earlier != now:
+    if earlier is not None and earlier != now and folder.has_begun():
         differences = [f"{key}: was {earlier.get(key)}, is {now.get(key)}" for key in now if earlier.get(key) != now.get(key)]
         raise ConfigError(
             f"{folder.uri} was begun with another teacher:\n  "

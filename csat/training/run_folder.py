@@ -88,7 +88,7 @@ class RunFolder:
             if not differences:
                 self.write_text("config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
                 return True
-            if not overwrite:
+            if self.has_begun() and not overwrite:
                 raise ConfigError(
                     f"{self.uri} holds a run of another configuration; it differs in\n  " + "\n  ".join(differences) + "\n"
                     "Choose another --run_folder, repeat the earlier settings to go on, or say --overwrite true to delete it"
@@ -102,6 +102,10 @@ class RunFolder:
         storage.make_dir(self.uri)
         self.write_text("config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
         return False
+
+    def has_begun(self) -> bool:
+        """Whether there is any work to lose: a run that was refused for its input may be repeated with other settings."""
+        return storage.exists(self.path("status.json"))
 
     def is_finished(self) -> bool:
         return (self.read_json("status.json") or {}).get("state") == "finished"

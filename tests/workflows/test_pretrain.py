@@ -123,7 +123,7 @@ def test_another_configuration_is_refused(finished, capsys):
 def test_the_report_has_its_pictures(finished):
     folder, _ = finished
     page = (folder / "report.html").read_text()
-    assert "known nuclei" in page
+    assert "teacher_vs_known.nuclei.dice" in page
     assert page.count("data:image/png;base64,") == 2
 
 

@@ -118,6 +118,11 @@ class TestWithACluster:
         assert "no slide gave a tile" in message
         assert "no_mpp.tif" in message
         assert "--data.source_mpp" in message
+        # Doing what the message says is enough: the run never began, so its folder is not in the way.
+        message = refuse(
+            capsys, [slide], tmp_path / "run", data__source_mpp=0.5, workers__num_workers=99, train__batch_size=99
+        )
+        assert "the cluster has 4" in message
 
     def test_slides_without_tissue(self, tmp_path, capsys):
         slide = tmp_path / "glass.tif"

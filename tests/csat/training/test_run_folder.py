@@ -27,12 +27,20 @@ def test_more_workers_are_still_the_same_run(tmp_path):
 def test_another_configuration_is_refused_with_the_difference(tmp_path):
     folder = RunFolder(str(tmp_path / "run"))
     folder.open(CONFIG, overwrite=False)
+    folder.set_status("running")
     with pytest.raises(ConfigError, match=r"train\.epochs: was 2, is 3"):
         folder.open(changed(epochs=3), overwrite=False)
-    assert folder.read_json("status.json") is None
     folder.set_status("finished")
     assert folder.open(changed(epochs=3), overwrite=True) is False
     assert not folder.is_finished(), "overwriting forgets the earlier run"
+
+
+def test_a_run_that_never_began_may_be_corrected(tmp_path):
+    folder = RunFolder(str(tmp_path / "run"))
+    folder.open(CONFIG, overwrite=False)
+    folder.write_json("teacher.json", {"name": "left over"})
+    assert folder.open(changed(epochs=3), overwrite=False) is False
+    assert folder.read_json("teacher.json") is None
 
 
 def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path):
