@@ -10,7 +10,7 @@ from csat.export import load_exported
 from csat.training.checkpoints import Checkpoints
 from tests.workflows.conftest import arguments
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_slides_and_run_folder_in_a_bucket(bucket, slides, tmp_path, run_alone):
     argv = arguments(
         [f"{uri}/slides/*.svs"], folder, readers__cache_folder=tmp_path / "cache", train__checkpoint_every_steps=4
     )
-    assert run_alone(argv, log, **environment).wait(timeout=300) == 0, log.read_text()[-3000:]
+    assert run_alone(argv, log, **environment).wait(timeout=600) == 0, log.read_text()[-3000:]
 
     accounts = json.loads(storage.read_bytes(storage.join(folder, "accounting.json")))
     assert accounts["epochs"][0]["trained"] == accounts["epochs"][0]["manifest"] > 50
