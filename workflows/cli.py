@@ -1,9 +1,11 @@
 """The command line of a verb: a YAML recipe, dotted overrides, `--print_config`, and errors that say what would be valid."""
 
+import inspect
 import json
+import re
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -43,6 +45,10 @@ def parse(config_class: type[Config], description: str, argv: Sequence[str] | No
     )
     parser.add_argument("--config", action="config", help=f"a recipe (YAML); by name, one of: {', '.join(recipe_names())}")
     parser.add_class_arguments(config_class)
+    notes = field_notes(config_class)
+    for action in parser._actions:  # argparse's own list of options; no public way to add help to a dataclass's fields
+        if action.dest in notes:
+            action.help = notes[action.dest].replace("%", "%%")
     arguments = _join_lists(sys.argv[1:] if argv is None else argv, config_class)
     arguments = [_expand(argument, previous) for argument, previous in _with_previous(arguments)]
     _check_recipes(arguments, config_class)
@@ -53,6 +59,19 @@ def parse(config_class: type[Config], description: str, argv: Sequence[str] | No
     parsed.pop("config", None)
     config = config_class(**vars(parser.instantiate(parsed)))
     return config, json.loads(json.dumps(asdict(config)))
+
+
+def field_notes(config_class: type, prefix: str = "") -> dict[str, str]:
+    """Dotted setting → the note that stands behind it in the source: one place for the code's reader and for `--help`."""
+    hints = get_type_hints(config_class)
+    notes = {}
+    for line in inspect.getsource(config_class).splitlines():
+        if found := re.match(r"    (\w+): .*?  # (.+)$", line):
+            notes[prefix + found[1]] = found[2]
+    for item in fields(config_class):
+        if is_dataclass(hints[item.name]):
+            notes |= field_notes(hints[item.name], f"{prefix}{item.name}.")
+    return notes
 
 
 def recipe_names() -> list[str]:

@@ -29,9 +29,7 @@ PREDICTION_STRIDE_PX = 2  # of dense predictions: half the resolution resolves n
 class StudentConfig:
     """What the student is made of."""
 
-    backbone: str = (
-        "csat"  # any timm model with forward_intermediates: csat, csat_nano, csatv2, resnet18, efficientnet_b0, ...
-    )
+    backbone: str = "csat"  # any timm model with forward_intermediates: csat, csat_nano, resnet18, efficientnet_b0, …
     decoder_channels: int = 64  # width of the dense decoder
     downsample: int = 1  # the student sees the tile at 1/downsample of its pixels
     drop_path: float = 0.0  # stochastic depth of the backbone's last block, 0 to 1

@@ -3,13 +3,16 @@ from dataclasses import dataclass, field
 import pytest
 
 from csat.errors import ConfigError
+from csat.settings import valid_keys
 from workflows import cli
+from workflows.benchmark import BenchmarkConfig
 from workflows.config import TeacherConfig
+from workflows.pretrain import PretrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optim:
-    lr: float = 0.1  # rate
+    lr: float = 0.1  # rate of learning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +86,18 @@ def test_wrong_recipes(tmp_path, text, message):
         cli.parse(Verb, "", ["--config", str(recipe), *BASE])
 
 
+def test_every_setting_of_the_verbs_is_explained():
+    for config_class in (PretrainConfig, BenchmarkConfig):
+        notes = cli.field_notes(config_class)
+        assert [key for key in valid_keys(config_class) if key not in notes] == []
+
+
 def test_help_and_print_config(capsys):
     with pytest.raises(SystemExit):
         cli.parse(Verb, "What it does.", ["--help"])
-    assert "rate" in capsys.readouterr().out
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--optim.lr LR rate of learning (type: float, default: 0.1)" in text
+    assert "--teacher.name NAME stain, hovernet, timm or torchscript" in text, "notes of nested configs are shown too"
     with pytest.raises(SystemExit):
         cli.parse(Verb, "", [*BASE, "--print_config"])
     assert "lr: 0.1" in capsys.readouterr().out
