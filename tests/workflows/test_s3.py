@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from moto.server import ThreadedMotoServer
 
 from csat.data import storage
 from csat.export import load_exported
@@ -13,37 +12,15 @@ from tests.workflows.conftest import arguments
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-@pytest.fixture
-def bucket(monkeypatch):
-    """An empty bucket; the environment that reaches it is the standard one."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    environment = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "not-so-secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "NO_PROXY": "127.0.0.1,localhost",
-    }
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    import boto3
-
-    boto3.client("s3").create_bucket(Bucket="csat")
-    yield "s3://csat", environment
-    server.stop()
-
-
-def test_slides_and_run_folder_in_a_bucket(bucket, slides, tmp_path, run_alone):
-    uri, environment = bucket
+def test_slides_and_run_folder_in_a_bucket(s3, slides, tmp_path, run_alone):
+    uri = s3  # reached through the environment, which the run inherits
     for slide in slides:
         storage.write_bytes(storage.join(uri, "slides", slide.name), slide.read_bytes())
     folder, log = storage.join(uri, "runs", "a"), tmp_path / "log"
     argv = arguments(
         [f"{uri}/slides/*.svs"], folder, readers__cache_folder=tmp_path / "cache", train__checkpoint_every_steps=4
     )
-    assert run_alone(argv, log, **environment).wait(timeout=600) == 0, log.read_text()[-3000:]
+    assert run_alone(argv, log).wait(timeout=600) == 0, log.read_text()[-3000:]
 
     accounts = json.loads(storage.read_bytes(storage.join(folder, "accounting.json")))
     assert accounts["epochs"][0]["trained"] == accounts["epochs"][0]["manifest"] > 50
@@ -58,6 +35,6 @@ def test_slides_and_run_folder_in_a_bucket(bucket, slides, tmp_path, run_alone):
         "no credentials in the config"
     )
 
-    again = run_alone(argv, log, **environment)
+    again = run_alone(argv, log)
     assert again.wait(timeout=120) == 0
     assert "nothing to do" in log.read_text()
