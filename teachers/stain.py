@@ -26,10 +26,10 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from csat.data.instances import hv_targets, split_touching
 from csat.errors import ConfigError, TeacherError
 from csat.responses import Kind, ResponseSpec, Symmetry, TeacherSpec
 from teachers.contract import Teacher, select_responses, sha256_of_settings
-from teachers.instances import hv_targets, split_touching
 
 ALGORITHM_VERSION = 1  # raise it whenever the same options start to give other responses
 STAINS = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))  # optical density (R, G, B) of H, E, DAB

@@ -5,7 +5,7 @@ import timm
 import torch
 
 import csat  # noqa: F401  (registers the backbones)
-from teachers.hovernet_net import HoVerNet
+from csat.model.hovernet import HoVerNet
 
 pytestmark = [
     pytest.mark.gpu,

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from csat.errors import ConfigError, TeacherError
+from csat.model.hovernet import MARGIN_PX, HoVerNet
 from csat.responses import Kind, Symmetry
 from teachers.checkpoints import read_state_dict
 from teachers.contract import sha256_of
 from teachers.hovernet import HoverNetOptions, load, load_checkpoint
-from teachers.hovernet_net import MARGIN_PX, HoVerNet
 from teachers.registry import load_teacher
 
 WIDTH = 0.0625  # as narrow as it gets: the geometry does not depend on it

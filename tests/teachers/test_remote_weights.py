@@ -5,8 +5,8 @@ import torch
 
 from csat.data import storage
 from csat.errors import TeacherError
+from csat.model.hovernet import HoVerNet
 from teachers.contract import sha256_of
-from teachers.hovernet_net import HoVerNet
 from teachers.registry import describe_teacher
 
 OPTIONS = {"mode": "fast", "width": 0.0625}

@@ -7,7 +7,7 @@ import pytest
 import tifffile
 import torch
 
-from teachers.hovernet_net import HoVerNet
+from csat.model.hovernet import HoVerNet
 from tests.workflows.conftest import arguments
 from workflows import pretrain
 

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from csat.data.instances import hv_targets, instances_from_hv, relabel, split_touching
 from csat.data.transforms import apply_d4
 from csat.responses import Symmetry
-from teachers.instances import hv_targets, instances_from_hv, relabel, split_touching
 
 
 def disks(*circles, size=64) -> np.ndarray:
