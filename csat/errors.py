@@ -25,6 +25,10 @@ class SlideError(ValueError):
         return type(self), (self.reason, str(self))
 
 
+class DatasetError(ValueError):
+    """A labelled data set that does not fit its layout, its labels or its splits. Says what was looked for and what was found."""
+
+
 class TeacherError(ValueError):
     """Weights that do not fit their teacher, or a teacher that lacks what a method needs."""
 

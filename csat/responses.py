@@ -131,6 +131,21 @@ class TeacherSpec:
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class TargetSpec:
+    """One named target of a labelled tile: what a person said, on the tile's own pixels."""
+
+    name: str
+    dtype: str  # as NumPy names it
+    channels: int | None = None  # None: no channel axis
+    is_dense: bool = True  # one value per pixel; else one per tile
+
+    def shape(self, tile_px: int) -> tuple[int, ...]:
+        """Shape of this target for one tile: `([C,] tile_px, tile_px)`, or `([C],)` where it is not dense."""
+        channels = () if self.channels is None else (self.channels,)
+        return (*channels, tile_px, tile_px) if self.is_dense else channels
+
+
 # Columns of a tile's row on its way from the manifest to the trainer. Every position reaches a trainer, also when its tile
 # could not be read: the trainer counts it as quarantined or filtered, and so nothing can vanish on the way.
 POSITION = "position"  # int64, place in the run's plan: epoch * tiles + rank in that epoch's order
@@ -140,6 +155,7 @@ TILE = "tile"  # uint8 [tile_px, tile_px, 3], RGB; zeros where the status is not
 READ_S = "read_s"  # float32, seconds of reading spent on this tile
 TEACHER_S = "teacher_s"  # float32, seconds of the teacher spent on this tile
 RESPONSE_PREFIX = "response_"  # float16 [C, n, n] or [C], one column per response
+TARGET_PREFIX = "target_"  # what a person labelled, one column per TargetSpec
 
 OK, QUARANTINED, FILTERED = 0, 1, 2
 
@@ -151,12 +167,14 @@ class Batch:
     Attributes:
         tiles: uint8 `[B, 3, tile_px, tile_px]`, RGB.
         responses: name → float `[B, C, n, n]` or `[B, C]`, detached, for the tile as it stands in `tiles`.
+        targets: name → what a person labelled, by `TargetSpec`; empty for methods without labels.
         positions: int64 `[B]`, place in the plan: the only source of randomness per tile.
     """
 
     tiles: Tensor
     positions: Tensor
     responses: dict[str, Tensor] = field(default_factory=dict)
+    targets: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.tiles.shape[0]

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from csat.responses import Batch, ResponseSpec, TeacherSpec
+from csat.responses import Batch, ResponseSpec, TargetSpec, TeacherSpec
 
 
 class Method(nn.Module, ABC):
@@ -18,7 +18,8 @@ class Method(nn.Module, ABC):
 
     Attributes:
         turns: Names of the alternating updates of a step, one optimiser each; `("student",)` for most.
-        responses: The responses that this method reads from the teacher.
+        responses: The responses that this method reads from the teacher; empty for one without a teacher.
+        targets: The targets that it reads from the labels; empty for one without labels.
         weights: Weight of every term that `forward` returns, by name.
         view_in_pool: The teacher pool puts tiles in their spatial view before the teacher sees them (`seed` says which
             view), and the method therefore transforms nothing.
@@ -26,7 +27,8 @@ class Method(nn.Module, ABC):
     """
 
     turns: tuple[str, ...] = ("student",)
-    responses: tuple[ResponseSpec, ...]
+    responses: tuple[ResponseSpec, ...] = ()
+    targets: tuple[TargetSpec, ...] = ()
     weights: dict[str, float]
     view_in_pool: bool = False
     seed: int = 0

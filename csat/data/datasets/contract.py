@@ -1,0 +1,80 @@
+"""What a labelled data set is, whatever its layout on disk: samples with a group, and one function that decodes a sample.
+
+A layout is one file with
+
+    TASKS: tuple[Task, ...]                                                   # the first is the default
+    def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet   # metadata only: no image is decoded
+    def load(sample: Sample) -> Decoded                                       # one sample's pixels and targets
+
+and one line in `registry.py`. `read` raises DatasetError for a layout that does not fit (what it looked for, what it found, what to
+try); `load` raises SlideError for one sample that cannot be used, and DatasetError where image and mask contradict each other.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+
+IGNORE = 255  # in a class mask: pixels that neither train nor count
+
+
+class Task(StrEnum):
+    """What is learned from a set."""
+
+    CLASSIFICATION = "classification"  # one class per image
+    SEGMENTATION = "segmentation"  # one class per pixel
+    NUCLEI = "nuclei"  # instances, and their types where the set has them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One labelled image. Small: it travels instead of pixels."""
+
+    key: str  # unique in the set and stable between machines: the path below the root, with #index for a part of a file
+    layout: str  # key of the registry: whose `load` decodes it
+    image: str  # URI of the image, or of the file that contains it
+    group: str  # patient, slide or source image: a split never cuts one
+    split: str | None = None  # official part: "train", "val", "test"; None: the set has none
+    label: int | None = None  # class index (classification)
+    mask: str | None = None  # URI of the class mask or of the instances
+    types: str | None = None  # URI of the nuclei's types, where they are in a file of their own
+    index: int | None = None  # position within `image`, for containers (h5, npy)
+    mpp: float | None = None  # micrometres per pixel; None: not stated
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetInfo:
+    """What is known about a set."""
+
+    name: str
+    task: Task
+    # classification and segmentation: all classes, index 0 first (a segmentation's background included); nuclei: the types
+    # without background (value 1 first), empty where nuclei have no types
+    classes: tuple[str, ...]
+    mpp: float | None  # of the images as they are distributed; None: not stated, or mixed
+    licence: str  # one line; "not stated" where that is so
+    source: str  # citation, and where it is downloaded
+    group: str  # what a group is: "patient", "slide", "source image", "image (no grouping known)"
+    note: str = ""  # traps: touching nuclei merged, groups guessed from names
+
+
+@dataclass(frozen=True)
+class LabelledSet:
+    """A data set's samples, sorted by key."""
+
+    info: DatasetInfo
+    samples: tuple[Sample, ...] = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """One sample's pixels. Arrays share height and width."""
+
+    image: np.ndarray  # uint8 [H, W, 3], RGB
+    mask: np.ndarray | None = None  # uint8 [H, W], class index or IGNORE (segmentation)
+    instances: np.ndarray | None = None  # int32 [H, W], 0 background (nuclei)
+    types: np.ndarray | None = None  # uint8 [H, W], 0 background, 1 … the types (nuclei, where known)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(array.nbytes for array in (self.image, self.mask, self.instances, self.types) if array is not None)
