@@ -26,7 +26,7 @@ class SlideError(ValueError):
 
 
 class DatasetError(ValueError):
-    """A labelled data set that does not fit its layout, its labels or its splits. Says what was looked for and what was found."""
+    """A labelled data set whose layout, labels or splits do not fit. Says what was looked for and what was found."""
 
 
 class TeacherError(ValueError):

@@ -74,6 +74,12 @@ def field_notes(config_class: type, prefix: str = "") -> dict[str, str]:
     return notes
 
 
+def last_line(error: Exception) -> str:
+    """What went wrong, from an error that carries the traceback of another process."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if re.match(r"[\w.]*(Error|Exception|Timeout)\w*\b", line)), lines[-1])
+
+
 def recipe_names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 

@@ -18,8 +18,12 @@ LEAST_BLOCKS_IN_FLIGHT = 4  # of one slot each: one being read, one queued, one 
 NODE_CHECK_TIMEOUT_S = 120.0
 
 
-def connect(config: RayConfig) -> None:
-    """Join the cluster that `config`, or else RAY_ADDRESS, names; start Ray on this machine where neither does."""
+def connect(config: RayConfig, *, kept_gb: float = 0.0) -> None:
+    """Join the cluster that `config`, or else RAY_ADDRESS, names; start Ray on this machine where neither does.
+
+    Args:
+        kept_gb: Object-store memory that a store started here should have for what stays in it, beside the stream.
+    """
     if ray.is_initialized():
         return
     address = config.address or os.environ.get("RAY_ADDRESS")
@@ -39,7 +43,7 @@ def connect(config: RayConfig) -> None:
             ) from error
         return
     # Tiles on their way are bounded by stream_gb; the store gets room for the copies that workers hold beside it.
-    store_bytes = int(max(256e6, 2 * config.stream_gb * 1e9))
+    store_bytes = int(max(256e6, (2 * config.stream_gb + kept_gb) * 1e9))
     ray.init(address="local", num_cpus=available_cpus(), object_store_memory=store_bytes, dashboard_host="127.0.0.1", **common)
 
 
@@ -104,6 +108,19 @@ def check_resources(
             f"--ray.stream_gb {ray_config.stream_gb:g} is more than the cluster's object store holds "
             f"({store_bytes / 1e9:.2f} GB): lower it, or start Ray with a larger --object-store-memory"
         )
+
+
+def check_workers(workers: WorkerConfig) -> None:
+    """Workers alone against what the cluster has, or can grow to. Raises ConfigError with the sums."""
+    have, growable = ray.cluster_resources(), _autoscaling_limits()
+    for resource, flag in (("CPU", "cpus"), ("GPU", "gpus")):
+        total = workers.num_workers * _per(workers, flag)
+        limit = max(have.get(resource, 0.0), growable.get(resource, 0.0))
+        if total > limit + 1e-9:
+            raise ConfigError(
+                f"{workers.num_workers} workers x {_per(workers, flag):g} {resource}s need {total:g} and the cluster has "
+                f"{limit:g}: lower --workers.num_workers or --workers.{flag}_per_worker, or use a larger cluster"
+            )
 
 
 def check_run_folder_is_shared(run_folder: str) -> None:

@@ -8,7 +8,6 @@ the DDP workers that train the student. Run the same command again to go on afte
 """
 
 import logging
-import re
 import sys
 import time
 from dataclasses import dataclass, field
@@ -103,7 +102,8 @@ def main(argv: list[str] | None = None) -> int:
     except ray.train.TrainingFailedError as error:
         logger.debug("the whole story", exc_info=True)
         print(
-            f"training failed: {_last_line(error)}\nWhat was committed is safe: run the same command to go on", file=sys.stderr
+            f"training failed: {cli.last_line(error)}\nWhat was committed is safe: run the same command to go on",
+            file=sys.stderr,
         )
         return 1
     except KeyboardInterrupt:
@@ -281,18 +281,12 @@ def _train(config: PretrainConfig, folder: RunFolder, job: Job, stream: StreamCo
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
-            folder.set_status("failed", error=_last_line(error), kind=type(error).__name__)
+            folder.set_status("failed", error=cli.last_line(error), kind=type(error).__name__)
             raise
     status = folder.read_json("status.json") or {}
     if status.get("state") == "failed":
         raise NonFiniteLossError(status["error"])
     results.write_attempt(folder, attempt, seconds=time.monotonic() - started, store=meter.figures())
-
-
-def _last_line(error: Exception) -> str:
-    """What went wrong, from an error that carries the traceback of another process."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in reversed(lines) if re.match(r"[\w.]*(Error|Exception|Timeout)\w*\b", line)), lines[-1])
 
 
 def _worker_resources(workers: WorkerConfig) -> dict[str, float]:

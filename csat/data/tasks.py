@@ -4,10 +4,12 @@
 |---|---|---|
 | classification | `label`, logits, classes | `label` int64 [] |
 | segmentation | `mask`, logits, classes, dense | `mask` uint8 [H, W], class index or 255 for "does not count" |
-| nuclei | `np`, probability, 1; `hv`, regression, 2; with types `tp`, logits, 1 + types | `np` uint8 [H, W] 0 or 1; `hv` float16 [2, H, W]; `tp` uint8 [H, W], 0 background, 255 does not count |
+| nuclei | `np`, probability, 1 | `np` uint8 [H, W], 0 or 1 |
+| | `hv`, regression, 2 | `hv` float16 [2, H, W] |
+| with types | `tp`, logits, 1 + types | `tp` uint8 [H, W], 0 background, 255 does not count |
 
-The nuclei heads are HoVer-Net's (Graham et al. 2019), so that a model trained on nuclei is a teacher for RCKD, and a student that
-RCKD made has these heads already.
+The nuclei heads are HoVer-Net's (Graham et al. 2019), so that a model trained on nuclei is a teacher for RCKD, and a student
+that RCKD made has these heads already.
 """
 
 import numpy as np

@@ -3,15 +3,25 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+from torch import nn
+
+from csat.data.datasets.contract import DatasetInfo
 from csat.errors import ConfigError
 from csat.methods.contract import Method
 from csat.methods.rckd import RCKD, RCKDConfig
+from csat.methods.supervised import Supervised, SupervisedConfig
 from csat.model.student import Student, StudentConfig
 from csat.responses import ResponseSpec, TeacherSpec
 from csat.settings import read_settings
 
+# Without labels: pretrain.py.
 METHODS: dict[str, tuple[type, type[Method]]] = {
     "rckd": (RCKDConfig, RCKD),
+}
+# With labels: finetune.py.
+LABELLED_METHODS: dict[str, tuple[type, type[Method]]] = {
+    "supervised": (SupervisedConfig, Supervised),
 }
 
 
@@ -25,9 +35,7 @@ def read_options(name: str, options: Mapping[str, Any]) -> Any:
     Raises:
         ConfigError: an unknown method or setting (the valid ones are listed), or a value that cannot be.
     """
-    if name not in METHODS:
-        raise ConfigError(f"there is no method {name!r}; there is: {', '.join(METHODS)}")
-    return read_settings(METHODS[name][0], options, what=f"options of method {name!r}")
+    return _read(METHODS, name, options, LABELLED_METHODS, "finetune.py")
 
 
 def wanted_responses(name: str, options: Mapping[str, Any], teacher: TeacherSpec) -> tuple[ResponseSpec, ...]:
@@ -63,3 +71,36 @@ def build_method(
     student = Student(student_config, responses)
     student.check_tile(tile_px)
     return method_class(config, student, responses, tile_px=tile_px, downsample=student_config.downsample)
+
+
+def build_labelled_method(
+    name: str,
+    options: Mapping[str, Any],
+    model: nn.Module,
+    *,
+    info: DatasetInfo,
+    tile_px: int,
+    class_counts: np.ndarray | None,
+) -> Method:
+    """A method that learns from labels, around a model.
+
+    Args:
+        name: Of the method.
+        options: Its settings.
+        model: As `csat.model.registry.build_model` makes it.
+        info: Task and classes of the data.
+        tile_px: Edge of the tiles.
+        class_counts: int `[classes]`, training samples by class; None where a sample has no class.
+
+    Raises:
+        ConfigError: settings that cannot work, alone or together.
+    """
+    config = _read(LABELLED_METHODS, name, options, METHODS, "pretrain.py")
+    return LABELLED_METHODS[name][1](config, model, info=info, tile_px=tile_px, class_counts=class_counts)
+
+
+def _read(methods: Mapping[str, tuple], name: str, options: Mapping[str, Any], others: Mapping[str, tuple], verb: str) -> Any:
+    if name not in methods:
+        hint = f" ({name} is a method of {verb})" if name in others else ""
+        raise ConfigError(f"there is no method {name!r} here{hint}; there is: {', '.join(methods)}")
+    return read_settings(methods[name][0], options, what=f"options of method {name!r}")

@@ -24,11 +24,13 @@ class TrainContext:
         batches: Makes the stream of this worker's rows, `batch_size` rows at a time; the last may be shorter. Called once.
         device: Where the student lives.
         on_progress: Called on rank 0 with the figures of each log line.
+        on_validation: Called on rank 0 with the figures of each validation.
     """
 
     batches: Callable[[int], Iterator[Columns]]
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     on_progress: Callable[[dict[str, Any]], None] = lambda figures: None
+    on_validation: Callable[[dict[str, Any]], None] = lambda figures: None
 
     def __post_init__(self):
         is_distributed = dist.is_available() and dist.is_initialized()

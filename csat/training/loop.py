@@ -23,12 +23,13 @@ from csat.data import storage
 from csat.data.plan import Plan
 from csat.errors import ConfigError, NonFiniteLossError
 from csat.methods.contract import Method
-from csat.responses import OK, POSITION, RESPONSE_PREFIX, STATUS, TILE, Batch
+from csat.responses import OK, POSITION, RESPONSE_PREFIX, STATUS, TARGET_PREFIX, TILE, Batch
 from csat.training.accounting import Accounts
 from csat.training.checkpoints import QUARANTINE_SCHEMA, Checkpoint, Checkpoints, Cursor
 from csat.training.context import Columns, TrainContext
 from csat.training.optim import OptimConfig, WeightAverage, make_optimiser, set_lr
 from csat.training.recorder import Recorder
+from csat.training.validation import Validation
 
 logger = logging.getLogger(__name__)
 
@@ -80,12 +81,22 @@ class Trainer:
         plan: The run's order of tiles.
         run_folder: URI; rank 0 writes checkpoints/, metrics.jsonl and tensorboard/ there.
         tile_px: Edge of the tiles.
+        validation: Measures the student now and then, keeps the best weights and says when to stop; None: trains to the end.
     """
 
     def __init__(
-        self, method: Method, plan: Plan, context: TrainContext, config: TrainConfig, *, run_folder: str, tile_px: int
+        self,
+        method: Method,
+        plan: Plan,
+        context: TrainContext,
+        config: TrainConfig,
+        *,
+        run_folder: str,
+        tile_px: int,
+        validation: Validation | None = None,
     ):
         self.method, self.plan, self.context, self.config, self.tile_px = method, plan, context, config, tile_px
+        self.validation = validation
         self.optimisers = {turn: make_optimiser(method.part(turn), config.optim) for turn in method.turns}
         self.average = WeightAverage(method, config.optim) if config.optim.ema_decay is not None else None
         self.checkpoints = Checkpoints(storage.join(run_folder, "checkpoints"), keep=config.keep_checkpoints)
@@ -98,15 +109,15 @@ class Trainer:
         self._last_batch: Batch | None = None
 
     def run(self) -> Cursor:
-        """Train until every position of the plan is done. Returns the final cursor.
+        """Train until every position of the plan is done, or the validation says to stop. Returns the final cursor.
 
         Raises:
             NonFiniteLossError: on every rank, naming step and term; nothing of that step is kept.
             RuntimeError: the tile accounting does not add up.
         """
-        if self.accounts.tiles_done < self.plan.num_positions:
+        if self.accounts.tiles_done < self.plan.num_positions and not self.is_stopped:
             self._run()
-        self.accounts.check()
+        self.accounts.check(is_whole=not self.is_stopped)
         if self.recorder:
             self.recorder.close()
         return self.accounts.cursor
@@ -114,6 +125,11 @@ class Trainer:
     def averaged_state(self) -> dict[str, Tensor]:
         """The method's weights as they should be used: averaged where there is an average."""
         return self.average.tensors if self.average else self.method.state_dict()
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the validation has ended the run before its plan."""
+        return self.validation is not None and self.validation.is_stopped
 
     # ---------------------------------------------------------------------------------------------------------- one step
 
@@ -145,10 +161,14 @@ class Trainer:
             self._window.add_time(waited, time.monotonic() - started)
             if tiles_all and self.step % self.config.log_every_steps == 0:
                 self._log()
+            self._validate()
             if wants_save or (tiles_all and self._is_due_by_step()):
                 self._save()
                 last_save = time.monotonic()
+            if self.is_stopped:
+                break
         self._log()
+        self._validate(is_end=True)
         self._save()
 
     def _update(self, batches: list[Batch], tiles_all: int) -> None:
@@ -202,6 +222,24 @@ class Trainer:
             "longer train.optim.warmup, or train.precision float32"
         )
 
+    def _validate(self, *, is_end: bool = False) -> None:
+        """Measure the weights as they would be used, where it is time. Every rank must call it."""
+        done = self.accounts.tiles_done + self._window.since_settled()
+        if self.validation is None or not self.validation.is_due(done, is_end=is_end):
+            return
+        student, state = self.method.part("student"), None
+        if self.average:
+            state = {name: tensor.clone() for name, tensor in self.method.state_dict().items()}
+            self.method.load_state_dict(self.average.tensors)
+        student.eval()
+        figures = self.validation.measure(student, self.averaged_state(), self.context, done=done, step=self.step)
+        student.train()
+        if state is not None:
+            self.method.load_state_dict(state)
+        if self.recorder:
+            self.recorder.log(figures, file="validation")
+            self.context.on_validation(figures)
+
     # --------------------------------------------------------------------------------------------------------- the stream
 
     def _next_rows(self, stream: Iterator[Columns]) -> Columns | None:
@@ -217,6 +255,7 @@ class Trainer:
             tiles=self._to_device(rows[TILE], good).permute(0, 3, 1, 2),
             positions=self._to_device(rows[POSITION], good),
             responses={spec.name: self._to_device(rows[RESPONSE_PREFIX + spec.name], good) for spec in self.method.responses},
+            targets={spec.name: self._to_device(rows[TARGET_PREFIX + spec.name], good) for spec in self.method.targets},
         )
 
     def _to_device(self, column: np.ndarray, rows: np.ndarray) -> Tensor:
@@ -235,6 +274,10 @@ class Trainer:
             tiles=torch.full((1, 3, edge, edge), 255, dtype=torch.uint8, device=device),
             positions=torch.zeros(1, dtype=torch.int64, device=device),
             responses={spec.name: torch.zeros(1, *spec.shape(edge), device=device) for spec in self.method.responses},
+            targets={
+                spec.name: torch.zeros(1, *spec.shape(edge), dtype=getattr(torch, spec.dtype), device=device)
+                for spec in self.method.targets
+            },
         )
 
     # -------------------------------------------------------------------------------------------- checkpoints and figures
@@ -264,6 +307,7 @@ class Trainer:
             "method": self.method.state_dict(),
             "optimisers": {turn: optimiser.state_dict() for turn, optimiser in self.optimisers.items()},
             "average": self.average.tensors if self.average else None,
+            "validation": self.validation.state() if self.validation else None,
         }
         name = self.checkpoints.save(Checkpoint(cursor, state, self.accounts.quarantine))
         self.recorder.sync()
@@ -278,6 +322,8 @@ class Trainer:
             optimiser.load_state_dict(checkpoint.state["optimisers"][turn])
         if self.average:
             self.average.tensors = checkpoint.state["average"]
+        if self.validation:
+            self.validation.restore(checkpoint.state["validation"])
         self.accounts = Accounts(self.plan, checkpoint.cursor, checkpoint.quarantine)
         self.step = checkpoint.cursor.step
         logger.info(

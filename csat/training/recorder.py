@@ -1,4 +1,4 @@
-"""metrics.jsonl and TensorBoard of one run, local or in an object store, without doubled lines after a resume."""
+"""metrics.jsonl, validation.jsonl and TensorBoard of one run, local or in a bucket, without doubled lines after a resume."""
 
 import json
 import tempfile
@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from csat.data import storage
+
+
+FILES = ("metrics", "validation")
 
 
 class Recorder:
@@ -22,32 +25,36 @@ class Recorder:
     def __init__(self, run_folder: str, *, last_step: int):
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and only rank 0 writes
 
-        self.uri = storage.join(run_folder, "metrics.jsonl")
+        self.run_folder = run_folder
         self.tensorboard_uri = storage.join(run_folder, "tensorboard")
         self.is_local = storage.is_local(run_folder)
         scratch = None if self.is_local else tempfile.TemporaryDirectory(prefix="csat-record-")
         self._scratch = scratch
         tensorboard = Path(storage.local_path(self.tensorboard_uri) if self.is_local else scratch.name)
-        self.path = Path(storage.local_path(self.uri)) if self.is_local else Path(scratch.name) / "metrics.jsonl"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(
-            "".join(json.dumps(line) + "\n" for line in read_metrics(run_folder) if line["step"] <= last_step)
-        )
+        self.folder = Path(storage.local_path(run_folder) if self.is_local else scratch.name)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for file in FILES:
+            if lines := [line for line in read_metrics(run_folder, file) if line["step"] <= last_step]:
+                (self.folder / f"{file}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+            else:
+                (self.folder / f"{file}.jsonl").unlink(missing_ok=True)
         self._tensorboard = SummaryWriter(str(tensorboard), purge_step=last_step + 1)
 
-    def log(self, figures: dict[str, Any]) -> None:
-        """Append one line; numbers also go to TensorBoard under their name."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(figures) + "\n")
+    def log(self, figures: dict[str, Any], file: str = "metrics") -> None:
+        """Append one line to one of `FILES`; numbers also go to TensorBoard, those of the validation below `validation/`."""
+        with (self.folder / f"{file}.jsonl").open("a") as lines:
+            lines.write(json.dumps(figures) + "\n")
+        prefix = "" if file == "metrics" else f"{file}/"
         for name, value in figures.items():
             if isinstance(value, int | float) and name != "step":
-                self._tensorboard.add_scalar(name, value, figures["step"])
+                self._tensorboard.add_scalar(prefix + name, value, figures["step"])
 
     def sync(self) -> None:
         """Make what was logged so far visible in the run folder."""
         self._tensorboard.flush()
         if not self.is_local:
-            storage.write_bytes(self.uri, self.path.read_bytes())
+            for path in self.folder.glob("*.jsonl"):
+                storage.write_bytes(storage.join(self.run_folder, path.name), path.read_bytes())
             for event_file in Path(self._scratch.name).glob("events.*"):
                 storage.write_bytes(storage.join(self.tensorboard_uri, event_file.name), event_file.read_bytes())
 
@@ -56,9 +63,9 @@ class Recorder:
         self._tensorboard.close()
 
 
-def read_metrics(run_folder: str) -> list[dict[str, Any]]:
-    """All lines of a run's metrics.jsonl; a line cut off by a kill is left out."""
-    uri = storage.join(run_folder, "metrics.jsonl")
+def read_metrics(run_folder: str, file: str = "metrics") -> list[dict[str, Any]]:
+    """All lines of a run's metrics.jsonl, or of another of `FILES`; a line cut off by a kill is left out."""
+    uri = storage.join(run_folder, f"{file}.jsonl")
     if not storage.exists(uri):
         return []
     lines = []

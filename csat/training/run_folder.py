@@ -12,6 +12,9 @@ quarantine.parquet   every slide and tile that was not used, with the reason
 exported/            the student: safetensors + config.json, backbone with timm's keys
 evaluation.json      fidelity to the teacher (and to known nuclei) on held-out tiles
 report.html          all of it for a person
+data.json            of a fine-tuning: classes, licences, parts and their groups; samples.csv and pretrain.csv list the images
+validation.jsonl     of a fine-tuning: one line per validation
+predictions/         of a fine-tuning: one parquet per part, one row per image
 status.json          running, failed (with the error) or finished
 """
 
@@ -38,6 +41,9 @@ FREE_SETTINGS = (
     "train.keep_checkpoints",
     "train.compile",
     "report_tiles",
+    "report_samples",
+    "data.memory_gb",
+    "prepare_only",
 )
 
 

@@ -1,0 +1,98 @@
+"""Measuring while training: when, how good, which weights were the best, and when to stop. Its state is part of a checkpoint."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from csat.errors import ConfigError
+from csat.training.context import TrainContext
+
+# The model in evaluation mode and the context → figures, the same on every rank; "metric" counts, and higher is better.
+Measure = Callable[[nn.Module, TrainContext], dict[str, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """How often a run is measured, and how long it may go without getting better."""
+
+    every_epochs: float = 1.0  # epochs between validations
+    patience: int | None = None  # validations without a better metric after which the run stops; None: it never does
+    min_delta: float = 0.0  # what counts as better: by more than this
+
+    def __post_init__(self):
+        if not self.every_epochs > 0:
+            raise ConfigError(f"validation.every_epochs must be above 0, not {self.every_epochs}")
+        if self.patience is not None and self.patience < 1:
+            raise ConfigError(f"validation.patience is a number of validations, at least 1, or null, not {self.patience}")
+
+
+class Validation:
+    """The validations of one run, the same on every rank.
+
+    Args:
+        measure: See `Measure`.
+        tiles_per_epoch: Of the plan.
+
+    Attributes:
+        best: Highest metric so far; minus infinity before the first.
+        best_state: The method's weights at that time, on the CPU; None before the first.
+        is_stopped: Patience has run out.
+    """
+
+    def __init__(self, config: ValidationConfig, measure: Measure, *, tiles_per_epoch: int):
+        self.config, self._measure, self.tiles_per_epoch = config, measure, tiles_per_epoch
+        self.best, self.best_step, self.best_state = -math.inf, 0, None
+        self.num_done, self.num_worse = 0, 0
+        self.last_tiles = 0
+
+    @property
+    def is_stopped(self) -> bool:
+        return self.config.patience is not None and self.num_worse >= self.config.patience
+
+    def is_due(self, tiles_done: int, *, is_end: bool = False) -> bool:
+        """Whether to measure now. At the end: unless these very weights were measured."""
+        if is_end:
+            return tiles_done > self.last_tiles
+        return tiles_done >= (self.num_done + 1) * self.config.every_epochs * self.tiles_per_epoch
+
+    def measure(
+        self, model: nn.Module, state: dict[str, Tensor], context: TrainContext, *, done: int, step: int
+    ) -> dict[str, Any]:
+        """Measure, remember the best, count the patience down. Every rank must call it.
+
+        Args:
+            model: The student, in evaluation mode, with the weights of `state`.
+            state: The method's weights.
+            done: Tiles done by all ranks.
+            step: Of the run.
+
+        Returns:
+            The figures, with step, epoch, best_metric and best_step.
+        """
+        with torch.inference_mode():
+            figures = self._measure(model, context)
+        if figures["metric"] > self.best + (self.config.min_delta if self.num_done else 0.0):
+            self.best, self.best_step, self.num_worse = figures["metric"], step, 0
+            self.best_state = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+        else:
+            self.num_worse += 1
+        self.num_done += 1
+        self.last_tiles = done
+        epoch = round(done / self.tiles_per_epoch, 4)
+        return {"step": step, "epoch": epoch, **figures, "best_metric": self.best, "best_step": self.best_step}
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint: tensors and plain values."""
+        names = ("best", "best_step", "best_state", "num_done", "num_worse", "last_tiles")
+        return {name: getattr(self, name) for name in names}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """From a checkpoint."""
+        for name, value in state.items():
+            setattr(self, name, value)
+        if self.best_state is not None:
+            self.best_state = {name: tensor.cpu() for name, tensor in self.best_state.items()}

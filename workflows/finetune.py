@@ -1,0 +1,285 @@
+"""Train a model on labelled images: a student from pretrain.py, a timm backbone, a U-Net or a HoVer-Net.
+
+    python workflows/finetune.py --data.sets.lc25000_lung data/lc25000_lung --model.init run --model.from_run runs/rckd \
+        --run_folder runs/lung
+
+Every image is decoded once, the data are divided by group, the model is trained under Ray Train, its best weights are kept and
+judged on the test part with intervals. What comes out is a run folder: `pretrain.py --teacher runs/lung` takes it as a teacher.
+Run the same command again to go on after any interruption.
+"""
+
+import csv
+import io
+import json
+import logging
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the script runs from a checkout, installed or not
+
+import ray.train
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from csat.data.labelled import LabelledConfig, LabelledData, assemble
+from csat.data.splits import PARTS
+from csat.errors import ConfigError, DatasetError, NonFiniteLossError, StorageError, TeacherError
+from csat.model.registry import ModelConfig
+from csat.settings import read_settings
+from csat.training.loop import TrainConfig
+from csat.training.run_folder import RunFolder
+from csat.training.validation import ValidationConfig
+from workflows import cli, cluster
+from workflows.config import MethodConfig, RayConfig, ReaderConfig, WorkerConfig
+from workflows.labelled_stream import Prepared, decode
+from workflows.labelled_worker import FinetuneJob, build_method, finetune_worker, train_and_judge
+from workflows.leakage import check_leakage
+from workflows.progress import ProgressBoard, ProgressDisplay
+from workflows.stream import TRAIN, WholeSplit, execution_options
+
+logger = logging.getLogger("finetune")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """Settings of finetune.py."""
+
+    run_folder: str  # local path or s3://…; the same folder and settings go on with an interrupted run
+    data: LabelledConfig  # labelled images
+    model: ModelConfig = field(default_factory=ModelConfig)  # what is trained, and from where it starts
+    method: MethodConfig = field(default_factory=lambda: MethodConfig(name="supervised"))  # how it learns from labels
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=20, batch_size=32))  # for how long, at which rates
+    validation: ValidationConfig = field(default_factory=ValidationConfig)  # when it is measured and when it stops
+    metric: str | None = None  # that chooses the best weights; None: balanced_accuracy, miou or dice, by task
+    test_time_views: int = 1  # views of each test image that predictions are averaged over: 1 or 8
+    num_bootstraps: int = 10_000  # resamples of the groups behind each interval
+    report_samples: int = 12  # worst test samples shown in the report
+    workers: WorkerConfig = field(default_factory=WorkerConfig)  # processes that train
+    readers: ReaderConfig = field(default_factory=ReaderConfig)  # actors that decode, for sets larger than data.memory_gb
+    ray: RayConfig = field(default_factory=RayConfig)  # the cluster
+    prepare_only: bool = False  # stop after reading, dividing and checking the data; writes samples.csv
+    accept_leakage: bool = False  # go on although images of the test part were in the pretraining
+    overwrite: bool = False  # delete a run of another configuration in run_folder
+
+    def __post_init__(self):
+        if self.test_time_views not in (1, 8):
+            raise ConfigError(f"test_time_views is 1 or 8 (the symmetries of the square), not {self.test_time_views}")
+        if self.num_bootstraps < 1:
+            raise ConfigError(f"num_bootstraps must be at least 1, not {self.num_bootstraps}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the verb. Returns the exit code: 0 done (or done before), 1 failed, 2 a setting or an input that cannot work."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        config, plain = cli.parse(FinetuneConfig, __doc__, argv)
+        return finetune(config, plain)
+    except (ConfigError, DatasetError, StorageError, TeacherError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return cli.EXIT_CODE
+    except NonFiniteLossError as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        return 1
+    except ray.train.TrainingFailedError as error:
+        logger.debug("the whole story", exc_info=True)
+        print(
+            f"training failed: {cli.last_line(error)}\nWhat was committed is safe: run the same command to go on",
+            file=sys.stderr,
+        )
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: run the same command to go on from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+def read_config(settings: dict[str, Any]) -> tuple[FinetuneConfig, dict[str, Any]]:
+    """A configuration from nested plain settings, and the same as plain values. Raises ConfigError."""
+    config = read_settings(FinetuneConfig, settings, what="finetune")
+    return config, json.loads(json.dumps(asdict(config)))
+
+
+def finetune(config: FinetuneConfig, plain: dict[str, Any]) -> int:
+    """All of it, top to bottom."""
+    folder = RunFolder(config.run_folder)
+    config.train.rows_per_worker(config.workers.num_workers)
+    folder.open(plain, overwrite=config.overwrite)
+    if folder.is_finished():
+        print(f"this run is finished: nothing to do\n{where(folder)}")
+        return 0
+    data = check(config)
+    cluster.connect(config.ray, kept_gb=2 * config.data.memory_gb)
+    cluster.check_workers(config.workers)
+    cluster.check_run_folder_is_shared(folder.uri)
+    prepared = decode(config.data, data)
+    _print_data(data)
+    if config.prepare_only:
+        _write_samples(folder, prepared)
+        print(f"the data are in order: {folder.path('samples.csv')}")
+        return 0
+    fit(config, plain, prepared)
+    print(where(folder))
+    return 0
+
+
+def check(config: FinetuneConfig) -> LabelledData:
+    """Everything that can be known without decoding: layouts, parts, classes, model, method, leakage.
+
+    Raises:
+        ConfigError, DatasetError, StorageError: what is wrong and what to try.
+    """
+    data = assemble(config.data)
+    build_method(config, data)
+    if not config.accept_leakage:
+        check_leakage(config.model, data)
+    return data
+
+
+def prepare(config: FinetuneConfig) -> Prepared:
+    """Checked and decoded data; the cluster is connected. Trials of a sweep with the same `data` settings share it."""
+    return decode(config.data, check(config))
+
+
+def fit(
+    config: FinetuneConfig,
+    plain: dict[str, Any],
+    prepared: Prepared,
+    *,
+    on_validation: Any = None,
+    in_this_process: bool = False,
+) -> dict[str, Any]:
+    """Train, choose the best weights, judge them, write the run folder. Goes on from the last checkpoint where there is one.
+
+    Args:
+        plain: `config` as plain values.
+        prepared: Of `prepare`.
+        on_validation: Called with the figures of each validation; only where the training runs in this process.
+        in_this_process: Train here (a trial of a sweep is a process of its own already) instead of in a Ray Train group. More
+            than one worker always makes a group.
+
+    Returns:
+        What evaluation.json holds.
+
+    Raises:
+        NonFiniteLossError, TrainingFailedError: training stopped; the last checkpoint is intact.
+    """
+    folder = RunFolder(config.run_folder)
+    folder.open(plain, overwrite=config.overwrite)
+    if folder.is_finished():
+        return folder.read_json("evaluation.json")
+    _write_data(folder, prepared)
+    _write_samples(folder, prepared)
+    folder.set_status("running")
+    job = FinetuneJob(config=config, prepared=prepared)
+    try:
+        if in_this_process and config.workers.num_workers == 1:
+            train_and_judge(job, on_validation=on_validation)
+        else:
+            _train_in_group(job, folder)
+    except Exception as error:
+        folder.set_status("failed", error=cli.last_line(error), kind=type(error).__name__)
+        raise
+    status = folder.read_json("status.json")
+    if status["state"] == "failed":
+        raise NonFiniteLossError(status["error"])
+    folder.set_status("finished")
+    return folder.read_json("evaluation.json")
+
+
+def where(folder: RunFolder) -> str:
+    """Where a user finds the results, and what they are."""
+    figures = (folder.read_json("evaluation.json") or {}).get("test", {})
+    lines = [
+        f"test: {name} {figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
+        for name, figure in figures.items()
+        if isinstance(figure, dict) and "low" in figure and "/" not in name
+    ]
+    return "\n".join([*lines, f"model:  {folder.path('exported')}", f"report: {folder.path('report.html')}"])
+
+
+def _train_in_group(job: FinetuneJob, folder: RunFolder) -> None:
+    config = job.config
+    attempt = 1 + (folder.read_json("attempts.json") or {"attempts": 0})["attempts"]
+    folder.write_json("attempts.json", {"attempts": attempt})
+    board = ProgressBoard.remote()
+    stream = job.stream()
+    gpus = {"GPU": config.workers.gpus_per_worker} if config.workers.gpus_per_worker else {}
+    trainer = TorchTrainer(
+        finetune_worker,
+        train_loop_config={"job": job, "progress": board},
+        datasets={TRAIN: stream} if stream else None,
+        dataset_config=WholeSplit(execution_options=execution_options(config.ray)),
+        scaling_config=ScalingConfig(
+            num_workers=config.workers.num_workers,
+            use_gpu=config.workers.gpus_per_worker > 0,
+            resources_per_worker={"CPU": config.workers.cpus_per_worker, **gpus},
+        ),
+        run_config=RunConfig(
+            name=f"attempt-{attempt:03d}",
+            storage_path=folder.path("ray"),
+            failure_config=FailureConfig(max_failures=config.workers.max_failures),
+        ),
+    )
+    with ProgressDisplay(board, total=job.plan.num_positions):
+        trainer.fit()
+
+
+def _print_data(data: LabelledData) -> None:
+    for part in PARTS:
+        samples = data.parts[part]
+        groups = len({sample.group for sample in samples})
+        by_class = ""
+        if samples and samples[0].label is not None:
+            counts = [sum(sample.label == index for sample in samples) for index in range(len(data.info.classes))]
+            by_class = ": " + ", ".join(f"{name} {count:,}" for name, count in zip(data.info.classes, counts, strict=True))
+        print(f"{part}: {len(samples):,} images of {groups:,} groups{by_class}")
+    if data.unlabelled:
+        print(f"not used (label_fraction): {len(data.unlabelled):,} images")
+    if data.info.note:
+        print(f"note: {data.info.note}")
+
+
+def _write_data(folder: RunFolder, prepared: Prepared) -> None:
+    """data.json: what was learned from, for reports, model cards and whoever asks later."""
+    data = prepared.data
+    parts = {
+        part: {"samples": len(samples), "groups": sorted({sample.group for sample in samples})}
+        for part, samples in data.parts.items()
+    }
+    unreadable = [{"sample": data.samples[index].key, "reason": reason} for index, reason in prepared.unreadable.items()]
+    folder.write_json(
+        "data.json",
+        {**asdict(data.info), "sets": [asdict(info) for info in data.sets], "parts": parts, "unreadable": unreadable},
+    )
+
+
+def _write_samples(folder: RunFolder, prepared: Prepared) -> None:
+    """samples.csv, one line per image with its part; and pretrain.csv, the training images as `pretrain.py --slides` takes them."""
+    data = prepared.data
+    reasons = {data.samples[index].key: reason for index, reason in prepared.unreadable.items()}
+    parts = {**data.parts, "not used": data.unlabelled}
+    lines = [
+        [sample.image, part, sample.key, sample.group, "" if sample.label is None else data.info.classes[sample.label]]
+        + ["" if sample.mpp is None else sample.mpp, reasons.get(sample.key, "")]
+        for part, samples in parts.items()
+        for sample in samples
+    ]
+    _write_csv(folder, "samples.csv", ["image", "part", "sample", "group", "label", "mpp", "reason"], lines)
+    # An image of a container (h5, npy) has no file of its own that a slide reader could open.
+    unlabelled = [
+        [sample.image, sample.group, "" if sample.mpp is None else sample.mpp]
+        for sample in (*data.parts["train"], *data.unlabelled)
+        if sample.index is None
+    ]
+    _write_csv(folder, "pretrain.csv", ["slide", "patient", "mpp"], unlabelled)
+
+
+def _write_csv(folder: RunFolder, name: str, header: list[str], lines: list[list[Any]]) -> None:
+    table = io.StringIO()
+    csv.writer(table).writerows([header, *lines])
+    folder.write_text(name, table.getvalue())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
