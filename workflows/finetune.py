@@ -3,9 +3,9 @@
     python workflows/finetune.py --data.sets.lc25000_lung data/lc25000_lung --model.init run --model.from_run runs/rckd \
         --run_folder runs/lung
 
-Every image is decoded once, the data are divided by group, the model is trained under Ray Train, its best weights are kept and
-judged on the test part with intervals. What comes out is a run folder: `pretrain.py --teacher runs/lung` takes it as a teacher.
-Run the same command again to go on after any interruption.
+Every image is decoded once, the data are divided by group, the model is trained under Ray Train, its best weights are kept
+and judged on the test part with intervals. What comes out is a run folder: `pretrain.py --teacher runs/lung` takes it as a
+teacher. Run the same command again to go on after any interruption.
 """
 
 import csv
@@ -255,7 +255,7 @@ def _write_data(folder: RunFolder, prepared: Prepared) -> None:
 
 
 def _write_samples(folder: RunFolder, prepared: Prepared) -> None:
-    """samples.csv, one line per image with its part; and pretrain.csv, the training images as `pretrain.py --slides` takes them."""
+    """samples.csv, a line per image with its part; pretrain.csv, the training images as `pretrain.py --slides` takes them."""
     data = prepared.data
     reasons = {data.samples[index].key: reason for index, reason in prepared.unreadable.items()}
     parts = {**data.parts, "not used": data.unlabelled}

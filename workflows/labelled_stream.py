@@ -1,4 +1,4 @@
-"""Labelled samples through Ray: decoded once into the object store where they fit, else decoded as they stream to the workers."""
+"""Labelled samples through Ray: decoded once into the object store where they fit, else on their way to the workers."""
 
 import logging
 from dataclasses import dataclass, field

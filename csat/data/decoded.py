@@ -1,4 +1,4 @@
-"""Decoded samples: brought to the working resolution, kept as Arrow tables so that processes of a node share them without copies."""
+"""Decoded samples at the working resolution, as Arrow tables: the processes of a node share them without copies."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
+from csat.data.augment_joint import nearest
 from csat.data.datasets.contract import Decoded, Sample
 from csat.data.datasets.registry import load_sample
 from csat.errors import SlideError
@@ -39,7 +40,7 @@ class SampleDecoder:
     Args:
         samples: Of the run, in the order of their indices.
         mpp: Resolution to bring them to, um/px; None: as they are.
-        whole_px: Edge of the tile where images are seen as a whole: larger ones are shrunk to what that needs; None: they are not.
+        whole_px: Edge of the tile where images are seen as a whole: larger ones are shrunk to what that needs; else None.
     """
 
     def __init__(self, samples: Sequence[Sample], *, mpp: float | None, whole_px: int | None):
@@ -57,13 +58,13 @@ class SampleDecoder:
 
 
 def resize(decoded: Decoded, height_px: int, width_px: int) -> Decoded:
-    """All arrays at another size: images by area where they shrink and linearly where they grow, labels by the nearest pixel."""
+    """All arrays at another size: images by area where they shrink, linearly where they grow, labels by the nearest pixel."""
     if decoded.image.shape[:2] == (height_px, width_px):
         return decoded
     shrinks = height_px < decoded.image.shape[0]
     image = cv2.resize(decoded.image, (width_px, height_px), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
     labels = {
-        name: None if (array := getattr(decoded, name)) is None else _nearest(array, height_px, width_px)
+        name: None if (array := getattr(decoded, name)) is None else nearest(array, height_px, width_px)
         for name in ("mask", "instances", "types")
     }
     return Decoded(image=image, **labels)
@@ -113,10 +114,3 @@ def _view(value: pa.LargeBinaryScalar, dtype: type, shape: tuple[int, int], name
         return None
     array = np.frombuffer(value.as_buffer(), dtype)
     return array.reshape(*shape, 3) if name == "image" else array.reshape(shape)
-
-
-def _nearest(array: np.ndarray, height_px: int, width_px: int) -> np.ndarray:
-    """Labels at another size: the value at each new pixel's centre."""
-    rows = ((np.arange(height_px) + 0.5) * array.shape[0] / height_px).astype(np.int64)
-    columns = ((np.arange(width_px) + 0.5) * array.shape[1] / width_px).astype(np.int64)
-    return array[rows[:, None], columns[None]]

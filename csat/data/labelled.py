@@ -1,4 +1,4 @@
-"""Labelled data of a run: which sets, at which resolution, in which parts; assembled from metadata, before anything is decoded."""
+"""Labelled data of a run: which sets, at which resolution, in which parts; metadata only, nothing is decoded."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -133,8 +133,8 @@ def _check_resolution(name: str, samples: Sequence[Sample], mpp: float | None) -
             )
         if sample.mpp > MOST_UPSAMPLING * mpp:
             raise ConfigError(
-                f"data.mpp {mpp} was asked for and {sample.key} of set {name} has {sample.mpp} um/px: enlarging it shows nothing "
-                f"new. Set --data.mpp {sample.mpp} or coarser"
+                f"data.mpp {mpp} was asked for and {sample.key} of set {name} has {sample.mpp} um/px: enlarging it "
+                f"shows nothing new. Set --data.mpp {sample.mpp} or coarser"
             )
 
 

@@ -22,7 +22,7 @@ BATCHES_AHEAD = 2  # made by the reading thread while the model works on the one
 class SampleOrder:
     """Which sample stands at which position.
 
-    "natural": every sample once an epoch. "balanced": as many positions an epoch, every class equally often; a small class repeats.
+    "natural": every sample once an epoch. "balanced": as many positions an epoch, every class equally often.
 
     Args:
         labels: Class of each sample; only needed for "balanced".

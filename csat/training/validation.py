@@ -1,4 +1,4 @@
-"""Measuring while training: when, how good, which weights were the best, and when to stop. Its state is part of a checkpoint."""
+"""Measuring while training: when, which weights were the best, when to stop. Its state is part of a checkpoint."""
 
 import math
 from collections.abc import Callable

@@ -2,12 +2,12 @@
 
 A layout is one file with
 
-    TASKS: tuple[Task, ...]                                                   # the first is the default
-    def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet   # metadata only: no image is decoded
-    def load(sample: Sample) -> Decoded                                       # one sample's pixels and targets
+    TASKS: tuple[Task, ...]  # the first is the default
+    def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet  # metadata only: no image is decoded
+    def load(sample: Sample) -> Decoded  # one sample's pixels and targets
 
-and one line in `registry.py`. `read` raises DatasetError for a layout that does not fit (what it looked for, what it found, what to
-try); `load` raises SlideError for one sample that cannot be used, and DatasetError where image and mask contradict each other.
+and one line in `registry.py`. `read` raises DatasetError for a layout that does not fit (what it looked for, what it found, what
+to try); `load` raises SlideError for one sample that cannot be used, and DatasetError where image and mask contradict each other.
 """
 
 from dataclasses import dataclass, field

@@ -1,0 +1,186 @@
+"""What the layouts share: where files are, what is in them, and how a misfit is put into words.
+
+Everything takes URIs, local or remote, and nothing is read before it is asked for.
+"""
+
+import io
+import tempfile
+import warnings
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tifffile
+from PIL import Image
+
+from csat.data import storage
+from csat.data.datasets.contract import Sample
+from csat.data.images import MAX_IMAGE_PX, decode_image
+from csat.data.slide_cache import SlideCache, fetch_bytes
+from csat.errors import DatasetError, SlideError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+REMOTE_CONTAINER_CACHE_BYTES = 64 * 2**30  # of downloaded h5, npy and mat files kept on a node
+MOST_LISTED = 6  # names that an error shows of a folder
+# How people call the parts of a set → how we do. Compared in lower case.
+PARTS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoOptions:
+    """Options of a layout that has none."""
+
+
+def read_image(uri: str, name: str) -> np.ndarray:
+    """An image whole.
+
+    Args:
+        uri: Of the file.
+        name: Named in the errors, such as the sample's key.
+
+    Returns:
+        uint8 `[H, W, 3]`, RGB.
+
+    Raises:
+        SlideError: "missing" or "unreadable".
+        StorageError: the fault is not the file's (no credentials, no network).
+    """
+    return decode_image(fetch_bytes(uri), name)[0]
+
+
+def read_label_image(uri: str) -> np.ndarray:
+    """The numbers of a mask, as they stand in the file: a palette's indices, not its colours; 16 bits as they are.
+
+    Args:
+        uri: Of a png, bmp or tif. One that was saved in colour is taken where all its channels say the same.
+
+    Returns:
+        Integers `[H, W]` (a 1-bit mask becomes uint8 of 0 and 1).
+
+    Raises:
+        SlideError: "missing" or "unreadable" (also: colours, floats, too large).
+        StorageError: the fault is not the file's.
+    """
+    data = fetch_bytes(uri)
+    if not data:
+        raise SlideError("unreadable", f"{uri}: is empty (0 bytes)")
+    try:
+        is_tif = data[:2] in (b"II", b"MM")
+        pixels = tifffile.imread(io.BytesIO(data)) if is_tif else _pillow_pixels(data, uri)
+    except SlideError:
+        raise
+    except Exception as error:  # each format's parser has its own family of errors
+        raise SlideError("unreadable", f"{uri}: cannot be decoded: {type(error).__name__}: {error}") from error
+    return _one_channel(pixels, uri)
+
+
+def local_container(uri: str) -> AbstractContextManager[Path]:
+    """A local path to an h5, npy or mat file, for the context; a remote one is downloaded once per node and kept for a while.
+
+    Raises:
+        SlideError: "missing", or "unreadable" (the download keeps failing).
+        StorageError: the fault is not the file's (disk full, no credentials).
+    """
+    return SlideCache(Path(tempfile.gettempdir()) / "csat-containers", REMOTE_CONTAINER_CACHE_BYTES).path(uri)
+
+
+def find_images(folder_uri: str) -> list[str]:
+    """Image files below a folder, at any depth, as sorted URIs. Empty where there is no such folder."""
+    return [uri for uri in storage.list_files(folder_uri) if uri.lower().endswith(IMAGE_SUFFIXES)]
+
+
+def first_folder(root: str, *paths: str) -> str | None:
+    """The first of these folders below `root` that exists ("" is `root` itself): downloads unpack one level deeper or not."""
+    for path in paths:
+        folder = storage.join(root, path) if path else root
+        if storage.is_dir(folder):
+            return storage.normalise(folder)
+    return None
+
+
+def relative_key(uri: str, root: str, index: int | None = None) -> str:
+    """A sample's key: its path below `root`, with `#index` for a part of a file. A file elsewhere keeps its whole URI."""
+    uri, root = storage.normalise(uri), storage.normalise(root).rstrip("/")
+    key = uri[len(root) + 1 :] if uri.startswith(f"{root}/") else uri
+    return key if index is None else f"{key}#{index}"
+
+
+def missing_layout(name: str, root: str, *, looked_for: str, advice: str) -> DatasetError:
+    """The error of a folder that does not fit its layout: what it looked for, what is there, what to try.
+
+    Args:
+        name: Of the data set.
+        root: The folder that was given.
+        looked_for: What belongs into it, such as "camelyonpatch_level_2_split_{train,valid,test}_{x,y}.h5".
+        advice: The next thing to try, one sentence without its full stop.
+    """
+    if storage.info(root) is not None:
+        found = "that is a file"
+    else:
+        children = storage.list_dir(root)
+        nothing = "the folder is empty" if storage.is_dir(root) else "there is no such folder"
+        found = f"found {_listed(children)}" if children else nothing
+    return DatasetError(f"data set {name!r}: {root} does not fit: looked for {looked_for}; {found}. {advice}")
+
+
+def check_same_size(image: np.ndarray, mask: np.ndarray, sample: Sample) -> None:
+    """Refuse a mask of another size than its image.
+
+    Args:
+        image: `[H, W, 3]`.
+        mask: `[H, W]`.
+        sample: Both are of.
+
+    Raises:
+        DatasetError: naming both sizes and files.
+    """
+    if image.shape[:2] != mask.shape[:2]:
+        (height, width), (mask_height, mask_width) = image.shape[:2], mask.shape[:2]
+        raise DatasetError(
+            f"sample {sample.key}: the image is {width} x {height} px and its mask {mask_width} x {mask_height} px "
+            f"({sample.image}; {sample.mask or 'mask within it'}). They must agree pixel by pixel: is it another image's "
+            "mask, or was one of them resized?"
+        )
+
+
+def _pillow_pixels(data: bytes, uri: str) -> np.ndarray:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own, lower limit follows
+        image = Image.open(io.BytesIO(data))
+    with image:
+        if image.width * image.height > MAX_IMAGE_PX:
+            raise SlideError(
+                "unreadable", f"{uri}: a mask of {image.width} x {image.height} px, more than the {MAX_IMAGE_PX:,} allowed"
+            )
+        return np.array(image)
+
+
+def _one_channel(pixels: np.ndarray, uri: str) -> np.ndarray:
+    """Integers `[H, W]` of whatever a decoder returned."""
+    if pixels.ndim == 3 and pixels.shape[2] in (2, 4):
+        pixels = pixels[..., :-1]  # alpha
+    if pixels.ndim == 3 and pixels.shape[2] in (1, 3) and (pixels == pixels[..., :1]).all():
+        pixels = pixels[..., 0]
+    if pixels.ndim != 2 or pixels.dtype.kind not in "uib":
+        shape = " x ".join(map(str, pixels.shape))
+        raise SlideError(
+            "unreadable",
+            f"{uri}: a mask holds one whole number per pixel, and this is {pixels.dtype} {shape}; save it with one channel of "
+            "8 or 16 bits",
+        )
+    return pixels.astype(np.uint8) if pixels.dtype == bool else np.ascontiguousarray(pixels)
+
+
+def _listed(uris: Sequence[str]) -> str:
+    names = ", ".join(map(storage.base_name, uris[:MOST_LISTED]))
+    return names + (f" and {len(uris) - MOST_LISTED} more" if len(uris) > MOST_LISTED else "")

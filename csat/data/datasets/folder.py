@@ -1,0 +1,113 @@
+"""A folder per class, as ImageFolder has it: `<class>/…/image`, or `<train|val|test>/<class>/…/image` with official parts."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from csat.data import storage
+from csat.data.datasets.contract import DatasetInfo, Decoded, LabelledSet, Sample, Task
+from csat.data.datasets.decode import PARTS, find_images, missing_layout, read_image, relative_key
+from csat.errors import ConfigError, DatasetError
+from csat.settings import read_settings
+
+TASKS = (Task.CLASSIFICATION,)
+SKIPPED = ("__MACOSX",)  # what a Mac's zip leaves behind
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderOptions:
+    """What a folder of classes lets one choose."""
+
+    group_pattern: str | None = None  # regex searched in each file name: its first (…) is the group; None: each image its own
+    classes: tuple[str, ...] | None = None  # the class folders in the order of their indices; None: as found, sorted
+
+    def __post_init__(self):
+        try:
+            re.compile(self.group_pattern or "")
+        except re.error as error:
+            raise ConfigError(f"group_pattern {self.group_pattern!r} is no regular expression: {error}") from error
+
+
+def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
+    """See `contract`. Images outside a class folder are an error, as are parts beside classes."""
+    chosen = read_settings(FolderOptions, options, what="data set 'folder'")
+    root = storage.normalise(root)
+    images = {key: uri for uri in find_images(root) if (key := relative_key(uri, root)).split("/")[0] not in SKIPPED}
+    tops = _folders(root, images)
+    official = {top for top in tops if top.lower() in PARTS}
+    if not tops or not images:
+        raise missing_layout(
+            "folder",
+            root,
+            looked_for="one folder per class with images in it, or train/val/test folders of class folders",
+            advice="Point the path at the folder that holds the class folders",
+        )
+    if official and official != tops:
+        raise DatasetError(
+            f"data set 'folder': {root} holds parts ({', '.join(sorted(official))}) beside other folders "
+            f"({', '.join(sorted(tops - official))}): are those classes or parts? Move one kind away, or rename it"
+        )
+    depth = 2 if official else 1
+    if loose := [key for key in images if key.count("/") < depth]:
+        raise DatasetError(
+            f"data set 'folder': {len(loose)} images lie outside a class folder: {', '.join(loose[:5])}. Expected "
+            f"{'part/class/image' if official else 'class/image'} below {root}"
+        )
+    found = {folder for part in official for folder in _folders(storage.join(root, part), ())} if official else tops
+    classes = chosen.classes or tuple(sorted(found | {key.split("/")[depth - 1] for key in images}))
+    samples = tuple(
+        Sample(
+            key=key,
+            layout="folder",
+            image=uri,
+            group=_group(key, chosen.group_pattern),
+            split=PARTS[key.split("/")[0].lower()] if official else None,
+            label=_label(key.split("/")[depth - 1], classes, key),
+        )
+        for key, uri in sorted(images.items())
+    )
+    group = "image (no grouping known)" if chosen.group_pattern is None else f"file name by {chosen.group_pattern}"
+    info = DatasetInfo(
+        name="folder",
+        task=task,
+        classes=classes,
+        mpp=None,
+        licence="not stated",
+        source=root,
+        group=group,
+        note="" if chosen.group_pattern else "images of one patient may fall into several parts: set group_pattern",
+    )
+    return LabelledSet(info, samples)
+
+
+def load(sample: Sample) -> Decoded:
+    """The image."""
+    return Decoded(image=read_image(sample.image, sample.key))
+
+
+def _folders(root: str, keys: Sequence[str] | Mapping[str, str]) -> set[str]:
+    """Names of the folders directly below `root`: those that the keys show, and those without images."""
+    shown = {key.split("/")[0] for key in keys if "/" in key}
+    for uri in storage.list_dir(root):
+        if (name := storage.base_name(uri)) not in shown and name not in SKIPPED and storage.is_dir(uri):
+            shown.add(name)
+    return shown
+
+
+def _group(key: str, pattern: str | None) -> str:
+    if pattern is None:
+        return key
+    match = re.search(pattern, storage.base_name(key))
+    if match is None:
+        raise DatasetError(
+            f"data set 'folder': group_pattern {pattern!r} finds nothing in {storage.base_name(key)!r} ({key}); correct it so "
+            "that every file name has a group"
+        )
+    return match[1] if match.re.groups and match[1] is not None else match[0]
+
+
+def _label(name: str, classes: Sequence[str], key: str) -> int:
+    if name not in classes:
+        raise DatasetError(f"data set 'folder': {key} is in class folder {name!r}; the classes are: {', '.join(classes)}")
+    return classes.index(name)

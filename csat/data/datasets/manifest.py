@@ -1,0 +1,97 @@
+"""A table of one's own, csv or parquet: one row per image, with its label or the files of its masks, its group and its part.
+
+    path,label,group,split                 classification
+    path,mask,group,split                  segmentation: class indices per pixel, 255 does not count
+    path,mask,types,group,split            nuclei: instance numbers per pixel; optionally the nuclei's types per pixel
+
+Paths are relative to the table, or to option `image_root`. All columns but the path, and the label or mask that the task needs, may
+be missing.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from csat.data import storage
+from csat.data.datasets.contract import DatasetInfo, Decoded, LabelledSet, Sample, Task
+from csat.data.datasets.decode import PARTS, check_same_size, missing_layout, read_image, read_label_image, relative_key
+from csat.data.datasets.tables import FIRST_ROW, Row, is_empty, read_rows, require_columns, text
+from csat.errors import ConfigError, DatasetError
+from csat.settings import read_settings
+
+TASKS = (Task.CLASSIFICATION, Task.SEGMENTATION, Task.NUCLEI)
+TABLES = (".csv", ".parquet")
+COLUMNS = ("path", "label", "mask", "types", "group", "split", "mpp")
+# How a sample's `layout` says what its masks are: `load` sees the sample alone.
+INSTANCES = "instances"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManifestOptions:
+    """Columns, and what the table cannot say."""
+
+    path: str = "path"  # column: the image
+    label: str = "label"  # column: the class's name (classification)
+    mask: str = "mask"  # column: the class mask (segmentation) or the instances (nuclei)
+    types: str = "types"  # column: the nuclei's types
+    group: str = "group"  # column: patient, slide or source image; where there is none each image is its own group
+    split: str = "split"  # column: train, val or test
+    mpp: str = "mpp"  # column: um/px
+    image_root: str | None = None  # folder that paths are relative to; None: the table's own
+    classes: tuple[str, ...] | None = None  # all classes, index 0 first; None: the label column's values, sorted
+    group_name: str = "group"  # what a group is, for the reports: patient, slide, …
+    licence: str = "not stated"  # of the images, one line
+
+
+def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
+    """See `contract`. `root` is the table, or a folder with exactly one.
+
+    Raises:
+        ConfigError: segmentation without `classes`, or nuclei types without.
+        DatasetError: a missing column, an unknown class or part, an empty cell, the same image twice: with line and value.
+    """
+    chosen = read_settings(ManifestOptions, options, what="data set 'manifest'")
+    table = _find_table(root)
+    rows = read_rows(table)
+    if not rows:
+        raise DatasetError(f"{table}: has no rows below its header")
+    columns = tuple(rows[0])
+    target = chosen.label if task == Task.CLASSIFICATION else chosen.mask
+    named = [getattr(chosen, name) for name in COLUMNS if name in options]  # what the user named must be there
+    require_columns(columns, [chosen.path, target, *named], table)
+    classes = _classes(chosen, task, columns, rows, table)
+    base = storage.normalise(chosen.image_root or storage.parent(table))
+    samples: dict[str, Sample] = {}
+    for line, row in enumerate(rows, FIRST_ROW):
+        sample = _sample(_Cells(row, f"{table}, line {line}"), chosen, task, classes, base)
+        if sample.key in samples:
+            raise DatasetError(f"{table}, line {line}: {sample.key} is in the table twice; one image has one row")
+        samples[sample.key] = sample
+    mpps = {sample.mpp for sample in samples.values()}
+    has_groups = chosen.group in columns
+    info = DatasetInfo(
+        name="manifest",
+        task=task,
+        classes=classes,
+        mpp=mpps.pop() if len(mpps) == 1 else None,
+        licence=chosen.licence,
+        source=table,
+        group=chosen.group_name if has_groups else "image (no grouping known)",
+        note="" if has_groups else f"there is no column {chosen.group!r}: images of one patient may fall into several parts",
+    )
+    return LabelledSet(info, tuple(samples[key] for key in sorted(samples)))
+
+
+def load(sample: Sample) -> Decoded:
+    """The image, and its class mask (`Sample.index` is None) or instances (0)."""
+    image = read_image(sample.image, sample.key)
+    if sample.mask is None:
+        return Decoded(image=image)
+    mask = read_label_image(sample.mask)
+    check_same_size(image, mask, sample)
+    if sample.index is None:
+        return Decoded(image=image, mask=_class_mask(mask, sample))
+    return Decoded(image=image, instances=_instances(mask, sample), types=_types(image, sample))

@@ -1,0 +1,131 @@
+"""What a model said of labelled samples, reduced to what every metric can be computed from: small enough to keep and to share."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+
+from csat.data.datasets.contract import Task
+from csat.errors import DatasetError
+
+# Name → what a sample's row of it holds. K classes, T types of nuclei.
+ARRAYS = {
+    Task.CLASSIFICATION: {
+        "probs": "float32 [K]",
+        "label": "int64 []",
+    },
+    Task.SEGMENTATION: {
+        "confusion": "int64 [K, K], pixels by true class (row) and predicted class (column)",
+    },
+    Task.NUCLEI: {
+        "pixels": "int64 [3]: nucleus pixels that are true positives, false positives, false negatives",
+        "aji": "int64 [2]: intersection and union of the aggregated Jaccard index",
+        "detection": "int64 [3]: nuclei found by centroid: true positives, false positives, false negatives",
+        "match": "float64 [4]: nuclei matched by IoU > 0.5: true positives, false positives, false negatives, sum of IoU",
+        "match_by_type": "float64 [T, 4]: the same among the nuclei of each type; absent where there are no types",
+    },
+}
+PREFIX = b"csat"  # key of the table's metadata
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """A model's predictions of one part of a data set, one row per sample.
+
+    Attributes:
+        arrays: Name → `[N, …]`, see `ARRAYS`. Of nuclei only `pixels` where instances were not asked for.
+        loss: float64 `[N]`: mean negative log-likelihood of the truth, by image or by counted pixel; how wrong a sample is.
+        views: Of each image that predictions are averaged over.
+        unreadable: `(key, reason)` of samples that could not be judged.
+    """
+
+    task: Task
+    classes: tuple[str, ...]  # as DatasetInfo has them
+    keys: tuple[str, ...] = field(repr=False)
+    groups: tuple[str, ...] = field(repr=False)
+    loss: np.ndarray = field(repr=False)
+    arrays: dict[str, np.ndarray] = field(repr=False)
+    views: int = 1
+    unreadable: tuple[tuple[str, str], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def select(self, rows: Sequence[int]) -> "Predictions":
+        """Some of the rows, in that order."""
+        rows = np.asarray(rows, np.int64)
+        return Predictions(
+            task=self.task,
+            classes=self.classes,
+            keys=tuple(self.keys[row] for row in rows),
+            groups=tuple(self.groups[row] for row in rows),
+            loss=self.loss[rows],
+            arrays={name: array[rows] for name, array in self.arrays.items()},
+            views=self.views,
+            unreadable=self.unreadable,
+        )
+
+    def to_table(self) -> pa.Table:
+        """For parquet: sample, group, loss, and a column per array; task, classes and shapes in the schema's metadata."""
+        columns = {"sample": pa.array(self.keys, pa.string()), "group": pa.array(self.groups, pa.string())}
+        columns["loss"] = pa.array(self.loss, pa.float64())
+        for name, array in self.arrays.items():
+            flat = pa.array(array.ravel())
+            size = int(np.prod(array.shape[1:]))
+            columns[name] = flat if array.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, size)
+        about = {
+            "task": self.task,
+            "classes": self.classes,
+            "views": self.views,
+            "unreadable": self.unreadable,
+            "shapes": {name: array.shape[1:] for name, array in self.arrays.items()},
+        }
+        return pa.table(columns).replace_schema_metadata({PREFIX: json.dumps(about).encode()})
+
+    @classmethod
+    def from_table(cls, table: pa.Table) -> "Predictions":
+        """What `to_table` wrote. Raises DatasetError for any other table."""
+        about = (table.schema.metadata or {}).get(PREFIX)
+        if about is None:
+            raise DatasetError(
+                f"these are no predictions of finetune.py: the table has the columns {', '.join(table.column_names)} and no "
+                f"metadata {PREFIX.decode()!r}"
+            )
+        about = json.loads(about)
+        arrays = {}
+        for name, shape in about["shapes"].items():
+            column = table[name].combine_chunks()
+            flat = column.flatten() if shape else column
+            arrays[name] = flat.to_numpy(zero_copy_only=False).reshape(len(table), *shape)
+        return cls(
+            task=Task(about["task"]),
+            classes=tuple(about["classes"]),
+            keys=tuple(table["sample"].to_pylist()),
+            groups=tuple(table["group"].to_pylist()),
+            loss=table["loss"].to_numpy(),
+            arrays=arrays,
+            views=about["views"],
+            unreadable=tuple(tuple(pair) for pair in about["unreadable"]),
+        )
+
+
+def concatenate(parts: Sequence[Predictions]) -> Predictions:
+    """The predictions of several processes, sorted by key: the same table however the samples were divided.
+
+    A process that had no sample to judge may give an empty part.
+    """
+    filled = [part for part in parts if len(part)] or list(parts[:1])
+    first = filled[0]
+    together = Predictions(
+        task=first.task,
+        classes=first.classes,
+        keys=tuple(key for part in filled for key in part.keys),
+        groups=tuple(group for part in filled for group in part.groups),
+        loss=np.concatenate([part.loss for part in filled]),
+        arrays={name: np.concatenate([part.arrays[name] for part in filled]) for name in first.arrays},
+        views=first.views,
+        unreadable=tuple(sorted(pair for part in parts for pair in part.unreadable)),
+    )
+    return together.select(sorted(range(len(together)), key=together.keys.__getitem__))

@@ -1,0 +1,77 @@
+"""A plain U-Net (Ronneberger et al. 2015) as everybody uses it: padded convolutions and batch norm; the common baseline.
+
+Differs from the paper: convolutions are padded, so the output covers the image; batch norm after each; bilinear upsampling with
+a 1x1 convolution in the place of transposed convolutions, which leave a checkerboard.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from csat.errors import ConfigError
+from csat.responses import ResponseSpec
+
+
+class UNetModel(nn.Module):
+    """Encoder, decoder with skips, and one 1x1 head per response; heads without pixels see the pooled bottleneck.
+
+    Args:
+        responses: The heads.
+        width: Channels at full resolution; doubled at each level.
+        depth: Times that the image is halved.
+    """
+
+    downsample = 1
+
+    def __init__(self, responses: Sequence[ResponseSpec], *, width: int = 32, depth: int = 4):
+        super().__init__()
+        if width < 1 or not 1 <= depth <= 6:
+            raise ConfigError(f"unet: width must be at least 1 and depth 1 to 6, not {width} and {depth}")
+        self.responses, self.width, self.depth = tuple(responses), width, depth
+        self.step_px = 2**depth
+        widths = [width * 2**level for level in range(depth + 1)]
+        self.encoder = nn.ModuleList(_double(a, b) for a, b in zip([3, *widths], widths, strict=False))
+        self.is_dense = any(spec.is_dense for spec in responses)
+        levels = list(zip(widths[1:], widths, strict=False)) if self.is_dense else []
+        self.up = nn.ModuleList(nn.Conv2d(below, here, 1) for below, here in levels)
+        self.decoder = nn.ModuleList(_double(2 * here, here) for _, here in levels)
+        self.heads = nn.ModuleDict(
+            {
+                spec.name: nn.Conv2d(width, spec.channels, 1) if spec.is_dense else nn.Linear(widths[-1], spec.channels)
+                for spec in responses
+            }
+        )
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Float `[B, 3, H, W]` in [0, 1] → name → raw prediction, `[B, C, H, W]` or `[B, C]`."""
+        x = (images - self.mean) / self.std
+        skips = []
+        for level, block in enumerate(self.encoder):
+            x = block(x if level == 0 else F.max_pool2d(x, 2))
+            skips.append(x)
+        pooled = skips.pop().mean((2, 3))
+        for level in reversed(range(len(self.decoder))):
+            x = F.interpolate(self.up[level](x), scale_factor=2.0, mode="bilinear", align_corners=False)
+            x = self.decoder[level](torch.cat([skips[level], x], 1))
+        return {spec.name: self.heads[spec.name](x if spec.is_dense else pooled) for spec in self.responses}
+
+    def check_tile(self, tile_px: int) -> None:
+        """Refuse a tile size that cannot be halved `depth` times. Raises ConfigError."""
+        if tile_px % self.step_px:
+            nearest = max(self.step_px, round(tile_px / self.step_px) * self.step_px)
+            raise ConfigError(f"unet of depth {self.depth} takes tiles of multiples of {self.step_px} px: set {nearest}, not {tile_px}")
+
+
+def _double(in_channels: int, channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, channels, 3, padding=1, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(inplace=True),
+    )
