@@ -1,16 +1,35 @@
-"""A trained student as files that others can use: safetensors, config.json and, with timm's keys, the backbone alone."""
+"""A trained model as files that others can use: safetensors and config.json; of a student, the backbone with timm's keys too.
 
+| model | files |
+|---|---|
+| student (csat, any timm backbone) | `student.safetensors`, `backbone.safetensors` (timm's keys), `config.json` |
+| hovernet | `hovernet.safetensors` (the published tensor names: `--teacher hovernet` loads it), `config.json` |
+| unet | `model.safetensors`, `config.json` |
+"""
+
+import json
 import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from csat.data import storage
+from csat.errors import ConfigError
 from csat.methods.contract import Method
-from csat.model.student import Student, load_student, save_student
+from csat.model.hovernet_model import HoverNetModel
+from csat.model.student import Student, load_student, save_student, spec_from_json
+from csat.model.unet import UNetModel
+from csat.responses import ResponseSpec
 
-PREFIX = "student."  # of the student's tensors in a method's state
+FORMAT_VERSION = 1
+WEIGHTS = {"hovernet": "hovernet.safetensors", "unet": "model.safetensors"}
+STUDENT_WEIGHTS = "student.safetensors"
 
 
 def export_student(method: Method, state: dict[str, Tensor], folder: str, metadata: dict[str, Any]) -> None:
@@ -19,27 +38,109 @@ def export_student(method: Method, state: dict[str, Tensor], folder: str, metada
     Args:
         method: Built as for training; its student takes the weights.
         state: Of the method, as in a checkpoint (averaged weights where there are any).
-        folder: URI; holds `student.safetensors` (everything), `backbone.safetensors` (timm's keys) and `config.json` after.
+        folder: URI.
         metadata: JSON-ready; goes into config.json: what it saw and whom it learned from.
     """
     method.load_state_dict(state)
-    student = method.part("student").eval()
+    export_model(method.part("student").eval(), folder, metadata)
+
+
+def export_model(model: nn.Module, folder: str, metadata: dict[str, Any]) -> None:
+    """Write a model's folder.
+
+    Args:
+        model: A Student, HoverNetModel or UNetModel.
+        folder: URI; config.json comes last and marks it complete.
+        metadata: JSON-ready.
+    """
     with tempfile.TemporaryDirectory(prefix="csat-export-") as scratch:
-        save_student(student, Path(scratch), metadata)
+        if isinstance(model, Student):
+            save_student(model, Path(scratch), metadata)
+        else:
+            _save_other(model, Path(scratch), metadata)
         storage.make_dir(folder)
-        for path in sorted(Path(scratch).iterdir()):
+        for path in sorted(Path(scratch).iterdir(), key=lambda path: path.name == "config.json"):
             storage.write_bytes(storage.join(folder, path.name), path.read_bytes())
 
 
-def load_exported(folder: str) -> Student:
-    """The student in an exported folder, local or remote, on the CPU.
+def load_exported(folder: str) -> nn.Module:
+    """The model in an exported folder, local or remote, on the CPU, in evaluation mode.
 
     Raises:
-        ConfigError: the folder holds no exported student.
+        ConfigError: the folder holds no exported model.
     """
     if storage.is_local(folder):
-        return load_student(storage.local_path(folder))
+        return _load(storage.local_path(folder))
     with tempfile.TemporaryDirectory(prefix="csat-export-") as scratch:
         for uri in storage.list_dir(folder):
             (Path(scratch) / storage.base_name(uri)).write_bytes(storage.read_bytes(uri))
-        return load_student(Path(scratch))
+        return _load(Path(scratch))
+
+
+def read_exported_config(folder: str) -> dict[str, Any]:
+    """`config.json` of an exported folder. Raises ConfigError where there is none."""
+    uri = storage.join(folder, "config.json")
+    if not storage.exists(uri):
+        found = ", ".join(storage.base_name(name) for name in storage.list_dir(folder)[:8]) if storage.is_dir(folder) else ""
+        raise ConfigError(f"{folder} is no exported model: there is no config.json in it; found: {found or 'no such folder'}")
+    return json.loads(storage.read_bytes(uri))
+
+
+def weights_name(config: dict[str, Any]) -> str:
+    """Name of the weights file of an exported model."""
+    return WEIGHTS.get(config.get("model"), STUDENT_WEIGHTS)
+
+
+def exported_folder(run: str) -> str:
+    """The exported model of a run folder, or the folder itself where it is an exported one.
+
+    Raises:
+        ConfigError: neither; says whether a run is there that has not finished.
+    """
+    inside = storage.join(run, "exported")
+    if storage.exists(storage.join(inside, "config.json")):
+        return inside
+    if storage.exists(storage.join(run, "config.json")):
+        return run
+    if storage.exists(storage.join(run, "config.yaml")):
+        raise ConfigError(f"the run {run} has not exported its model yet: let it finish (the same command goes on with it)")
+    raise ConfigError(
+        f"{run} is neither a run folder nor an exported model: expected exported/config.json or config.json in it"
+    )
+
+
+def _save_other(model: nn.Module, folder: Path, metadata: dict[str, Any]) -> None:
+    if isinstance(model, HoverNetModel):
+        kind, options, module = "hovernet", {"mode": model.mode, "width": model.width}, model.net
+    elif isinstance(model, UNetModel):
+        kind, options, module = "unet", {"width": model.width, "depth": model.depth}, model
+    else:
+        raise TypeError(f"no form to export {type(model).__name__} in")
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
+    save_file(tensors, folder / WEIGHTS[kind])
+    config = {
+        "format": FORMAT_VERSION,
+        "model": kind,
+        "options": options,
+        "responses": [asdict(spec) for spec in model.responses],
+        "metadata": metadata,
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _load(folder: Path) -> nn.Module:
+    config = read_exported_config(str(folder))
+    if "model" not in config:
+        return load_student(folder)
+    responses: Sequence[ResponseSpec] = [spec_from_json(spec) for spec in config["responses"]]
+    models = {"hovernet": HoverNetModel, "unet": UNetModel}
+    if config["model"] not in models or config.get("format") != FORMAT_VERSION:
+        raise ConfigError(f"{folder} holds a model of kind {config['model']!r}, format {config.get('format')}: not known here")
+    with torch.random.fork_rng(devices=[]):
+        model = models[config["model"]](responses, **config["options"])
+    try:
+        state = load_file(folder / WEIGHTS[config["model"]])
+        (model.net if isinstance(model, HoverNetModel) else model).load_state_dict(state)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ConfigError(f"cannot load the weights of {folder}: {error}") from error
+    return model.eval()

@@ -61,6 +61,7 @@ class Student(nn.Module):
         """Raises ConfigError for a backbone that timm does not have or that gives no feature maps."""
         super().__init__()
         self.config = config
+        self.downsample = config.downsample
         self.backbone = create_backbone(
             config.backbone,
             pretrained=config.pretrained,
@@ -269,7 +270,7 @@ def load_student(folder: Path, *, responses: Sequence[ResponseSpec] | None = Non
                 f"{folder} holds a student with {name} {stored['student'][name]!r}, not {value!r}: drop the setting"
             )
     config = replace(StudentConfig(**stored["student"]), **{**changes, "pretrained": False})
-    student = Student(config, [_spec_from_json(spec) for spec in stored["responses"]])
+    student = Student(config, [spec_from_json(spec) for spec in stored["responses"]])
     path = Path(folder) / "student.safetensors"
     try:
         state = load_file(path)
@@ -313,6 +314,7 @@ def _load_strictly(student: Student, state: dict[str, Tensor], path: Path, backb
     student.load_state_dict(state)
 
 
-def _spec_from_json(values: dict) -> ResponseSpec:
+def spec_from_json(values: dict) -> ResponseSpec:
+    """A response as `asdict` and JSON left it."""
     enums = {"kind": Kind(values["kind"]), "symmetry": Symmetry(values["symmetry"])}
     return ResponseSpec(**{**values, **enums, "channel_names": tuple(values["channel_names"])})

@@ -63,7 +63,9 @@ class UNetModel(nn.Module):
         """Refuse a tile size that cannot be halved `depth` times. Raises ConfigError."""
         if tile_px % self.step_px:
             nearest = max(self.step_px, round(tile_px / self.step_px) * self.step_px)
-            raise ConfigError(f"unet of depth {self.depth} takes tiles of multiples of {self.step_px} px: set {nearest}, not {tile_px}")
+            raise ConfigError(
+                f"unet of depth {self.depth} takes tiles of multiples of {self.step_px} px: set {nearest}, not {tile_px}"
+            )
 
 
 def _double(in_channels: int, channels: int) -> nn.Sequential:
