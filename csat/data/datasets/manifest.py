@@ -25,8 +25,6 @@ from csat.settings import read_settings
 TASKS = (Task.CLASSIFICATION, Task.SEGMENTATION, Task.NUCLEI)
 TABLES = (".csv", ".parquet")
 COLUMNS = ("path", "label", "mask", "types", "group", "split", "mpp")
-# How a sample's `layout` says what its masks are: `load` sees the sample alone.
-INSTANCES = "instances"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,3 +93,109 @@ def load(sample: Sample) -> Decoded:
     if sample.index is None:
         return Decoded(image=image, mask=_class_mask(mask, sample))
     return Decoded(image=image, instances=_instances(mask, sample), types=_types(image, sample))
+
+
+class _Cells:
+    """One row, and where it stands: for messages."""
+
+    def __init__(self, row: Row, where: str):
+        self.row, self.where = row, where
+
+    def optional(self, column: str) -> str | None:
+        cell = self.row.get(column)
+        return None if is_empty(cell) else text(cell)
+
+    def needed(self, column: str) -> str:
+        if (cell := self.optional(column)) is None:
+            raise DatasetError(f"{self.where}: column {column!r} is empty")
+        return cell
+
+
+def _find_table(root: str) -> str:
+    root = storage.normalise(root)
+    if storage.info(root) is not None:
+        return root
+    tables = [uri for uri in storage.list_dir(root) if uri.lower().endswith(TABLES)]
+    if len(tables) != 1:
+        raise missing_layout(
+            "manifest", root, looked_for="one table (.csv or .parquet)", advice="Point the path at the table itself"
+        )
+    return tables[0]
+
+
+def _classes(chosen: ManifestOptions, task: Task, columns: Sequence[str], rows: Sequence[Row], table: str) -> tuple[str, ...]:
+    if chosen.classes is not None:
+        return tuple(chosen.classes)
+    if task == Task.CLASSIFICATION:
+        return tuple(sorted({text(row[chosen.label]) for row in rows if not is_empty(row[chosen.label])}))
+    if task == Task.SEGMENTATION or chosen.types in columns:
+        raise ConfigError(
+            f"{table}: the names of the classes are not in the table: give option `classes`, "
+            + ("index 0 (background) first" if task == Task.SEGMENTATION else "the types without background")
+        )
+    return ()
+
+
+def _sample(cells: _Cells, chosen: ManifestOptions, task: Task, classes: Sequence[str], base: str) -> Sample:
+    image = _resolve(base, cells.needed(chosen.path))
+    key = relative_key(image, base)
+    label = None
+    if task == Task.CLASSIFICATION:
+        name = cells.needed(chosen.label)
+        if name not in classes:
+            raise DatasetError(
+                f"{cells.where}: unknown class {name!r} in column {chosen.label!r}; classes are: {', '.join(classes)}"
+            )
+        label = list(classes).index(name)
+    part = cells.optional(chosen.split)
+    if part is not None and part.lower() not in PARTS:
+        raise DatasetError(f"{cells.where}: unknown part {part!r} in column {chosen.split!r}; parts are: {', '.join(PARTS)}")
+    types = cells.optional(chosen.types) if task == Task.NUCLEI else None
+    return Sample(
+        key=key,
+        layout="manifest",
+        image=image,
+        group=cells.optional(chosen.group) or key,
+        split=None if part is None else PARTS[part.lower()],
+        label=label,
+        mask=None if task == Task.CLASSIFICATION else _resolve(base, cells.needed(chosen.mask)),
+        types=None if types is None else _resolve(base, types),
+        index=0 if task == Task.NUCLEI else None,
+        mpp=_mpp(cells, chosen.mpp),
+    )
+
+
+def _resolve(base: str, name: str) -> str:
+    is_absolute = "://" in name or name.startswith(("/", "~"))
+    return storage.normalise(name if is_absolute else storage.join(base, name))
+
+
+def _mpp(cells: _Cells, column: str) -> float | None:
+    cell = cells.optional(column)
+    try:
+        mpp = None if cell is None else float(cell)
+    except ValueError:
+        mpp = math.nan
+    if mpp is not None and not (math.isfinite(mpp) and mpp > 0):
+        raise DatasetError(f"{cells.where}: {cell!r} in column {column!r} is no resolution in um/px")
+    return mpp
+
+
+def _class_mask(mask: np.ndarray, sample: Sample) -> np.ndarray:
+    if mask.min(initial=0) < 0 or mask.max(initial=0) > 255:
+        raise DatasetError(f"{sample.mask}: class indices are 0 to 255, found {mask.min()} to {mask.max()}")
+    return mask.astype(np.uint8)
+
+
+def _instances(mask: np.ndarray, sample: Sample) -> np.ndarray:
+    if mask.min(initial=0) < 0:
+        raise DatasetError(f"{sample.mask}: instance numbers are 0 or more, found {mask.min()}")
+    return mask.astype(np.int32)
+
+
+def _types(image: np.ndarray, sample: Sample) -> np.ndarray | None:
+    if sample.types is None:
+        return None
+    types = read_label_image(sample.types)
+    check_same_size(image, types, sample)
+    return types.astype(np.uint8)
