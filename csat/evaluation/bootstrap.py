@@ -1,11 +1,12 @@
 """95% intervals by a bootstrap over groups: what is drawn is the patient, slide or source image, never a tile of it.
 
-Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), section 13.3: the percentile interval. Whole groups are drawn with
-replacement, as many as there are, each with all its samples. A resample is a row of *weights*: how often each group was drawn.
-Every metric here is a function of sums over samples (or of weighted ranks), so thousands of resamples are a few matrix products.
+Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), section 13.3: the percentile interval. Whole groups are drawn
+with replacement, as many as there are, each with all its samples. A resample is a row of *weights*: how often each group was
+drawn. Every metric here is a function of sums over samples (or of weighted ranks), so thousands of resamples are a few matrix
+products.
 
-A resample in which a metric is not defined (a class without samples has no recall) says nothing about it: it is NaN there, skipped
-in the mean over classes, and skipped in the interval where it concerns the metric itself.
+A resample in which a metric is not defined (a class without samples has no recall) says nothing about it: it is NaN there,
+skipped in the mean over classes, and skipped in the interval where it concerns the metric itself.
 """
 
 import warnings

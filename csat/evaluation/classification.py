@@ -22,6 +22,8 @@ from torchmetrics.functional.classification import (
 
 from csat.evaluation.bootstrap import nan_mean, ratio, sum_by_group
 
+METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "kappa", "ece")
+LOWER_IS_BETTER = ("ece",)
 BINS = 15
 
 

@@ -3,13 +3,13 @@
 | metric | protocol |
 |---|---|
 | `dice` | of nucleus pixels, pooled over all images |
-| `aji` | Kumar et al. 2017: each true nucleus takes the predicted one of highest IoU; all unmatched area counts as union; pooled |
+| `aji` | Kumar et al. 2017: each true nucleus takes the predicted one of highest IoU; unmatched area counts as union; pooled |
 | `dq`, `sq`, `pq` | Kirillov et al. 2019, as HoVer-Net uses it: nuclei match by IoU > 0.5 (so each at most once); pooled |
-| `mpq` | mean over types of pooled PQ; a type that is neither labelled nor predicted is left out (PanNuke's mPQ+ convention) |
+| `mpq` | mean over types of pooled PQ; a type neither labelled nor predicted is left out (PanNuke's mPQ+ convention) |
 | `detection_f1` | centroids within 3 um (12 px at 0.25 um/px) matched one to one, nearest first |
 
-Pooled: counts are summed over images before the ratio. Averaging images instead, or counting absent types as 0, moves PQ a lot:
-figures of other papers compare only where their protocol is this one.
+Pooled: counts are summed over images before the ratio. Averaging images instead, or counting absent types as 0, moves PQ a
+lot: figures of other papers compare only where their protocol is this one.
 """
 
 import numpy as np
@@ -30,7 +30,8 @@ def compare_instances(said: np.ndarray, true: np.ndarray, *, mpp: float | None) 
         mpp: um/px, for the distance of centroids; None: 0.25.
 
     Returns:
-        `aji` int64 [2] (intersection, union), `match` float64 [4] (TP, FP, FN, sum of IoU), `detection` int64 [3] (TP, FP, FN).
+        `aji` int64 [2] (intersection, union), `match` float64 [4] (TP, FP, FN, sum of IoU), `detection` int64 [3] (TP, FP,
+        FN).
     """
     said, true = relabel(said), relabel(true)
     overlap = _overlaps(said, true)
@@ -44,7 +45,7 @@ def compare_instances(said: np.ndarray, true: np.ndarray, *, mpp: float | None) 
 def compare_by_type(
     said: np.ndarray, said_types: np.ndarray, true: np.ndarray, true_types: np.ndarray, num_types: int
 ) -> np.ndarray:
-    """float64 `[T, 4]`: `match` among the nuclei of each type. Types are uint8 `[H, W]`, 0 background; a nucleus has one type."""
+    """float64 `[T, 4]`: `match` among the nuclei of each type. Types are uint8 `[H, W]`, 0 background; one per nucleus."""
     rows = []
     for kind in range(1, num_types + 1):
         pair = [

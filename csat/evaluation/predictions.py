@@ -1,4 +1,4 @@
-"""What a model said of labelled samples, reduced to what every metric can be computed from: small enough to keep and to share."""
+"""What a model said of labelled samples, reduced to what every metric can be computed from: small enough to keep."""
 
 import json
 from collections.abc import Sequence
