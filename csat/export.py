@@ -9,7 +9,8 @@
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -69,12 +70,28 @@ def load_exported(folder: str) -> nn.Module:
     Raises:
         ConfigError: the folder holds no exported model.
     """
+    with local_copy(folder) as copy:
+        return _load(copy)
+
+
+@contextmanager
+def local_copy(folder: str) -> Iterator[Path]:
+    """A local folder with the config.json and the weights of an exported folder: that folder itself, or a temporary copy.
+
+    Raises:
+        ConfigError: the folder holds no exported model, or one whose weights are missing.
+    """
+    config = read_exported_config(folder)
     if storage.is_local(folder):
-        return _load(storage.local_path(folder))
+        yield storage.local_path(folder)
+        return
+    weights = storage.join(folder, weights_name(config))
+    if storage.info(weights) is None:
+        raise ConfigError(f"the exported model {folder} is incomplete: there is no {weights_name(config)} in it")
     with tempfile.TemporaryDirectory(prefix="csat-export-") as scratch:
-        for uri in storage.list_dir(folder):
-            (Path(scratch) / storage.base_name(uri)).write_bytes(storage.read_bytes(uri))
-        return _load(Path(scratch))
+        storage.download(weights, Path(scratch) / weights_name(config))
+        (Path(scratch) / "config.json").write_text(json.dumps(config))
+        yield Path(scratch)
 
 
 def read_exported_config(folder: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from csat.data import storage
 from csat.errors import ConfigError
 from csat.responses import TeacherSpec
 from csat.settings import read_settings
@@ -16,7 +17,9 @@ TEACHERS: dict[str, tuple[str | type, str | Callable[..., Teacher]]] = {
     "hovernet": ("teachers.hovernet:HoverNetOptions", "teachers.hovernet:load"),
     "timm": ("teachers.timm_encoder:TimmOptions", "teachers.timm_encoder:load"),
     "torchscript": ("teachers.torchscript:TorchScriptOptions", "teachers.torchscript:load"),
+    "run": ("teachers.trained:RunOptions", "teachers.trained:load"),
 }
+RUN = "run"  # the teacher whose weights are a run folder, which may stand in the place of a name
 
 
 def load_teacher(
@@ -30,7 +33,7 @@ def load_teacher(
     """Load a teacher by name.
 
     Args:
-        name: Key of `TEACHERS`.
+        name: Key of `TEACHERS`, or the folder of a run of finetune.py.
         weights: File of weights, local or remote; None for a teacher that needs none.
         options: Fields of the teacher's options dataclass, as from a YAML recipe; the rest keep their defaults.
         device: Where it runs, as torch names it ("cpu", "cuda").
@@ -40,6 +43,7 @@ def load_teacher(
         ConfigError: unknown teacher, unknown option, or a value of the wrong type; lists the valid ones.
         TeacherError: the weights do not fit, or a wanted response does not exist.
     """
+    name, weights = find_teacher(name, weights)
     options = build_options(name, options)
     _, loader = TEACHERS[name]
     return _resolve(loader)(options, weights=weights, device=device, wanted=wanted)
@@ -52,6 +56,27 @@ def describe_teacher(name: str, weights: str | None = None, options: Mapping[str
         ConfigError, TeacherError: as `load_teacher`. So the driver meets a wrong weights file before any actor starts.
     """
     return load_teacher(name, weights, options, device="cpu").spec
+
+
+def find_teacher(name: str, weights: str | None = None) -> tuple[str, str | None]:
+    """Key of `TEACHERS` and weights, where the folder of a run may stand for a name.
+
+    Returns:
+        `("run", folder)` for a folder, in one spelling wherever it is looked at from; else the two as given.
+
+    Raises:
+        ConfigError: neither a name nor a folder; lists the names.
+    """
+    if name in TEACHERS:
+        return name, storage.normalise(weights) if name == RUN and weights else weights
+    if not storage.is_dir(name):
+        raise ConfigError(
+            f"there is no teacher {name!r}; there are: {', '.join(TEACHERS)}. The folder of a run of finetune.py, local or "
+            "s3://, is a teacher too, and there is no such folder"
+        )
+    if weights is not None:
+        raise ConfigError(f"teacher {name!r} is a folder that has its own weights: leave out the weights {weights}")
+    return RUN, storage.normalise(name)
 
 
 def build_options(name: str, options: Mapping[str, Any] | None = None) -> Any:

@@ -10,8 +10,8 @@ from csat.errors import ConfigError
 class TeacherConfig:
     """Which teacher answers, and from what weights."""
 
-    name: str  # stain, hovernet, timm or torchscript
-    weights: str | None = None  # file of weights, local on every node or s3://; stain needs none
+    name: str  # stain, hovernet, timm, torchscript, or the folder of a run of finetune.py, local or s3://
+    weights: str | None = None  # file of weights, local on every node or s3://; stain and a run's folder need none
     options: dict[str, Any] = field(default_factory=dict)  # fields of that teacher's options, such as mode: fast
     accept_any_mpp: bool = False  # show it tiles of another resolution than it was made for
 

@@ -10,7 +10,7 @@ the DDP workers that train the student. Run the same command again to go on afte
 import logging
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from csat.training.checkpoints import Checkpoints
 from csat.training.loop import TrainConfig
 from csat.training.run_folder import RunFolder
 from teachers.contract import teacher_manifest
-from teachers.registry import describe_teacher
+from teachers.registry import describe_teacher, find_teacher
 from workflows import cli, cluster, results
 from workflows.config import (
     MethodConfig,
@@ -113,6 +113,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def pretrain(config: PretrainConfig, plain: dict[str, Any]) -> int:
     """All of it, top to bottom. Everything before `_train` is checks and metadata; nothing costly has started until then."""
+    config, plain = _with_teacher_found(config, plain)
     folder = RunFolder(config.run_folder)
     check_counts(readers=config.readers, pool=config.pool)
     config.train.rows_per_worker(config.workers.num_workers)
@@ -150,6 +151,13 @@ def pretrain(config: PretrainConfig, plain: dict[str, Any]) -> int:
 
 
 # -------------------------------------------------------------------------------------------------------- before the start
+
+
+def _with_teacher_found(config: PretrainConfig, plain: dict[str, Any]) -> tuple[PretrainConfig, dict[str, Any]]:
+    """`--teacher FOLDER` as the teacher that it means, in the run's record too: other processes start in other folders."""
+    name, weights = find_teacher(config.teacher.name, config.teacher.weights)
+    plain = {**plain, "teacher": {**plain["teacher"], "name": name, "weights": weights}}
+    return replace(config, teacher=replace(config.teacher, name=name, weights=weights)), plain
 
 
 def _describe_teacher(config: PretrainConfig) -> TeacherSpec:

@@ -38,8 +38,9 @@ class HoverNetModel(nn.Module):
             `np` a logit `[B, 1, H, W]` (the difference of the network's two), `hv` `[B, 2, H, W]`, `tp` logits `[B, T, H, W]`;
             zeros on the margin that the network does not cover.
         """
-        outputs = self.net(images * 255)
-        outputs["np"] = outputs["np"][:, 1:] - outputs["np"][:, :1]
+        outputs = self.net(images * 255, branches=[spec.name for spec in self.responses])
+        if "np" in outputs:
+            outputs["np"] = outputs["np"][:, 1:] - outputs["np"][:, :1]
         margin_px = MARGIN_PX[self.mode]
         return {spec.name: F.pad(outputs[spec.name], [margin_px] * 4) for spec in self.responses}
 

@@ -97,7 +97,7 @@ class Student(nn.Module):
         self.heads = nn.ModuleDict({spec.name: self._make_head(spec) for spec in responses}).to(device)
         self._needs_dense = any(spec.is_dense for spec in responses)
         self._needs_global = any(not spec.is_dense for spec in responses)
-        self.step_px = max((self._prediction_stride_px(spec) for spec in responses if spec.is_dense), default=1)
+        self.step_px = max((self.prediction_stride_px(spec) for spec in responses if spec.is_dense), default=1)
         if self.config.channels_last:
             self.to(memory_format=torch.channels_last)
         self._freeze_unused()
@@ -133,7 +133,7 @@ class Student(nn.Module):
         predictions = {spec.name: self.heads[spec.name](decoded if spec.is_dense else pooled) for spec in self.responses}
         if below or beside:
             for spec in filter(lambda spec: spec.is_dense, self.responses):
-                stride_px = self._prediction_stride_px(spec)
+                stride_px = self.prediction_stride_px(spec)
                 predictions[spec.name] = predictions[spec.name][..., : height // stride_px, : width // stride_px]
         return predictions
 
@@ -167,6 +167,13 @@ class Student(nn.Module):
                 f"stride of {self.decoder.stride_px} px promises {finest_px}: choose another tile size or backbone"
             )
 
+    def prediction_stride_px(self, spec: ResponseSpec) -> int:
+        """Pixels of the student's image per cell of a dense prediction."""
+        stride_px = PREDICTION_STRIDE_PX
+        if spec.kind == Kind.FEATURES:  # hundreds of channels: at the teacher's own resolution, not finer
+            stride_px = max(stride_px, spec.stride_px // self.config.downsample)
+        return min(2 ** (stride_px.bit_length() - 1), self.stride_px)
+
     def backbone_state_dict(self) -> dict[str, Tensor]:
         """The backbone's weights under the names of `timm.create_model(config.backbone, num_classes=0)`."""
         return self.backbone.state_dict()
@@ -174,16 +181,9 @@ class Student(nn.Module):
     def _make_head(self, spec: ResponseSpec) -> nn.Module:
         if not spec.is_dense:
             return GlobalHead(self.backbone.head_hidden_size, spec.channels)
-        finest_px, wanted_px = self.decoder.stride_px, self._prediction_stride_px(spec)
+        finest_px, wanted_px = self.decoder.stride_px, self.prediction_stride_px(spec)
         shrink, upscale = max(1, wanted_px // finest_px), max(1, finest_px // wanted_px)
         return DenseHead(self.decoder.channels, spec.channels, upscale=upscale, shrink=shrink)
-
-    def _prediction_stride_px(self, spec: ResponseSpec) -> int:
-        """Pixels of the student's image per cell of a dense prediction."""
-        stride_px = PREDICTION_STRIDE_PX
-        if spec.kind == Kind.FEATURES:  # hundreds of channels: at the teacher's own resolution, not finer
-            stride_px = max(stride_px, spec.stride_px // self.config.downsample)
-        return min(2 ** (stride_px.bit_length() - 1), self.stride_px)
 
     def _run_backbone(self, x: Tensor) -> tuple[Tensor | None, list[Tensor]]:
         """The input of the backbone's head (None where no head needs it), and the feature maps, finest first."""

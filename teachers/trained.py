@@ -1,0 +1,148 @@
+"""A model that finetune.py trained as a teacher: its run folder, or the `exported/` folder in it, local or in a bucket.
+
+What it answers follows from the task that it was trained for:
+
+| task | response | kind | values |
+|---|---|---|---|
+| nuclei | `np` | probability | 1 channel: P(nucleus) |
+| | `hv` | regression | 2: horizontal, vertical distance to the nucleus' centre |
+| | `tp` | probability | one per type, background first; absent where the nuclei have no types |
+| segmentation | `mask` | logits | one per class, by cell |
+| classification | `label` | logits | one per class, for the tile as a whole |
+
+`np`, `hv` and `tp` are those of the teacher `hovernet`, so that one takes the other's place. Classes come as logits, not as
+probabilities: a softened comparison (a temperature above 1) needs what float16 probabilities round away, and a student that
+learned them has the very heads that finetune.py looks for. All of them move with their tile under flips and rotations.
+
+Dense responses come at the model's own resolution: HoVer-Net's and the U-Net's at the tile's, a timm backbone's at every
+second pixel of the image that it sees. HoVer-Net's margin is cut away.
+
+Weights are read from safetensors only. The licence is that of the images it learned from, and of the weights that it started
+from.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from csat.data import storage
+from csat.data.transforms import downsample
+from csat.errors import TeacherError
+from csat.export import exported_folder, load_exported, local_copy, read_exported_config, weights_name
+from csat.model.hovernet import SMALLEST_PX
+from csat.model.hovernet_model import HoverNetModel
+from csat.model.student import Student
+from csat.model.unet import UNetModel
+from csat.responses import Kind, ResponseSpec, TeacherSpec
+from teachers.contract import Teacher, select_responses, sha256_of
+from teachers.torch_teacher import Precision, TorchTeacher
+
+NAME = "run"
+TYPES = "tp"  # the response whose classes are answered as probabilities
+LARGEST_PX = 1024  # of the tile sizes that the spec lists; a larger tile would only need more memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How a fine-tuned model runs. What it is stands in its folder."""
+
+    precision: Precision = "float32"  # or "bfloat16": autocast
+    micro_batch: int = 16  # tiles on the device at once
+
+
+class TrainedTeacher(TorchTeacher):
+    """A loaded model. See the module's text for what it answers."""
+
+    def __init__(self, model: nn.Module, spec: TeacherSpec, *, device: str, precision: Precision, micro_batch: int):
+        super().__init__(spec, device=device, precision=precision, micro_batch=micro_batch)
+        heads = {head.name: head for head in model.responses}
+        model.responses = tuple(heads[response.name] for response in spec.responses)  # it computes no others
+        self.model = model.to(self.device, memory_format=torch.channels_last)
+
+    def answer(self, images: Tensor) -> dict[str, Tensor]:
+        predictions = self.model(downsample(images / 255, self.model.downsample))
+        return {response.name: _as_response(response, predictions[response.name].float()) for response in self.spec.responses}
+
+
+def load(options: RunOptions, *, weights: str | None, device: str, wanted: Sequence[str] | None) -> Teacher:
+    """Load a fine-tuned model; see `teachers.registry.load_teacher`.
+
+    Args:
+        weights: Run folder of finetune.py, or an exported folder.
+
+    Raises:
+        ConfigError: no such folder, an unfinished run, weights that do not fit.
+        TeacherError: no folder was given, or it holds a student of pretrain.py, which imitates a teacher.
+    """
+    if not weights:
+        raise TeacherError(f"teacher {NAME!r} is a run folder of finetune.py: say which with --teacher FOLDER")
+    folder = exported_folder(storage.normalise(weights))
+    config = read_exported_config(folder)
+    metadata = config.get("metadata") or {}
+    if metadata.get("task") is None and metadata.get("teacher"):
+        raise TeacherError(
+            f"{weights} holds a student of pretrain.py, which imitates the teacher {metadata['teacher'].get('name')!r}: name "
+            "that teacher, or fine-tune the student first (finetune.py --model.init run --model.from_run …) and give that run"
+        )
+    with local_copy(folder) as copy:
+        model, sha256 = load_exported(str(copy)), sha256_of(copy / weights_name(config))
+    spec = TeacherSpec(
+        name=NAME,
+        responses=select_responses([_response(model, head) for head in model.responses], wanted, teacher=NAME),
+        mpp=metadata.get("mpp"),
+        tile_px=_tile_sizes(model, metadata.get("tile_px")),
+        weights_sha256=sha256,
+        licence="; ".join(_licences(metadata)) or "unknown",
+        source=_source(folder, config, metadata),
+    )
+    return TrainedTeacher(model, spec, device=device, precision=options.precision, micro_batch=options.micro_batch)
+
+
+def _response(model: nn.Module, head: ResponseSpec) -> ResponseSpec:
+    """What is answered in a head's place: its kind, and the resolution that it has in the model."""
+    kind = Kind.PROBABILITY if head.name == TYPES and head.kind == Kind.LOGITS else head.kind
+    if not head.is_dense:
+        return replace(head, kind=kind)
+    own_stride_px = model.prediction_stride_px(head) if isinstance(model, Student) else 1
+    return replace(head, kind=kind, stride_px=model.downsample * own_stride_px)
+
+
+def _as_response(response: ResponseSpec, prediction: Tensor) -> Tensor:
+    """A raw prediction over the whole tile as the response says it: activated, without the margin."""
+    if response.is_dense and response.crop_px:
+        inner = slice(response.crop_px // response.stride_px, -(response.crop_px // response.stride_px))
+        prediction = prediction[..., inner, inner]
+    if response.kind != Kind.PROBABILITY:
+        return prediction
+    return prediction.sigmoid() if response.channels == 1 else prediction.softmax(dim=1)
+
+
+def _tile_sizes(model: nn.Module, trained_px: int | None) -> tuple[int, ...] | None:
+    """Tile edges that the model takes. What it says of a tile as a whole holds for the size that it was trained at."""
+    if isinstance(model, HoverNetModel):
+        return tuple(range(SMALLEST_PX[model.mode], LARGEST_PX + 1, 8))
+    is_dense = all(head.is_dense for head in model.responses)
+    has_one_size = isinstance(model, Student) and model.backbone.pretrained_cfg.get("fixed_input_size")
+    if trained_px is not None and (has_one_size or not is_dense):
+        return (trained_px,)
+    if isinstance(model, UNetModel):
+        return tuple(range(model.step_px, LARGEST_PX + 1, model.step_px))
+    return None
+
+
+def _licences(metadata: Mapping[str, Any]) -> list[str]:
+    """Of the images, then of whatever the weights started from: a run, its teacher; each once."""
+    found = [metadata["licence"]] if metadata.get("licence") else []
+    for name in ("teacher", "started_from"):
+        if isinstance(before := metadata.get(name), Mapping):
+            found += _licences(before)
+    return list(dict.fromkeys(found))
+
+
+def _source(folder: str, config: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:
+    model = config.get("model") or config.get("backbone")
+    images = f" on {metadata['source']}" if metadata.get("source") else ""
+    return f"{folder}: {model} trained{images}"
