@@ -52,6 +52,29 @@ def logits_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float
     return _softened_kl(logits, F.softmax(teacher / temperature, dim=1), temperature)
 
 
+def softened_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """`sum_c -softmax(z_T / tau) log softmax(z_S)`: only the teacher is softened, by tau.
+
+    `L_KD` of del Amor et al. 2024 (arXiv 2401.06010), as given. Two things follow. It is not zero at agreement but the entropy
+    of the softened teacher, a constant for the student. And with tau above 1 it is least where the student is as soft as the
+    softened teacher, not where their logits agree; `logits_kl` softens both.
+
+    Args:
+        student_logits: `[B, C, ...]`, C of 2 or more.
+        teacher_logits: the same shape; detached.
+        temperature: tau, positive.
+
+    Returns:
+        float32 `[B]`, the mean over cells, in nats.
+
+    Raises:
+        ValueError: as `distribution_kl`.
+    """
+    logits, teacher = _check(student_logits, teacher_logits, temperature, "softened_cross_entropy")
+    entropies = -(F.softmax(teacher / temperature, dim=1) * F.log_softmax(logits, dim=1)).sum(dim=1)
+    return entropies[:, None].flatten(1).mean(dim=1)  # also where there are no cells, [B]
+
+
 def _check(student: Tensor, teacher: Tensor, temperature: float, what: str) -> tuple[Tensor, Tensor]:
     student, teacher = check_pair(student, teacher, what)
     if student.shape[1] < 2:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from csat.losses.distribution import distribution_kl, logits_kl
+from csat.losses.distribution import distribution_kl, logits_kl, softened_cross_entropy
 
 
 def by_channels(*values: float) -> torch.Tensor:
@@ -58,7 +58,7 @@ def test_certain_and_silent_cells():
     assert torch.equal(logits.grad, torch.zeros_like(logits))
 
 
-@pytest.mark.parametrize("loss", [distribution_kl, logits_kl])
+@pytest.mark.parametrize("loss", [distribution_kl, logits_kl, softened_cross_entropy])
 def test_gradient_reaches_the_student_and_not_the_teacher(loss):
     student = torch.zeros(2, 3, requires_grad=True)
     teacher = torch.randn(2, 3).softmax(1).requires_grad_()
@@ -67,7 +67,7 @@ def test_gradient_reaches_the_student_and_not_the_teacher(loss):
     assert teacher.grad is None
 
 
-@pytest.mark.parametrize("loss", [distribution_kl, logits_kl])
+@pytest.mark.parametrize("loss", [distribution_kl, logits_kl, softened_cross_entropy])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_left_at_the_door(loss, dtype):
     student = (10 * torch.randn(2, 6, 32, 32)).to(dtype)
@@ -80,7 +80,7 @@ def test_half_precision_is_left_at_the_door(loss, dtype):
     torch.testing.assert_close(at_agreement, torch.zeros(2), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("loss", [distribution_kl, logits_kl])
+@pytest.mark.parametrize("loss", [distribution_kl, logits_kl, softened_cross_entropy])
 def test_misfits_are_named(loss):
     with pytest.raises(ValueError, match=rf"{loss.__name__}.*\[1, 2\].*\[1, 3\]"):
         loss(torch.zeros(1, 2), torch.zeros(1, 3))
@@ -88,3 +88,28 @@ def test_misfits_are_named(loss):
         loss(torch.zeros(1, 1), torch.zeros(1, 1))
     with pytest.raises(ValueError, match="temperature must be positive, not 0"):
         loss(torch.zeros(1, 2), torch.ones(1, 2) / 2, 0)
+
+
+class TestSoftenedCrossEntropy:
+    def test_by_hand(self):
+        # The teacher's logits (2 log 3, 0) softened by 2 give (3/4, 1/4); the student says (1/2, 1/2) at T = 1.
+        teacher = by_channels(2 * math.log(3), 0)
+        value = softened_cross_entropy(by_channels(0, 0), teacher, 2)
+        torch.testing.assert_close(value, torch.tensor([math.log(2)]))
+        value = softened_cross_entropy(
+            by_channels(math.log(3), 0), teacher, 2
+        )  # the student is as soft as the softened teacher
+        torch.testing.assert_close(value, torch.tensor([-0.75 * math.log(0.75) - 0.25 * math.log(0.25)]))
+
+    def test_least_at_agreement_where_it_is_the_teachers_entropy(self):
+        logits = torch.randn(3, 4, 2, 2, requires_grad=True)
+        value = softened_cross_entropy(logits, logits)
+        entropy = torch.special.entr(logits.softmax(1)).sum(1).mean((1, 2))
+        torch.testing.assert_close(value, entropy)
+        value.sum().backward()
+        torch.testing.assert_close(logits.grad, torch.zeros_like(logits), atol=1e-6, rtol=0)
+
+    def test_differs_from_the_divergence_by_a_constant(self):
+        student, teacher = torch.randn(5, 4), torch.randn(5, 4)
+        difference = softened_cross_entropy(student, teacher) - logits_kl(student, teacher)
+        torch.testing.assert_close(difference, torch.special.entr(teacher.softmax(1)).sum(1))
