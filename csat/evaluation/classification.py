@@ -1,28 +1,31 @@
-"""Metrics of a classification, from probabilities: points by torchmetrics, intervals by a vectorised bootstrap over groups.
+"""Metrics of a classification, from probabilities: points by torchmetrics, intervals by a vectorised bootstrap.
 
-| metric | protocol |
-|---|---|
-| `accuracy` | share of samples whose most likely class is the labelled one |
-| `balanced_accuracy` | mean over classes of the recall; a class without samples is left out |
-| `macro_f1` | mean over classes of F1; a class that is neither labelled nor predicted is left out |
-| `auroc` | two classes: of the second one; more: mean over classes of one against the rest. Ties count half |
-| `kappa` | Cohen's, with quadratic weights on the distance of class indices: for ordered classes (grades) |
-| `ece` | expected calibration error of the most likely class, 15 equal bins (Guo et al. 2017); lower is better |
+`ece` alone is not torchmetrics': its bins (1.9.0) give a confidence of exactly 1, which confident networks often reach in
+float32, a sixteenth bin of its own.
 """
+
+import warnings
 
 import numpy as np
 import torch
 from torchmetrics.functional.classification import (
     multiclass_accuracy,
     multiclass_auroc,
-    multiclass_calibration_error,
     multiclass_cohen_kappa,
     multiclass_f1_score,
 )
 
-from csat.evaluation.bootstrap import nan_mean, ratio, sum_by_group
+from csat.evaluation.bootstrap import nan_mean, ratio
 
-METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "kappa", "ece")
+# Metric → the protocol.
+METRICS = {
+    "accuracy": "share of samples whose most likely class is the labelled one",
+    "balanced_accuracy": "mean over classes of the recall; a class without samples is left out",
+    "macro_f1": "mean over classes of F1; a class that is neither labelled nor said is left out",
+    "auroc": "two classes: of the second one; more: mean over classes of one against the rest. Ties count half",
+    "kappa": "Cohen's, with quadratic weights on the distance of class indices: for ordered classes (grades)",
+    "ece": "expected calibration error of the most likely class, 15 equal bins (Guo et al. 2017); lower is better",
+}
 LOWER_IS_BETTER = ("ece",)
 BINS = 15
 
@@ -39,37 +42,40 @@ class ClassificationTally:
 
     def __init__(self, probs: np.ndarray, labels: np.ndarray, group_of: np.ndarray, num_groups: int):
         self.num_samples, self.num_classes = probs.shape
-        self.probs, self.labels, self.group_of = probs.astype(np.float64), labels.astype(np.int64), group_of
-        said = self.probs.argmax(1)
-        confusion = np.zeros((self.num_samples, self.num_classes, self.num_classes))
-        confusion[np.arange(self.num_samples), self.labels, said] = 1
-        self._confusion = sum_by_group(confusion, group_of, num_groups)
+        # Sums of float32 may exceed 1 by a last bit, and torchmetrics takes what lies outside [0, 1] for logits.
+        self.probs, self.labels, self.group_of = probs.astype(np.float64).clip(0, 1), labels.astype(np.int64), group_of
+        self.said = self.probs.argmax(1)
+        self._confusion = np.zeros((num_groups, self.num_classes, self.num_classes))
+        np.add.at(self._confusion, (group_of, self.labels, self.said), 1)
         confidence = self.probs.max(1)
-        bins = np.zeros((self.num_samples, BINS, 2))
-        index = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
-        bins[np.arange(self.num_samples), index] = np.stack([confidence, said == self.labels], 1)
-        self._bins = sum_by_group(bins, group_of, num_groups)
+        self._bins = np.zeros((num_groups, BINS, 3))
+        columns = np.stack([np.ones(self.num_samples), confidence, self.said == self.labels], 1)
+        np.add.at(self._bins, (group_of, bin_of(confidence)), columns)
         ranked = range(1, 2) if self.num_classes == 2 else range(self.num_classes)
-        self._ranked = [_Ranks(self.probs[:, each], self.labels == each, group_of) for each in ranked]
+        self._ranked = [_Ranks(self.probs[:, each], self.labels == each) for each in ranked]
 
     def point(self) -> dict[str, float]:
-        """By torchmetrics; NaN where a metric is not defined."""
-        probs, labels = torch.from_numpy(self.probs), torch.from_numpy(self.labels)
+        """NaN where a metric is not defined."""
+        probs, said, labels = (torch.from_numpy(each) for each in (self.probs, self.said, self.labels))
         options = {"num_classes": self.num_classes}
         present = np.unique(self.labels)
-        recalls = multiclass_accuracy(probs, labels, average=None, **options).numpy()
-        f1 = multiclass_f1_score(probs, labels, average=None, **options).numpy()
-        seen = np.union1d(present, self.probs.argmax(1))
-        auroc = multiclass_auroc(probs, labels, average=None, **options).numpy()
+        recalls = multiclass_accuracy(said, labels, average=None, **options).numpy()
+        f1 = multiclass_f1_score(said, labels, average=None, **options).numpy()
+        seen = np.union1d(present, self.said)
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", "No (positive|negative) samples", UserWarning
+            )  # those classes are left out below
+            auroc = multiclass_auroc(probs, labels, average=None, **options).numpy()
         auroc = auroc[1:] if self.num_classes == 2 else auroc
         is_ranked = np.isin(np.arange(self.num_classes), present)[-len(auroc) :] & (len(present) > 1)
         return {
-            "accuracy": float(multiclass_accuracy(probs, labels, average="micro", **options)),
+            "accuracy": float(multiclass_accuracy(said, labels, average="micro", **options)),
             "balanced_accuracy": float(recalls[present].mean()),
             "macro_f1": float(f1[seen].mean()),
             "auroc": float(auroc[is_ranked].mean()) if is_ranked.any() else float("nan"),
-            "kappa": float(multiclass_cohen_kappa(probs, labels, weights="quadratic", **options)),
-            "ece": float(multiclass_calibration_error(probs, labels, n_bins=BINS, **options)),
+            "kappa": float(multiclass_cohen_kappa(said, labels, weights="quadratic", **options)),
+            "ece": float(calibration_error(self._bins.sum(0))),
         }
 
     def resampled(self, weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -85,18 +91,22 @@ class ClassificationTally:
             "macro_f1": nan_mean(ratio(2 * hits, true + said), axis=1),
             "auroc": nan_mean(np.stack([ranks.auroc(by_sample) for ranks in self._ranked]), axis=0),
             "kappa": quadratic_kappa(confusion),
-            "ece": ratio(np.abs(bins[..., 0] - bins[..., 1]).sum(1), total),
+            "ece": calibration_error(bins),
         }
 
     def confusion(self) -> np.ndarray:
         """int64 `[K, K]`: samples by labelled class (row) and most likely class (column)."""
         return self._confusion.sum(0).astype(np.int64)
 
+    def bins(self) -> np.ndarray:
+        """float64 `[BINS, 3]` by confidence: samples, sum of the confidences, samples whose most likely class is right."""
+        return self._bins.sum(0)
+
 
 class _Ranks:
     """One class against the rest, sorted by score once: a weighted AUROC is then two cumulative sums."""
 
-    def __init__(self, scores: np.ndarray, is_positive: np.ndarray, group_of: np.ndarray):
+    def __init__(self, scores: np.ndarray, is_positive: np.ndarray):
         self._order = np.argsort(scores, kind="stable")
         self._is_positive = is_positive[self._order]
         ranked = scores[self._order]
@@ -111,6 +121,16 @@ class _Ranks:
         below = np.cumsum(negative, axis=1) - negative
         won = (positive * (below + negative / 2)).sum(1)
         return ratio(won, positive.sum(1) * negative.sum(1))
+
+
+def bin_of(confidence: np.ndarray) -> np.ndarray:
+    """Bin of each confidence, int `[N]`: the m-th of `BINS` holds ((m - 1) / BINS, m / BINS]."""
+    return np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
+
+
+def calibration_error(bins: np.ndarray) -> np.ndarray:
+    """Expected calibration error of `[..., BINS, 3]`: samples, sum of confidences, right ones. Guo et al. 2017, equation 3."""
+    return ratio(np.abs(bins[..., 1] - bins[..., 2]).sum(-1), bins[..., 0].sum(-1))
 
 
 def quadratic_kappa(confusion: np.ndarray) -> np.ndarray:

@@ -13,13 +13,19 @@ import numpy as np
 
 from csat.data.datasets.contract import Task
 from csat.errors import ConfigError, DatasetError
+from csat.evaluation import classification, instances, segmentation
 from csat.evaluation.bootstrap import NUM_BOOTSTRAPS, SumTally, Tally, index_groups, interval, nan_mean, resample
-from csat.evaluation.classification import LOWER_IS_BETTER, METRICS, ClassificationTally
+from csat.evaluation.classification import LOWER_IS_BETTER, ClassificationTally
 from csat.evaluation.instances import instance_figures
 from csat.evaluation.predictions import Predictions
 from csat.evaluation.segmentation import segmentation_figures
 
 MAIN_METRIC = {Task.CLASSIFICATION: "balanced_accuracy", Task.SEGMENTATION: "miou", Task.NUCLEI: "dice"}
+PROTOCOLS = {
+    Task.CLASSIFICATION: classification.METRICS,
+    Task.SEGMENTATION: segmentation.METRICS,
+    Task.NUCLEI: instances.METRICS,
+}
 UNDEFINED = -1.0  # stands for a metric that is not defined where a number is needed: none of them can be lower
 NO_METRIC = ("step", "epoch", "metric", "loss", "best_metric", "best_step")  # what else a line of validation.jsonl holds
 MOST_LISTED = 3
@@ -48,12 +54,18 @@ def figures_of(predictions: Predictions) -> dict[str, float]:
 def metrics_of(task: Task, classes: tuple[str, ...]) -> tuple[str, ...]:
     """Names of all metrics of a task."""
     if task == Task.CLASSIFICATION:
-        return METRICS
+        return tuple(PROTOCOLS[task])
     if task == Task.SEGMENTATION:
         return tuple(segmentation_figures(np.zeros((len(classes), len(classes))), classes))
     sizes = {"pixels": (3,), "aji": (2,), "detection": (3,), "match": (4,)}
     sums = {name: np.zeros(size) for name, size in sizes.items()}
     return tuple(instance_figures({**sums, "match_by_type": np.zeros((len(classes), 4))}, classes))
+
+
+def protocol_of(task: Task, metric: str) -> str:
+    """How a metric is computed, in words."""
+    protocols = PROTOCOLS[task]
+    return protocols[metric if metric in protocols else metric.partition("/")[0] + "/"]
 
 
 def check_metric(task: Task, classes: tuple[str, ...], metric: str | None) -> str:
@@ -165,7 +177,7 @@ def evaluate_all(
 
 
 def confusion_of(runs: Sequence[Predictions]) -> np.ndarray:
-    """int64 `[K, K]`, labelled class by row, said class by column: samples (classification) or pixels, summed over the runs."""
+    """int64 `[K, K]`, labelled class by row, said class by column: samples (classification) or pixels of all runs."""
     assert runs[0].task != Task.NUCLEI, "nuclei have no confusion matrix"
     if runs[0].task == Task.SEGMENTATION:
         return sum(run.arrays["confusion"].sum(0) for run in runs)
@@ -197,6 +209,11 @@ def _aligned(runs: Sequence[Predictions]) -> list[Predictions]:
             raise DatasetError(
                 f"these runs learned different things: the first {first.task} of {', '.join(first.classes) or 'one kind'}, "
                 f"number {number} {run.task} of {', '.join(run.classes) or 'one kind'}"
+            )
+        if run.arrays.keys() != first.arrays.keys():
+            raise DatasetError(
+                f"these runs were judged in different ways: the first has {', '.join(first.arrays)}, number {number} "
+                f"{', '.join(run.arrays)}"
             )
         theirs = dict(zip(run.keys, zip(run.groups, _truth(run), strict=True), strict=True))
         if theirs != truth:

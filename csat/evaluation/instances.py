@@ -1,12 +1,4 @@
-"""Metrics of nuclei: pixels, the aggregated Jaccard index, and panoptic quality.
-
-| metric | protocol |
-|---|---|
-| `dice` | of nucleus pixels, pooled over all images |
-| `aji` | Kumar et al. 2017: each true nucleus takes the predicted one of highest IoU; unmatched area counts as union; pooled |
-| `dq`, `sq`, `pq` | Kirillov et al. 2019, as HoVer-Net uses it: nuclei match by IoU > 0.5 (so each at most once); pooled |
-| `mpq` | mean over types of pooled PQ; a type neither labelled nor predicted is left out (PanNuke's mPQ+ convention) |
-| `detection_f1` | centroids within 3 um (12 px at 0.25 um/px) matched one to one, nearest first |
+"""Metrics of nuclei: pixels, the aggregated Jaccard index, panoptic quality, detection.
 
 Pooled: counts are summed over images before the ratio. Averaging images instead, or counting absent types as 0, moves PQ a
 lot: figures of other papers compare only where their protocol is this one.
@@ -18,6 +10,17 @@ from scipy.spatial import cKDTree
 from csat.data.instances import relabel
 from csat.evaluation.bootstrap import nan_mean, ratio
 
+# Metric → the protocol. A name that ends in / is followed by a type.
+METRICS = {
+    "dice": "of nucleus pixels; pooled over all images",
+    "aji": "Kumar et al. 2017: each true nucleus takes the said one of highest IoU; unmatched area counts as union; pooled",
+    "dq": "detection quality: F1 of nuclei matched by IoU > 0.5 (so each at most once), Kirillov et al. 2019; pooled",
+    "sq": "segmentation quality: mean IoU of the matched nuclei; pooled",
+    "pq": "panoptic quality, dq × sq; pooled",
+    "detection_f1": "F1 of centroids within 3 um (12 px at 0.25 um/px), matched one to one, nearest first; pooled",
+    "mpq": "mean over types of pooled pq; a type that is neither labelled nor said is left out (PanNuke's mPQ+ convention)",
+    "pq/": "panoptic quality of the nuclei of one type; pooled",
+}
 CENTROID_UM = 3.0
 MATCH_IOU = 0.5
 
@@ -46,14 +49,13 @@ def compare_by_type(
     said: np.ndarray, said_types: np.ndarray, true: np.ndarray, true_types: np.ndarray, num_types: int
 ) -> np.ndarray:
     """float64 `[T, 4]`: `match` among the nuclei of each type. Types are uint8 `[H, W]`, 0 background; one per nucleus."""
-    rows = []
-    for kind in range(1, num_types + 1):
-        pair = [
-            relabel(np.where(_majority(instances, types, num_types)[instances] == kind, instances, 0))
-            for instances, types in ((said, said_types), (true, true_types))
-        ]
-        rows.append(_match(_overlaps(*pair)))
-    return np.stack(rows)
+    said, true = relabel(said), relabel(true)
+    said_kinds, true_kinds = _majority(said, said_types, num_types), _majority(true, true_types, num_types)
+    rows = np.zeros((num_types, 4))
+    for index in range(num_types):
+        ours, theirs = np.where(said_kinds == index + 1, said, 0), np.where(true_kinds == index + 1, true, 0)
+        rows[index] = _match(_overlaps(relabel(ours), relabel(theirs)))
+    return rows
 
 
 def instance_figures(sums: dict[str, np.ndarray], types: tuple[str, ...]) -> dict[str, np.ndarray]:
@@ -138,10 +140,10 @@ def _centroids(instances: np.ndarray) -> np.ndarray:
 
 
 def _majority(instances: np.ndarray, types: np.ndarray, num_types: int) -> np.ndarray:
-    """Type of each instance, indexed by its id: the most frequent of its pixels, background aside; 0 where it has none."""
+    """`[H, W]`: each instance's type, the most frequent of its pixels, background aside; 0 where there is none."""
     size = int(instances.max(initial=0)) + 1
     counted = (types > 0) & (types <= num_types)
     votes = np.zeros((size, num_types + 1), np.int64)
     np.add.at(votes, (instances[counted], types[counted].astype(np.int64)), 1)
     votes[0] = 0
-    return np.where(votes.any(1), votes.argmax(1), 0)
+    return np.where(votes.any(1), votes.argmax(1), 0)[instances]

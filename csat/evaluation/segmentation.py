@@ -1,12 +1,5 @@
 """Metrics of a segmentation, from pixel counts by true and predicted class, pooled over all images.
 
-| metric | protocol |
-|---|---|
-| `miou` | mean over classes, background included, of intersection over union; a class that is nowhere is left out |
-| `dice` | mean over classes of Dice, the same way |
-| `pixel_accuracy` | share of pixels |
-| `iou/<class>`, `dice/<class>` | of one class |
-
 Pooled means that the pixels of all images are counted together, not that images are averaged: an image without a class neither
 helps nor hurts. Pixels labelled 255 do not count.
 """
@@ -17,6 +10,15 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from csat.data.datasets.contract import IGNORE
 from csat.evaluation.bootstrap import nan_mean, ratio
+
+# Metric → the protocol. A name that ends in / is followed by a class.
+METRICS = {
+    "miou": "mean over classes, background included, of intersection over union; a class that is nowhere is left out",
+    "dice": "mean over classes, background included, of Dice; a class that is nowhere is left out",
+    "pixel_accuracy": "share of pixels whose most likely class is the labelled one",
+    "iou/": "intersection over union of one class",
+    "dice/": "Dice of one class",
+}
 
 
 def count_pixels(said: np.ndarray, true: np.ndarray, num_classes: int) -> np.ndarray:
