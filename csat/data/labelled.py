@@ -1,4 +1,4 @@
-"""Labelled data of a run: which sets, at which resolution, in which parts; metadata only, nothing is decoded."""
+"""Labelled data of a run: which sets, at which resolution, in which parts. Metadata only: nothing is decoded."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -7,11 +7,11 @@ from typing import Any
 from csat.data.augment_joint import JointConfig
 from csat.data.datasets.contract import DatasetInfo, LabelledSet, Sample, Task
 from csat.data.datasets.registry import DATASETS, read_dataset
-from csat.data.splits import PARTS, SplitConfig, check_classes, check_groups, keep_fraction, renamed, split_set
+from csat.data.splits import PARTS, SplitConfig, check_classes, check_images, keep_fraction, renamed, split_set
 from csat.errors import ConfigError
 from csat.settings import read_settings
 
-MOST_UPSAMPLING = 1.5  # times finer than an image is, that it may be asked for
+MOST_ENLARGING = 1.5  # how many times finer than an image is its tiles may be asked for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,9 +21,13 @@ class SetConfig:
     path: str  # folder or file, local or s3://
     layout: str | None = None  # how it is laid out, a name of csat.data.datasets.registry; None: the name it stands under
     options: dict[str, Any] = field(default_factory=dict)  # what the layout lets one choose
-    mpp: float | None = None  # of its images, um/px, where the set does not state it
+    mpp: float | None = None  # of its images, um/px; None: what the set states
     val_fraction: float | None = None  # of this set; None: data.split's
-    test_fraction: float | None = None  # of this set; None: data.split's; 0: it only trains
+    test_fraction: float | None = None  # of this set; None: data.split's; 0: no test is drawn from it
+
+    def __post_init__(self):
+        if self.mpp is not None and not 0 < self.mpp < float("inf"):
+            raise ConfigError(f"the mpp of {self.path} is in um/px and positive, not {self.mpp}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +42,7 @@ class LabelledConfig:
     split: SplitConfig = field(default_factory=SplitConfig)  # parts
     sampling: str = "natural"  # of training samples: natural, or balanced (every class equally often)
     augment: JointConfig = field(default_factory=JointConfig)  # of training images and their masks together
-    memory_gb: float = (
-        4.0  # decoded images up to this size are kept in the object store; larger sets are decoded in each epoch
-    )
+    memory_gb: float = 4.0  # decoded images up to this size stay in the object store; larger sets are decoded in each epoch
     max_unreadable: float = 0.05  # share of images that may be unreadable before the run refuses to start
 
     def __post_init__(self):
@@ -51,8 +53,12 @@ class LabelledConfig:
                 raise ConfigError(f"data.{name} is one of {', '.join(allowed)}, not {getattr(self, name)!r}")
         if self.tile_px < 16:
             raise ConfigError(f"data.tile_px must be at least 16 px, not {self.tile_px}")
-        if self.mpp is not None and not self.mpp > 0:
+        if self.mpp is not None and not 0 < self.mpp < float("inf"):
             raise ConfigError(f"data.mpp is in um/px and positive, not {self.mpp}")
+        if not self.memory_gb >= 0:
+            raise ConfigError(f"data.memory_gb must be 0 or more, not {self.memory_gb}")
+        if not 0 <= self.max_unreadable <= 1:
+            raise ConfigError(f"data.max_unreadable is a share, in [0, 1], not {self.max_unreadable}")
 
 
 @dataclass(frozen=True)
@@ -82,23 +88,20 @@ def assemble(config: LabelledConfig) -> LabelledData:
 
     Raises:
         ConfigError: settings that cannot work together, sets that do not fit each other.
-        DatasetError: a layout that does not fit, a group in two parts, a class that a part lacks.
+        DatasetError: a layout that does not fit, a group or an image in two parts, a class that a part lacks.
     """
     parts: dict[str, list[Sample]] = {part: [] for part in PARTS}
     infos = []
     for name, settings in config.sets.items():
         chosen = _set_config(name, settings)
-        found = _read_set(name, chosen, config.task)
+        found = _read_set(name, chosen, config)
         infos.append(found.info)
-        overrides = {
-            key: getattr(chosen, key) for key in ("val_fraction", "test_fraction") if getattr(chosen, key) is not None
-        }
-        for part, samples in split_set(found, replace(config.split, **overrides)).items():
-            samples = [replace(sample, mpp=chosen.mpp or sample.mpp) for sample in samples]
-            _check_resolution(name, samples, config.mpp)
+        for part, samples in split_set(found, _split_config(chosen, config)).items():
             parts[part] += renamed(samples, name) if len(config.sets) > 1 else samples
     info = _merge(infos)
-    check_groups(parts, info.name, info.group)
+    if config.sampling == "balanced" and info.task != Task.CLASSIFICATION:
+        raise ConfigError(f"data.sampling balanced takes every class equally often, and the images of a {info.task} have none")
+    check_images(parts)
     kept = keep_fraction(parts["train"], config.split.label_fraction, config.split.seed)
     keys = {sample.key for sample in kept}
     unlabelled = tuple(sample for sample in parts["train"] if sample.key not in keys)
@@ -118,8 +121,18 @@ def _set_config(name: str, settings: Any) -> SetConfig:
     return replace(chosen, layout=layout)
 
 
-def _read_set(name: str, chosen: SetConfig, task: Task | None) -> LabelledSet:
-    return read_dataset(chosen.layout, chosen.path, task=task, options=chosen.options)
+def _split_config(chosen: SetConfig, config: LabelledConfig) -> SplitConfig:
+    own = {name: getattr(chosen, name) for name in ("val_fraction", "test_fraction")}
+    return replace(config.split, **{name: value for name, value in own.items() if value is not None})
+
+
+def _read_set(name: str, chosen: SetConfig, config: LabelledConfig) -> LabelledSet:
+    found = read_dataset(chosen.layout, chosen.path, task=config.task, options=chosen.options)
+    if chosen.mpp is not None:
+        samples = tuple(replace(sample, mpp=chosen.mpp) for sample in found.samples)
+        found = LabelledSet(replace(found.info, mpp=chosen.mpp), samples)
+    _check_resolution(name, found.samples, config.mpp)
+    return found
 
 
 def _check_resolution(name: str, samples: Sequence[Sample], mpp: float | None) -> None:
@@ -131,10 +144,10 @@ def _check_resolution(name: str, samples: Sequence[Sample], mpp: float | None) -
                 f"data.mpp {mpp} was asked for and the set {name} does not state its resolution: say it with "
                 f"--data.sets.{name}.mpp, or leave data.mpp out to use images as they are"
             )
-        if sample.mpp > MOST_UPSAMPLING * mpp:
+        if sample.mpp > MOST_ENLARGING * mpp:
             raise ConfigError(
                 f"data.mpp {mpp} was asked for and {sample.key} of set {name} has {sample.mpp} um/px: enlarging it "
-                f"shows nothing new. Set --data.mpp {sample.mpp} or coarser"
+                f"{sample.mpp / mpp:.2g} times shows nothing new. Set --data.mpp {sample.mpp} or coarser"
             )
 
 

@@ -1,30 +1,31 @@
 """Train, validation and test parts of labelled sets that never cut a group, and checks that say what is wrong with them.
 
 Official parts are kept. What is missing is drawn from whole groups: a patient, a slide or a source image lies in one part
-only. The draw follows from (seed, group's name) alone, so it is the same on every machine and does not change when a set's
-folder moves.
+only. The draw follows from (seed, names of the groups, their samples' classes) alone, so it is the same on every machine and
+does not change when a set's folder moves.
 """
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from csat.data.counter_hash import hash_text
 from csat.data.datasets.contract import LabelledSet, Sample, Task
+from csat.data.group_draw import GroupDraw
 from csat.errors import ConfigError, DatasetError
 
 PARTS = ("train", "val", "test")
 MOST_LISTED = 8
+LABEL_FRACTIONS = (0.1, 0.25, 0.5)  # that one order of the groups has to serve, so that a smaller share lies in a larger
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitConfig:
     """How samples are divided where the sets do not say."""
 
-    val_fraction: float = 0.15  # of what is not test, in samples; drawn where a set has no official validation part
-    test_fraction: float = 0.2  # of a set, in samples; drawn where it has no official test part; 0: no test from that set
+    val_fraction: float = 0.15  # of what is not test, in samples; drawn where a set has no official val part; 0: none is drawn
+    test_fraction: float = 0.2  # of a set, in samples; drawn where it has no official test part; 0: none is drawn
     official: bool = True  # keep the sets' official parts; false: draw all of them anew
     seed: int = 0  # of the draw; not of the training
     label_fraction: float = 1.0  # share of the training samples that is used, whole groups, every class kept
@@ -41,7 +42,7 @@ Parts = dict[str, list[Sample]]  # part → samples, sorted by key
 
 
 def split_set(found: LabelledSet, config: SplitConfig) -> Parts:
-    """The parts of one set.
+    """The parts of one set. A sample without an official part trains, or goes into a part that is drawn.
 
     Raises:
         DatasetError: an official part cuts a group (the groups are listed), or has an unknown name.
@@ -54,9 +55,12 @@ def split_set(found: LabelledSet, config: SplitConfig) -> Parts:
                 f"{found.info.name}: sample {sample.key} is in a part called {part!r}; parts are: {', '.join(PARTS)}"
             )
         parts[part].append(sample)
-    for part, fraction in (("test", config.test_fraction), ("val", config.val_fraction)):
-        if not parts[part] and fraction:
-            parts[part], parts["train"] = _draw(parts["train"], fraction, config.seed, part)
+    fractions = {"test": config.test_fraction, "val": config.val_fraction}
+    wanted = [part for part, fraction in fractions.items() if fraction and not parts[part]]
+    for num_later, part in zip(range(len(wanted), 0, -1), wanted, strict=True):  # what is left trains
+        if samples := parts["train"]:
+            draw = GroupDraw(samples, config.seed, part, fractions=[fractions[part]], num_later=num_later)
+            parts[part], parts["train"] = draw.draw(fractions[part])
     parts = {part: sorted(samples, key=lambda sample: sample.key) for part, samples in parts.items()}
     check_groups(parts, found.info.name, found.info.group)
     return parts
@@ -67,16 +71,34 @@ def check_groups(parts: Parts, name: str, group: str) -> None:
     groups = {part: {sample.group for sample in samples} for part, samples in parts.items()}
     for one, other in (("train", "test"), ("train", "val"), ("val", "test")):
         if shared := sorted(groups[one] & groups[other]):
-            more = f" and {len(shared) - MOST_LISTED} more" if len(shared) > MOST_LISTED else ""
-            listed = ", ".join(shared[:MOST_LISTED]) + more
             raise DatasetError(
-                f"{name}: {len(shared)} groups ({group}) are in both {one} and {other}: {listed}. A model would be judged on "
-                "what it has seen. Correct the split column, or say --data.split.official false to draw parts of whole groups"
+                f"{name}: {len(shared)} groups ({group}) are in both {one} and {other}: {_listed(shared)}. A model would be "
+                "judged on what it has seen. Correct the split column, or say --data.split.official false to draw parts of "
+                "whole groups"
             )
 
 
+def check_images(parts: Parts) -> None:
+    """Refuse an image that is in two parts, as when two sets have files in common. Raises DatasetError listing them."""
+    part_of: dict[tuple[str, int | None], str] = {}
+    doubled = []
+    for part, samples in parts.items():
+        for sample in samples:
+            if (first := part_of.setdefault((sample.image, sample.index), part)) != part:
+                doubled.append(f"{sample.image} ({first} and {part})")
+    if doubled:
+        raise DatasetError(
+            f"{len(doubled)} images are in two parts: {_listed(doubled)}. A model would be judged on what it has seen. "
+            "Do two of data.sets contain the same files? Give each image once"
+        )
+
+
 def check_classes(parts: Parts, task: Task, classes: Sequence[str]) -> None:
-    """Refuse a part in which a class of a classification has no sample. Raises DatasetError with the counts."""
+    """Refuse an empty part, and for a classification one that lacks a class. The test part may be empty as a whole.
+
+    Raises:
+        DatasetError: with the samples and the groups of each class.
+    """
     if task != Task.CLASSIFICATION:
         for part in ("train", "val"):
             if not parts[part]:
@@ -91,18 +113,29 @@ def check_classes(parts: Parts, task: Task, classes: Sequence[str]) -> None:
         if not counts[part][index]
     ]
     if empty:
+        groups = {
+            index: len({sample.group for samples in parts.values() for sample in samples if sample.label == index})
+            for index in range(len(classes))
+        }
         table = "; ".join(
-            f"{part}: " + ", ".join(f"{name} {counts[part][index]}" for index, name in enumerate(classes)) for part in PARTS
+            f"{name}: " + ", ".join(f"{counts[part][index]} {part}" for part in PARTS) + f", of {groups[index]} groups in all"
+            for index, name in enumerate(classes)
         )
         raise DatasetError(
-            f"no sample of class {', '.join(empty)} (samples by class: {table}). Give more groups of it, change "
-            "--data.split.val_fraction, test_fraction or seed, or raise label_fraction"
+            f"no sample of class {', '.join(empty)} ({table}). A class needs a group for each part: give more groups of "
+            "it, change --data.split.val_fraction, test_fraction or seed, or leave the class out"
         )
 
 
 def keep_fraction(samples: Sequence[Sample], fraction: float, seed: int) -> list[Sample]:
-    """That share of the samples as whole groups, at least one group of every class: a study with fewer labelled patients."""
-    return _draw(samples, fraction, seed, "labels")[0] if fraction < 1 else list(samples)
+    """That share of the samples as whole groups, every class kept: a study with fewer labelled patients.
+
+    A smaller share is part of a larger one of the same seed. Every class keeps at least one group: of a few large groups more
+    may remain than was asked for.
+    """
+    if fraction == 1 or not samples:
+        return list(samples)
+    return GroupDraw(samples, seed, "labels", fractions=LABEL_FRACTIONS).draw(fraction)[0]
 
 
 def renamed(samples: Sequence[Sample], prefix: str) -> list[Sample]:
@@ -110,35 +143,11 @@ def renamed(samples: Sequence[Sample], prefix: str) -> list[Sample]:
     return [replace(sample, key=f"{prefix}/{sample.key}", group=f"{prefix}/{sample.group}") for sample in samples]
 
 
-def _draw(samples: Sequence[Sample], fraction: float, seed: int, what: str) -> tuple[list[Sample], list[Sample]]:
-    """Whole groups of about `fraction` of the samples, class by class; and the rest.
-
-    A group counts for the class that most of its samples have. Groups come in the order of their names' hash, and the rarest
-    class first. At least one group of each class is drawn, and one is left.
-    """
-    by_group: dict[str, list[Sample]] = defaultdict(list)
-    for sample in samples:
-        by_group[sample.group].append(sample)
-    by_class: dict[int | None, list[str]] = defaultdict(list)
-    for group, members in by_group.items():
-        by_class[Counter(sample.label for sample in members).most_common(1)[0][0]].append(group)
-    drawn: set[str] = set()
-    for label in sorted(by_class, key=lambda label: (len(by_class[label]), str(label))):
-        groups = sorted(by_class[label], key=lambda group: hash_text(f"{what}/{group}", seed=seed))
-        wanted = fraction * sum(len(by_group[group]) for group in groups)
-        taken = 0
-        for group in groups[: max(1, len(groups) - 1)]:
-            size = len(by_group[group])
-            if taken and abs(taken + size - wanted) > abs(taken - wanted):
-                break
-            drawn.add(group)
-            taken += size
-        if len(groups) == 1:
-            drawn.discard(groups[0])
-    chosen = [sample for sample in samples if sample.group in drawn]
-    return chosen, [sample for sample in samples if sample.group not in drawn]
-
-
 def class_counts(samples: Sequence[Sample], num_classes: int) -> np.ndarray:
     """int64 `[num_classes]`: samples by class."""
     return np.bincount([sample.label for sample in samples], minlength=num_classes)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
+    return ", ".join(names[:MOST_LISTED]) + more
