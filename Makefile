@@ -5,6 +5,8 @@ RUN ?= runs/demo
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+# Once, on all cores, also where Python is told to write no bytecode: else every process compiles torch anew (20 s each).
+COMPILE := $(BIN)/python -m compileall -q -j 0 $(VENV)/lib > /dev/null || true
 # Named by their content: the environment is completed when the requirements change, and only then.
 RUN_STAMP := $(VENV)/run-$(shell cksum < requirements.txt | tr ' ' '-').stamp
 TEST_STAMP := $(VENV)/test-$(shell cat requirements.txt tests/requirements.txt | cksum | tr ' ' '-').stamp
@@ -25,10 +27,12 @@ lint: $(TEST_STAMP)
 $(RUN_STAMP):
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) -r requirements.txt
+	$(COMPILE)
 	touch $@
 
 $(TEST_STAMP): $(RUN_STAMP)
 	$(PIP) -r requirements.txt -r tests/requirements.txt
+	$(COMPILE)
 	touch $@
 
 clean:

@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 
-import csat  # noqa: F401  (registers the backbones)
+import csat.model  # noqa: F401  (registers the backbones)
 from csat.model.hovernet import HoVerNet
 
 pytestmark = [

@@ -10,10 +10,9 @@ from dataclasses import dataclass, fields
 import cv2
 import numpy as np
 import torch
-from torchvision import tv_tensors
-from torchvision.transforms import v2
 
 from csat.data.datasets.contract import IGNORE, Decoded
+from csat.data.decoded import nearest
 from csat.errors import ConfigError
 
 LABELS = ("mask", "instances", "types")
@@ -63,6 +62,8 @@ class JointAugment:
     """Makes training tiles. See `JointConfig`."""
 
     def __init__(self, config: JointConfig):
+        from torchvision.transforms import v2  # slow to import, and what decodes samples needs none of it
+
         self.config = config
         self._colour = _colour(config)
         self._elastic = v2.ElasticTransform(alpha=config.elastic_px * 10, sigma=5.0) if config.elastic_px else None
@@ -111,6 +112,8 @@ class JointAugment:
         is_blurred = self._blur is not None and rng.uniform() < config.blur_prob
         if not (angle or is_deformed or is_blurred or self._colour or config.noise):
             return _map(tile, np.ascontiguousarray)
+        from torchvision import tv_tensors
+
         image = tv_tensors.Image(torch.from_numpy(np.ascontiguousarray(tile.image)).permute(2, 0, 1))
         names = [name for name in LABELS if getattr(tile, name) is not None]
         masks = [
@@ -162,25 +165,22 @@ def fit_tile(decoded: Decoded, *, tile_px: int, fit: str) -> Decoded:
     return _map(middle, lambda array: np.pad(array, (*padding, (0, 0))[: array.ndim], mode="symmetric"))
 
 
-def nearest(labels: np.ndarray, height_px: int, width_px: int) -> np.ndarray:
-    """Labels `[H, W]` at another size: the value at each new pixel's centre."""
-    rows = ((np.arange(height_px) + 0.5) * labels.shape[0] / height_px).astype(np.int64)
-    columns = ((np.arange(width_px) + 0.5) * labels.shape[1] / width_px).astype(np.int64)
-    return labels[rows[:, None], columns[None]]
-
-
 def _map(decoded: Decoded, change) -> Decoded:
     arrays = {name: getattr(decoded, name) for name in ("image", *LABELS)}
     return Decoded(**{name: None if array is None else change(array) for name, array in arrays.items()})
 
 
-def _colour(config: JointConfig) -> v2.ColorJitter | None:
+def _colour(config: JointConfig) -> torch.nn.Module | None:
+    from torchvision.transforms import v2
+
     amounts = {name: getattr(config, name) for name in ("brightness", "contrast", "saturation", "hue")}
     return v2.ColorJitter(**amounts) if any(amounts.values()) else None
 
 
 def _rotate(image, masks, names, angle: float):
     """About the middle; beyond the image it is mirrored, and so are the labels: no white corners to learn from."""
+    from torchvision.transforms import v2
+
     edge = image.shape[-1]
     margin = int(np.ceil(edge * (np.sqrt(2) - 1) / 2)) + 1
     pad = v2.Pad(min(margin, edge - 1), padding_mode="reflect")

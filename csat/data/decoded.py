@@ -7,7 +7,6 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
-from csat.data.augment_joint import nearest
 from csat.data.datasets.contract import Decoded, Sample
 from csat.data.datasets.registry import load_sample
 from csat.errors import SlideError
@@ -68,6 +67,13 @@ def resize(decoded: Decoded, height_px: int, width_px: int) -> Decoded:
         for name in ("mask", "instances", "types")
     }
     return Decoded(image=image, **labels)
+
+
+def nearest(labels: np.ndarray, height_px: int, width_px: int) -> np.ndarray:
+    """Labels `[H, W]` at another size: the value at each new pixel's centre."""
+    rows = ((np.arange(height_px) + 0.5) * labels.shape[0] / height_px).astype(np.int64)
+    columns = ((np.arange(width_px) + 0.5) * labels.shape[1] / width_px).astype(np.int64)
+    return labels[rows[:, None], columns[None]]
 
 
 def to_row(index: int, source: SampleSource) -> dict[str, Any]:

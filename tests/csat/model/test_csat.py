@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import csat  # noqa: F401  (registers the backbones)
+import csat.model  # noqa: F401  (registers the backbones)
 from csat.model.attention import ATTENTION_CELLS, resampling
 from csat.model.cost import count_cost
 from csat.model.csat import ConvBlock
