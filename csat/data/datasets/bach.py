@@ -71,8 +71,8 @@ def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
         group="patient" if patients else "image (no grouping known)",
         note=""
         if patients
-        else "several photographs are of one patient and fall into several parts; the challenge's page links a partial list of "
-        "patients: options patients",
+        else "several photographs are of one patient and fall into several parts; the challenge's page links a partial list "
+        "of patients: options patients",
     )
     return LabelledSet(info, tuple(sorted(samples, key=lambda sample: sample.key)))
 

@@ -6,8 +6,9 @@ A layout is one file with
     def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet  # metadata only: no image is decoded
     def load(sample: Sample) -> Decoded  # one sample's pixels and targets
 
-and one line in `registry.py`. `read` raises DatasetError for a layout that does not fit (what it looked for, what it found, what
-to try); `load` raises SlideError for one sample that cannot be used, and DatasetError where image and mask contradict each other.
+and one line in `registry.py`. `read` raises DatasetError for a layout that does not fit (what it looked for, what it found,
+what to try); `load` raises SlideError for one sample that cannot be used. Everybody else calls `registry.read_dataset` and
+`registry.load_sample`, which check what holds for all layouts, such as that image and mask have one size.
 """
 
 from dataclasses import dataclass, field
@@ -39,7 +40,11 @@ class Sample:
     mask: str | None = None  # URI of the class mask or of the instances
     types: str | None = None  # URI of the nuclei's types, where they are in a file of their own
     index: int | None = None  # position within `image`, for containers (h5, npy)
+    form: str | None = None  # what the label files hold, where a layout reads several forms: its own word
     mpp: float | None = None  # micrometres per pixel; None: not stated
+    # Stamped by `registry.read_dataset`, so that `load` needs nothing but the sample:
+    task: Task = Task.CLASSIFICATION  # whether `load` gives pixels alone, a class mask or instances
+    num_classes: int = 0  # of the set: a class mask holds less, types hold at most this
 
 
 @dataclass(frozen=True, kw_only=True)

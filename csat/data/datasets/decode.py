@@ -84,6 +84,22 @@ def read_label_image(uri: str) -> np.ndarray:
     return _one_channel(pixels, uri)
 
 
+def read_classes(uri: str) -> np.ndarray:
+    """A mask of classes or types: uint8 `[H, W]`. Raises as `read_label_image`, and DatasetError outside 0 to 255."""
+    labels = read_label_image(uri)
+    if labels.size and not 0 <= labels.min() <= labels.max() <= 255:
+        raise DatasetError(f"{uri}: classes are numbers from 0 to 255, found {labels.min()} to {labels.max()}")
+    return labels.astype(np.uint8)
+
+
+def read_instances(uri: str) -> np.ndarray:
+    """A mask of numbered objects: int32 `[H, W]`, 0 background. Raises as `read_label_image`, and DatasetError below 0."""
+    labels = read_label_image(uri)
+    if labels.size and not 0 <= labels.min() <= labels.max() < 2**31:
+        raise DatasetError(f"{uri}: objects are numbered from 1, 0 is background, found {labels.min()} to {labels.max()}")
+    return labels.astype(np.int32)
+
+
 def local_container(uri: str) -> AbstractContextManager[Path]:
     """A local path to an h5, npy or mat file, for the context; a remote one is downloaded once per node and kept for a while.
 
@@ -106,6 +122,11 @@ def first_folder(root: str, *paths: str) -> str | None:
         if storage.is_dir(folder):
             return storage.normalise(folder)
     return None
+
+
+def stem_of(uri: str) -> str:
+    """A file's name without its ending."""
+    return storage.base_name(uri).rpartition(".")[0]
 
 
 def relative_key(uri: str, root: str, index: int | None = None) -> str:
@@ -134,7 +155,7 @@ def missing_layout(name: str, root: str, *, looked_for: str, advice: str) -> Dat
 
 
 def check_same_size(image: np.ndarray, mask: np.ndarray, sample: Sample) -> None:
-    """Refuse a mask of another size than its image.
+    """Refuse a mask of another size than its image. Done for every sample by `registry.load_sample`.
 
     Args:
         image: `[H, W, 3]`.

@@ -18,13 +18,17 @@ from csat.data.datasets.decode import (
     first_folder,
     missing_layout,
     read_image,
+    read_instances,
     read_label_image,
     relative_key,
+    stem_of,
 )
-from csat.errors import DatasetError
+from csat.errors import SlideError
 from csat.settings import read_settings
 
 TASKS = (Task.NUCLEI,)
+FILE_PER_NUCLEUS = "file per nucleus"  # form of labels that are a folder
+STAINED_CHROMA = 4.0  # mean of (largest - smallest of R, G, B) from which an image counts as stained; fluorescence is grey
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,25 +39,21 @@ class DSBOptions:
 
 
 def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
-    """See `contract`."""
+    """See `contract`. Images of the original layout (670 small ones) are decoded here, to tell which are stained."""
     chosen = read_settings(DSBOptions, options, what="data set 'dsb2018'")
     root = storage.normalise(root)
-    merged = find_images(storage.join(root, "images"))
-    if merged:
-        samples = [
-            _sample(uri, root, storage.join(root, "inst", storage.base_name(uri).rsplit(".", 1)[0] + ".png")) for uri in merged
-        ]
-    else:
-        folder = first_folder(root, "stage1_train") or root
-        images = [uri for uri in find_images(folder) if storage.base_name(storage.parent(uri)) == "images"]
-        samples = [_sample(uri, root, storage.join(storage.parent(storage.parent(uri)), "masks")) for uri in images]
+    samples = [_merged(uri, root) for uri in find_images(storage.join(root, "images"))]
+    if not samples:
+        images = find_images(first_folder(root, "stage1_train") or root)
+        samples = [_original(uri, root) for uri in images if storage.base_name(storage.parent(uri)) == "images"]
         if chosen.stained_only:
-            samples = [sample for sample in samples if _is_stained(read_image(sample.image, sample.key))]
+            samples = [sample for sample in samples if _may_be_stained(sample)]
     if not samples:
         raise missing_layout(
             "dsb2018",
             root,
-            looked_for="<id>/images/<id>.png with <id>/masks/*.png, or images/*.png with inst/*.png",
+            looked_for="<id>/images/<id>.png with <id>/masks/*.png, or images/*.png with inst/*.png"
+            + (", stained" if chosen.stained_only else ""),
             advice="Point the path at stage1_train; set stained_only: false to use fluorescence too",
         )
     info = DatasetInfo(
@@ -61,41 +61,56 @@ def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
         task=task,
         classes=(),
         mpp=None,
-        licence="CC0",
+        licence="CC0 1.0",
         source="Caicedo et al., Nature Methods 2019; https://bbbc.broadinstitute.org/BBBC038",
         group="image (no grouping known)",
-        note="magnification is mixed and not stated; neighbouring fields of one slide may be in several parts",
+        note="magnifications are mixed and not stated (by the size of nuclei, two that differ twofold); neighbouring fields "
+        "of one slide may be in several parts",
     )
     return LabelledSet(info, tuple(sorted(samples, key=lambda sample: sample.key)))
 
 
 def load(sample: Sample) -> Decoded:
-    """Image and instances."""
+    """Image and instances. Where mask files overlap, the later name has the pixels."""
     image = read_image(sample.image, sample.key)
-    if storage.is_dir(sample.mask):
-        instances = np.zeros(image.shape[:2], np.int32)
-        for number, uri in enumerate(find_images(sample.mask), 1):
-            nucleus = read_label_image(uri)
-            check_same_size(image, nucleus, sample)
-            instances[nucleus > 0] = number
-        if not instances.any():
-            raise DatasetError(f"{sample.key}: no nucleus in {sample.mask}")
-    else:
-        instances = read_label_image(sample.mask).astype(np.int32)
-        check_same_size(image, instances, sample)
+    if sample.form != FILE_PER_NUCLEUS:
+        return Decoded(image=image, instances=read_instances(sample.mask))
+    files = find_images(sample.mask)
+    if not files:
+        raise SlideError("missing", f"{sample.key}: there is no mask in {sample.mask}")
+    instances = np.zeros(image.shape[:2], np.int32)
+    for number, uri in enumerate(files, 1):
+        nucleus = read_label_image(uri)
+        check_same_size(image, nucleus, sample)
+        instances[nucleus > 0] = number
     return Decoded(image=image, instances=instances)
 
 
-def _sample(uri: str, root: str, mask: str) -> Sample:
+def _merged(uri: str, root: str) -> Sample:
     return Sample(
         key=relative_key(uri, root),
         layout="dsb2018",
         image=uri,
-        group=storage.base_name(uri).rsplit(".", 1)[0],
-        mask=mask,
+        group=stem_of(uri),
+        mask=storage.join(root, "inst", f"{stem_of(uri)}.png"),
     )
 
 
-def _is_stained(image: np.ndarray) -> bool:
+def _original(uri: str, root: str) -> Sample:
+    return Sample(
+        key=relative_key(uri, root),
+        layout="dsb2018",
+        image=uri,
+        group=stem_of(uri),
+        mask=storage.join(storage.parent(storage.parent(uri)), "masks"),
+        form=FILE_PER_NUCLEUS,
+    )
+
+
+def _may_be_stained(sample: Sample) -> bool:
+    try:
+        image = read_image(sample.image, sample.key)
+    except SlideError:
+        return True  # `load` will say so, and the sample is counted
     chroma = image.max(axis=2).astype(np.int16) - image.min(axis=2)
-    return float(chroma.mean()) > 4.0
+    return float(chroma.mean()) > STAINED_CHROMA

@@ -1,6 +1,5 @@
 """A folder per class, as ImageFolder has it: `<class>/…/image`, or `<train|val|test>/<class>/…/image` with official parts."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +7,8 @@ from typing import Any
 from csat.data import storage
 from csat.data.datasets.contract import DatasetInfo, Decoded, LabelledSet, Sample, Task
 from csat.data.datasets.decode import PARTS, find_images, missing_layout, read_image, relative_key
-from csat.errors import ConfigError, DatasetError
+from csat.data.datasets.name_groups import check_pattern, describe, group_of, warn
+from csat.errors import DatasetError
 from csat.settings import read_settings
 
 TASKS = (Task.CLASSIFICATION,)
@@ -23,10 +23,7 @@ class FolderOptions:
     classes: tuple[str, ...] | None = None  # the class folders in the order of their indices; None: as found, sorted
 
     def __post_init__(self):
-        try:
-            re.compile(self.group_pattern or "")
-        except re.error as error:
-            raise ConfigError(f"group_pattern {self.group_pattern!r} is no regular expression: {error}") from error
+        check_pattern(self.group_pattern)
 
 
 def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
@@ -61,13 +58,12 @@ def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
             key=key,
             layout="folder",
             image=uri,
-            group=_group(key, chosen.group_pattern),
+            group=group_of(key, chosen.group_pattern, "folder"),
             split=PARTS[key.split("/")[0].lower()] if official else None,
             label=_label(key.split("/")[depth - 1], classes, key),
         )
         for key, uri in sorted(images.items())
     )
-    group = "image (no grouping known)" if chosen.group_pattern is None else f"file name by {chosen.group_pattern}"
     info = DatasetInfo(
         name="folder",
         task=task,
@@ -75,8 +71,8 @@ def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
         mpp=None,
         licence="not stated",
         source=root,
-        group=group,
-        note="" if chosen.group_pattern else "images of one patient may fall into several parts: set group_pattern",
+        group=describe(chosen.group_pattern),
+        note=warn(chosen.group_pattern),
     )
     return LabelledSet(info, samples)
 
@@ -93,18 +89,6 @@ def _folders(root: str, keys: Sequence[str] | Mapping[str, str]) -> set[str]:
         if (name := storage.base_name(uri)) not in shown and name not in SKIPPED and storage.is_dir(uri):
             shown.add(name)
     return shown
-
-
-def _group(key: str, pattern: str | None) -> str:
-    if pattern is None:
-        return key
-    match = re.search(pattern, storage.base_name(key))
-    if match is None:
-        raise DatasetError(
-            f"data set 'folder': group_pattern {pattern!r} finds nothing in {storage.base_name(key)!r} ({key}); correct it so "
-            "that every file name has a group"
-        )
-    return match[1] if match.re.groups and match[1] is not None else match[0]
 
 
 def _label(name: str, classes: Sequence[str], key: str) -> int:

@@ -3,8 +3,9 @@
 <root>/train_1.bmp, train_1_anno.bmp, testA_1.bmp, …, Grade.csv        (as downloaded; masks number the glands)
 <root>/images/train_1.jpg, masks_binary/train_1.png, grade.csv          (gland or not)
 
-The official parts cut patients: 9 of the 16 have images in train and in test. So the parts are not used, unless `official_parts`
-says so (to compare with published figures); a run then stops, since it would be judged on patients that it has seen.
+Root may be the folder above, which holds what the zip unpacks to. The official parts cut patients: of the 16, eight have
+images in train and in test A. So the parts are not used, unless `official_parts` says so (to compare with published figures);
+a run then stops, since it would be judged on patients that it has seen.
 """
 
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ import numpy as np
 
 from csat.data import storage
 from csat.data.datasets.contract import DatasetInfo, Decoded, LabelledSet, Sample, Task
-from csat.data.datasets.decode import check_same_size, find_images, missing_layout, read_image, read_label_image, relative_key
+from csat.data.datasets.decode import find_images, missing_layout, read_image, read_label_image, relative_key, stem_of
 from csat.data.datasets.tables import read_rows, text
 from csat.errors import DatasetError
 from csat.settings import read_settings
@@ -23,6 +24,8 @@ from csat.settings import read_settings
 TASKS = (Task.SEGMENTATION, Task.CLASSIFICATION)
 GRADES = ("benign", "malignant")
 MPP = 0.62  # 20x
+FOLDERS = ((), ("Warwick_QU_Dataset",), ("Warwick QU Dataset (Released 2016_07_08)",))  # what the zips unpack to
+TABLES = ("Grade.csv", "grade.csv")
 PATIENT = ("patient", "patient id")  # columns of the two tables
 GRADE = ("grade", "grade (glas)")
 
@@ -39,8 +42,11 @@ def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
     """See `contract`."""
     chosen = read_settings(GlasOptions, options, what="data set 'glas'")
     root = storage.normalise(root)
-    images = [uri for uri in find_images(storage.join(root, "images")) or find_images(root) if "_anno." not in uri]
-    table = next((uri for name in ("grade.csv", "Grade.csv") if storage.info(uri := storage.join(root, name))), None)
+    places = (storage.join(root, *folder, table) for folder in FOLDERS for table in TABLES)
+    table = next((uri for uri in places if storage.info(uri) is not None), None)
+    folder = root if table is None else storage.parent(table)
+    images = find_images(storage.join(folder, "images")) or find_images(folder)
+    images = [uri for uri in images if not stem_of(uri).endswith("_anno")]
     if not images or table is None:
         raise missing_layout(
             "glas",
@@ -58,7 +64,7 @@ def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
         licence="research only, no commercial use, citation required",
         source="Sirinukunwattana et al., Medical Image Analysis 2017; Warwick-QU, https://warwick.ac.uk/TIAlab/GlaScontest",
         group="patient" if chosen.patients_as_groups else "image (patients are cut)",
-        note="16 patients: every figure rests on few of them; some have benign and malignant images",
+        note="16 patients: every figure rests on few of them, and five have benign and malignant images",
     )
     return LabelledSet(info, tuple(sorted(samples, key=lambda sample: sample.key)))
 
@@ -68,9 +74,7 @@ def load(sample: Sample) -> Decoded:
     image = read_image(sample.image, sample.key)
     if sample.mask is None:
         return Decoded(image=image)
-    mask = read_label_image(sample.mask)
-    check_same_size(image, mask, sample)
-    return Decoded(image=image, mask=(mask > 0).astype(np.uint8))
+    return Decoded(image=image, mask=(read_label_image(sample.mask) > 0).astype(np.uint8))
 
 
 def _rows(table: str) -> dict[str, tuple[str, str]]:
@@ -86,14 +90,17 @@ def _rows(table: str) -> dict[str, tuple[str, str]]:
 
 
 def _sample(uri: str, root: str, task: Task, rows: dict[str, tuple[str, str]], chosen: GlasOptions, table: str) -> Sample:
-    stem = storage.base_name(uri).rsplit(".", 1)[0]
+    stem = stem_of(uri)
     if stem not in rows:
         raise DatasetError(f"{table}: has no row for the image {stem}")
     patient, grade = rows[stem]
     if grade not in GRADES:
         raise DatasetError(f"{table}: the grade of {stem} is {grade!r}; grades are: {', '.join(GRADES)}")
-    is_original = storage.base_name(storage.parent(uri)) != "images"
-    mask = storage.join(root, f"{stem}_anno.bmp") if is_original else storage.join(root, "masks_binary", f"{stem}.png")
+    folder = storage.parent(uri)
+    if storage.base_name(folder) == "images":
+        mask = storage.join(storage.parent(folder), "masks_binary", f"{stem}.png")
+    else:
+        mask = storage.join(folder, f"{stem}_anno.bmp")
     part = "train" if stem.startswith("train") else "test"
     return Sample(
         key=relative_key(uri, root),

@@ -25,9 +25,9 @@ CLASSES = {"colon": ("colon_aca", "colon_n"), "lung": ("lung_aca", "lung_n", "lu
 GROUPS_FILE = "lc25000_image_groups.csv"
 CLUSTERS_FILE = "final_clusters.csv"
 LEAK = (
-    "WITHOUT GROUPS THIS SET LEAKS: about twenty turned copies of every image fall into training and test alike, and any model "
-    "looks perfect. Put lc25000_image_groups.csv of https://github.com/GeorgeBatch/LC25000-clean into the folder, or name it in "
-    "options groups"
+    "WITHOUT GROUPS THIS SET LEAKS: about twenty turned copies of every image fall into training and test alike, and any "
+    "model looks perfect. Put lc25000_image_groups.csv of https://github.com/GeorgeBatch/LC25000-clean into the folder, or "
+    "name it in options groups"
 )
 
 
@@ -78,8 +78,8 @@ def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
         classes=classes,
         mpp=None,
         licence="not stated",
-        source="Borkowski et al., arXiv:1912.12142; https://github.com/tampapath/lung_colon_image_set; groups: Batchkala et al., "
-        "DEMI at MICCAI 2024",
+        source="Borkowski et al., arXiv:1912.12142; https://github.com/tampapath/lung_colon_image_set; groups: Batchkala et "
+        "al., DEMI at MICCAI 2024",
         group="image (no grouping known)" if groups is None else "source image",
         note=LEAK if groups is None else "groups are images, not patients: images of one patient may be in several",
     )

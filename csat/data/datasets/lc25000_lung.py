@@ -52,8 +52,8 @@ def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
         classes=CLASSES,
         mpp=None,
         licence="not stated",
-        source="Borkowski et al., arXiv:1912.12142; https://github.com/tampapath/lung_colon_image_set; groups: Batchkala et al., "
-        "DEMI at MICCAI 2024",
+        source="Borkowski et al., arXiv:1912.12142; https://github.com/tampapath/lung_colon_image_set; groups: Batchkala et "
+        "al., DEMI at MICCAI 2024",
         group="source image",
         note="groups are images, not patients: images of one patient may be in several",
     )

@@ -4,8 +4,9 @@
     path,mask,group,split                  segmentation: class indices per pixel, 255 does not count
     path,mask,types,group,split            nuclei: instance numbers per pixel; optionally the nuclei's types per pixel
 
-Paths are relative to the table, or to option `image_root`. All columns but the path, and the label or mask that the task needs, may
-be missing.
+Paths are relative to the table, or to option `image_root`. Only the path, and the label or mask that the task needs, must be
+there. A row whose split is empty trains, or is drawn for a part that no row names; `group` is filled in every row, or is no
+column.
 """
 
 import math
@@ -13,11 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from csat.data import storage
 from csat.data.datasets.contract import DatasetInfo, Decoded, LabelledSet, Sample, Task
-from csat.data.datasets.decode import PARTS, check_same_size, missing_layout, read_image, read_label_image, relative_key
+from csat.data.datasets.decode import PARTS, missing_layout, read_classes, read_image, read_instances, relative_key
 from csat.data.datasets.tables import FIRST_ROW, Row, is_empty, read_rows, require_columns, text
 from csat.errors import ConfigError, DatasetError
 from csat.settings import read_settings
@@ -48,7 +47,7 @@ def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
     """See `contract`. `root` is the table, or a folder with exactly one.
 
     Raises:
-        ConfigError: segmentation without `classes`, or nuclei types without.
+        ConfigError: segmentation, or nuclei types, without option `classes`.
         DatasetError: a missing column, an unknown class or part, an empty cell, the same image twice: with line and value.
     """
     chosen = read_settings(ManifestOptions, options, what="data set 'manifest'")
@@ -61,6 +60,8 @@ def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
     named = [getattr(chosen, name) for name in COLUMNS if name in options]  # what the user named must be there
     require_columns(columns, [chosen.path, target, *named], table)
     classes = _classes(chosen, task, columns, rows, table)
+    if task == Task.NUCLEI and classes:
+        require_columns(columns, [chosen.types], table)
     base = storage.normalise(chosen.image_root or storage.parent(table))
     samples: dict[str, Sample] = {}
     for line, row in enumerate(rows, FIRST_ROW):
@@ -84,15 +85,15 @@ def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
 
 
 def load(sample: Sample) -> Decoded:
-    """The image, and its class mask (`Sample.index` is None) or instances (0)."""
+    """The image with its class mask, or with its instances and their types."""
     image = read_image(sample.image, sample.key)
-    if sample.mask is None:
-        return Decoded(image=image)
-    mask = read_label_image(sample.mask)
-    check_same_size(image, mask, sample)
-    if sample.index is None:
-        return Decoded(image=image, mask=_class_mask(mask, sample))
-    return Decoded(image=image, instances=_instances(mask, sample), types=_types(image, sample))
+    match sample.task:
+        case Task.SEGMENTATION:
+            return Decoded(image=image, mask=read_classes(sample.mask))
+        case Task.NUCLEI:
+            types = None if sample.types is None else read_classes(sample.types)
+            return Decoded(image=image, instances=read_instances(sample.mask), types=types)
+    return Decoded(image=image)
 
 
 class _Cells:
@@ -150,17 +151,16 @@ def _sample(cells: _Cells, chosen: ManifestOptions, task: Task, classes: Sequenc
     part = cells.optional(chosen.split)
     if part is not None and part.lower() not in PARTS:
         raise DatasetError(f"{cells.where}: unknown part {part!r} in column {chosen.split!r}; parts are: {', '.join(PARTS)}")
-    types = cells.optional(chosen.types) if task == Task.NUCLEI else None
+    types = cells.needed(chosen.types) if task == Task.NUCLEI and classes else None
     return Sample(
         key=key,
         layout="manifest",
         image=image,
-        group=cells.optional(chosen.group) or key,
+        group=cells.needed(chosen.group) if chosen.group in cells.row else key,
         split=None if part is None else PARTS[part.lower()],
         label=label,
         mask=None if task == Task.CLASSIFICATION else _resolve(base, cells.needed(chosen.mask)),
         types=None if types is None else _resolve(base, types),
-        index=0 if task == Task.NUCLEI else None,
         mpp=_mpp(cells, chosen.mpp),
     )
 
@@ -179,23 +179,3 @@ def _mpp(cells: _Cells, column: str) -> float | None:
     if mpp is not None and not (math.isfinite(mpp) and mpp > 0):
         raise DatasetError(f"{cells.where}: {cell!r} in column {column!r} is no resolution in um/px")
     return mpp
-
-
-def _class_mask(mask: np.ndarray, sample: Sample) -> np.ndarray:
-    if mask.min(initial=0) < 0 or mask.max(initial=0) > 255:
-        raise DatasetError(f"{sample.mask}: class indices are 0 to 255, found {mask.min()} to {mask.max()}")
-    return mask.astype(np.uint8)
-
-
-def _instances(mask: np.ndarray, sample: Sample) -> np.ndarray:
-    if mask.min(initial=0) < 0:
-        raise DatasetError(f"{sample.mask}: instance numbers are 0 or more, found {mask.min()}")
-    return mask.astype(np.int32)
-
-
-def _types(image: np.ndarray, sample: Sample) -> np.ndarray | None:
-    if sample.types is None:
-        return None
-    types = read_label_image(sample.types)
-    check_same_size(image, types, sample)
-    return types.astype(np.uint8)

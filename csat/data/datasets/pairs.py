@@ -3,9 +3,8 @@
 <root>/images/a.png, <root>/masks/a.png            or, with official parts, <root>/<train|val|test>/images/… and masks/…
 """
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import cv2
@@ -15,18 +14,20 @@ from csat.data import storage
 from csat.data.datasets.contract import IGNORE, DatasetInfo, Decoded, LabelledSet, Sample, Task
 from csat.data.datasets.decode import (
     PARTS,
-    check_same_size,
     find_images,
     missing_layout,
+    read_classes,
     read_image,
+    read_instances,
     read_label_image,
     relative_key,
 )
-from csat.errors import ConfigError, DatasetError
+from csat.data.datasets.name_groups import check_pattern, describe, group_of, warn
+from csat.errors import DatasetError
 from csat.settings import read_settings
 
 TASKS = (Task.SEGMENTATION, Task.NUCLEI)
-COMPONENTS = 1  # in the place of Sample.index: a binary mask, whose connected components are the nuclei
+BINARY, COMPONENTS = "binary", "components"  # forms of masks that do not hold class indices or numbered nuclei
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +39,14 @@ class PairsOptions:
     image_suffix: str = ""  # end of an image's name, before its extension, that its mask does not have
     mask_suffix: str = ""  # end of a mask's name, before its extension, that its image does not have
     classes: tuple[str, ...] = ("background", "foreground")  # segmentation: names, index 0 first
+    ignore_255: bool = False  # of two classes: 255 does not count, rather than being the foreground; of more it never counts
     instances: Literal["ids", "components"] = "ids"  # nuclei: masks number the nuclei, or each connected piece is one
     group_pattern: str | None = None  # regex searched in each file name: its first (…) is the group; None: each its own
     mpp: float | None = None  # of the images, um/px
-    licence: str = field(default="not stated")  # of the images, one line
+    licence: str = "not stated"  # of the images, one line
+
+    def __post_init__(self):
+        check_pattern(self.group_pattern)
 
 
 def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
@@ -55,8 +60,8 @@ def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
         masks = _by_stem(storage.join(folder, chosen.mask_dir), chosen.mask_suffix)
         if odd := sorted(images.keys() ^ masks.keys()):
             raise DatasetError(
-                f"data set 'pairs': {folder}: {len(images)} images and {len(masks)} masks, of which {len(odd)} have no partner: "
-                f"{', '.join(odd[:5])}. Set image_suffix or mask_suffix, or complete the folders"
+                f"data set 'pairs': {folder}: {len(images)} images and {len(masks)} masks, of which {len(odd)} have no "
+                f"partner: {', '.join(odd[:5])}. Set image_suffix or mask_suffix, or complete the folders"
             )
         samples += [_sample(images[stem], masks[stem], root, part, task, chosen) for stem in images]
     if not samples:
@@ -73,47 +78,63 @@ def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
         mpp=chosen.mpp,
         licence=chosen.licence,
         source=root,
-        group="image (no grouping known)" if chosen.group_pattern is None else f"file name by {chosen.group_pattern}",
-        note="" if chosen.group_pattern else "images of one patient may fall into several parts: set group_pattern",
+        group=describe(chosen.group_pattern),
+        note=warn(chosen.group_pattern),
     )
     return LabelledSet(info, tuple(sorted(samples, key=lambda sample: sample.key)))
 
 
 def load(sample: Sample) -> Decoded:
     """The image with its class mask, or with its instances."""
-    image, mask = read_image(sample.image, sample.key), read_label_image(sample.mask)
-    check_same_size(image, mask, sample)
-    if sample.index is None:
-        return Decoded(image=image, mask=_class_mask(mask, sample))
-    if sample.index == COMPONENTS:
-        mask = cv2.connectedComponents((mask > 0).astype(np.uint8), connectivity=8)[1]
-    return Decoded(image=image, instances=mask.astype(np.int32))
+    image = read_image(sample.image, sample.key)
+    if sample.task == Task.SEGMENTATION:
+        mask = read_classes(sample.mask)
+        return Decoded(image=image, mask=_foreground(mask, sample) if sample.form == BINARY else mask)
+    if sample.form == COMPONENTS:
+        nuclei = (read_label_image(sample.mask) > 0).astype(np.uint8)
+        return Decoded(image=image, instances=cv2.connectedComponents(nuclei, connectivity=8)[1])
+    return Decoded(image=image, instances=read_instances(sample.mask))
 
 
-def _class_mask(mask: np.ndarray, sample: Sample) -> np.ndarray:
-    """Class indices; a mask of 0 and 255 only is taken as binary."""
-    values = np.unique(mask)
-    if set(values.tolist()) <= {0, IGNORE}:
-        return (mask > 0).astype(np.uint8)
-    if values[0] < 0 or values[-1] > IGNORE:
+def _foreground(mask: np.ndarray, sample: Sample) -> np.ndarray:
+    """Of two classes: 0 and 1, or 0 and 255."""
+    if not any(set(np.unique(mask).tolist()) <= {0, foreground} for foreground in (1, IGNORE)):
+        found = ", ".join(map(str, np.unique(mask)[:6].tolist()))
         raise DatasetError(
-            f"{sample.mask}: class indices are 0 to 254 (255: does not count), found {values[0]} to {values[-1]}"
+            f"{sample.mask}: a mask of two classes holds 0 and 1, or 0 and 255; found {found}. Name all `classes`, or set "
+            "`ignore_255: true` if 255 does not count"
         )
-    return mask.astype(np.uint8)
+    return (mask > 0).astype(np.uint8)
 
 
 def _by_stem(folder: str, suffix: str) -> dict[str, str]:
-    stems = {relative_key(uri, folder).rsplit(".", 1)[0]: uri for uri in find_images(folder)}
-    return {stem.removesuffix(suffix): uri for stem, uri in stems.items() if stem.endswith(suffix)}
+    """Name without suffix and extension → URI."""
+    found: dict[str, str] = {}
+    for uri in find_images(folder):
+        stem = relative_key(uri, folder).rpartition(".")[0]
+        if not stem.endswith(suffix):
+            continue
+        stem = stem.removesuffix(suffix)
+        if stem in found:
+            raise DatasetError(f"data set 'pairs': {found[stem]} and {uri} have one name; which is it? Move one away")
+        found[stem] = uri
+    return found
 
 
 def _sample(image: str, mask: str, root: str, part: str | None, task: Task, chosen: PairsOptions) -> Sample:
+    form = None
+    if task == Task.NUCLEI and chosen.instances == "components":
+        form = COMPONENTS
+    elif task == Task.SEGMENTATION and len(chosen.classes) == 2 and not chosen.ignore_255:
+        form = BINARY
     key = relative_key(image, root)
-    group = key
-    if chosen.group_pattern is not None:
-        match = re.search(chosen.group_pattern, storage.base_name(image))
-        if match is None:
-            raise ConfigError(f"data set 'pairs': group_pattern {chosen.group_pattern!r} finds nothing in {key!r}")
-        group = match[1] if match.re.groups else match[0]
-    index = None if task == Task.SEGMENTATION else COMPONENTS if chosen.instances == "components" else 0
-    return Sample(key=key, layout="pairs", image=image, group=group, split=part, mask=mask, index=index, mpp=chosen.mpp)
+    return Sample(
+        key=key,
+        layout="pairs",
+        image=image,
+        group=group_of(key, chosen.group_pattern, "pairs"),
+        split=part,
+        mask=mask,
+        form=form,
+        mpp=chosen.mpp,
+    )

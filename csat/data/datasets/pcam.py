@@ -64,7 +64,7 @@ def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
             "pcam",
             root,
             looked_for="camelyonpatch_level_2_split_{train,valid,test}_{x,y}.h5",
-            advice="Download them from https://github.com/basveeling/pcam or https://zenodo.org/records/2546921 and gunzip them",
+            advice="Download them from https://github.com/basveeling/pcam or https://zenodo.org/records/2546921, and gunzip",
         )
     info = DatasetInfo(
         name="pcam",

@@ -2,12 +2,17 @@
 
 import importlib
 from collections.abc import Mapping
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
-from csat.data.datasets.contract import Decoded, LabelledSet, Sample, Task
+import numpy as np
+
+from csat.data.datasets.contract import IGNORE, Decoded, LabelledSet, Sample, Task
+from csat.data.datasets.decode import check_same_size
 from csat.errors import ConfigError, DatasetError
 
+MOST_LISTED = 5  # unknown values that an error shows
 # name → module of its layout. Several names may share one: `info.name` says which was asked for.
 DATASETS: dict[str, str] = {
     "folder": "csat.data.datasets.folder",
@@ -57,7 +62,10 @@ def read_dataset(
     found = module.read(root, task=task, options=dict(options or {}))
     if not found.samples:
         raise DatasetError(f"data set {name!r}: no samples in {root}")
-    return found
+    if task == Task.CLASSIFICATION:  # the defaults of a sample
+        return found
+    samples = (replace(sample, task=task, num_classes=len(found.info.classes)) for sample in found.samples)
+    return LabelledSet(found.info, tuple(samples))
 
 
 def load_sample(sample: Sample) -> Decoded:
@@ -65,9 +73,26 @@ def load_sample(sample: Sample) -> Decoded:
 
     Raises:
         SlideError: it cannot be read.
-        DatasetError: image and mask contradict each other.
+        DatasetError: image and mask contradict each other, or a mask names a class that the set does not have.
     """
-    return _module(sample.layout).load(sample)
+    decoded = _module(sample.layout).load(sample)
+    for labels in (decoded.mask, decoded.instances, decoded.types):
+        if labels is not None:
+            check_same_size(decoded.image, labels, sample)
+    if decoded.mask is not None:
+        _check_values(decoded.mask[decoded.mask != IGNORE], sample.num_classes - 1, sample.mask or sample.image, sample)
+    if decoded.types is not None:
+        _check_values(decoded.types, sample.num_classes, sample.types or sample.mask or sample.image, sample)
+    return decoded
+
+
+def _check_values(labels: np.ndarray, largest: int, uri: str, sample: Sample) -> None:
+    if labels.max(initial=0) > largest:
+        unknown = ", ".join(map(str, np.unique(labels[labels > largest])[:MOST_LISTED].tolist()))
+        raise DatasetError(
+            f"sample {sample.key}: its labels hold {unknown} ({uri}), and the set's classes are 0 to {largest}. Name all "
+            "classes in the set's options, or correct the file"
+        )
 
 
 def _module(name: str) -> ModuleType:

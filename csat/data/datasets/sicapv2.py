@@ -5,8 +5,8 @@
     <root>/partition/Validation/Val{1,2,3,4}/{Train,Test}.xlsx  four folds of the training part
     <root>/wsi_labels.xlsx                                      slide_id, patient_id, …
 
-Root may be the folder above (SICAPv2). G4C (cribriform) is an attribute of G4, not a class. Only tiles that a partition lists are
-used: 12,081 of the 18,783.
+Root may be the folder above (SICAPv2). G4C (cribriform) is an attribute of G4, not a class. Only tiles that a partition lists
+are used: 12,081 of the 18,783.
 """
 
 from collections.abc import Mapping
@@ -117,7 +117,7 @@ def _label(row: Row, table: str, line: int) -> int:
     marked = [name for name in CLASSES if not is_empty(row[name]) and float(row[name]) == 1]
     if len(marked) != 1:
         raise DatasetError(
-            f"{table}, line {line}: {row['image_name']} is marked as {', '.join(marked) or 'nothing'}; expected exactly one of "
-            f"{', '.join(CLASSES)}"
+            f"{table}, line {line}: {row['image_name']} is marked as {', '.join(marked) or 'nothing'}; expected exactly one "
+            f"of {', '.join(CLASSES)}"
         )
     return CLASSES.index(marked[0])

@@ -12,7 +12,7 @@ from csat.data import storage
 from csat.errors import DatasetError
 
 FIRST_ROW = 2  # of the data as an editor counts: the header is line 1
-READERS = (".csv", ".parquet", ".xlsx")
+READERS = (".csv", ".tsv", ".parquet", ".xlsx")
 
 Row = dict[str, Any]
 
@@ -21,7 +21,7 @@ def read_rows(uri: str, *, needs: Sequence[str] = ()) -> list[Row]:
     """A table's rows, columns by name. Cells of a csv are text without the space around it; empty ones are "" or None.
 
     Args:
-        uri: Of a csv (comma, semicolon or tab), a parquet, or an xlsx (its first sheet).
+        uri: Of a csv or tsv (comma, semicolon or tab), a parquet, or an xlsx (its first sheet).
         needs: Columns that must be there.
 
     Raises:
@@ -33,7 +33,7 @@ def read_rows(uri: str, *, needs: Sequence[str] = ()) -> list[Row]:
         raise DatasetError(f"{uri}: a table is {' or '.join(READERS)}")
     data = storage.read_bytes(uri)
     try:
-        columns, rows = {".csv": _read_csv, ".parquet": _read_parquet, ".xlsx": _read_xlsx}[suffix](data)
+        columns, rows = {".parquet": _read_parquet, ".xlsx": _read_xlsx}.get(suffix, _read_csv)(data)
     except Exception as error:  # each format's parser has its own family of errors
         raise DatasetError(f"{uri}: cannot be read as {suffix[1:]}: {type(error).__name__}: {error}") from error
     require_columns(columns, needs, uri)
@@ -59,10 +59,10 @@ def text(cell: Any) -> str:
 
 
 def _read_csv(data: bytes) -> tuple[list[str], list[Row]]:
-    lines = data.decode("utf-8-sig").splitlines()
-    header = lines[0] if lines else ""
+    table = data.decode("utf-8-sig")
+    header = table.partition("\n")[0]
     delimiter = max(",;\t", key=header.count)
-    reader = csv.DictReader(lines, delimiter=delimiter, skipinitialspace=True)
+    reader = csv.DictReader(io.StringIO(table, newline=""), delimiter=delimiter, skipinitialspace=True)
     columns = [name.strip() for name in reader.fieldnames or ()]
     reader.fieldnames = columns
     return columns, [{name: (cell or "").strip() for name, cell in row.items() if name is not None} for row in reader]
