@@ -4,7 +4,7 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -23,13 +23,25 @@ SHORT_FORMS = {"--teacher": "--teacher.name", "--method": "--method.name"}
 EXIT_CODE = 2  # of a setting that cannot work, as argparse has it
 
 
-def parse(config_class: type[Config], description: str, argv: Sequence[str] | None = None) -> tuple[Config, dict[str, Any]]:
+# What a mapping of settings becomes when dotted paths below it are set: (mapping, path → value) → mapping.
+Merge = Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]
+
+
+def parse(
+    config_class: type[Config],
+    description: str,
+    argv: Sequence[str] | None = None,
+    *,
+    nested: Mapping[str, Merge] | None = None,
+) -> tuple[Config, dict[str, Any]]:
     """The configuration of a command line.
 
     Args:
         config_class: Frozen dataclass of the verb.
         description: What `--help` says first.
         argv: Arguments; those of this process where None.
+        nested: Settings that are mappings of free depth, for which `--NAME.a.b value` changes one value (jsonargparse would
+            put it in the place of everything that a recipe says below that name).
 
     Returns:
         The configuration, and the same as plain values for the run folder.
@@ -53,6 +65,7 @@ def parse(config_class: type[Config], description: str, argv: Sequence[str] | No
     arguments = [_expand(argument, previous) for argument, previous in _with_previous(arguments)]
     _check_recipes(arguments, config_class)
     try:
+        arguments = _set_nested(parser, arguments, nested or {})
         parsed = parser.parse_args(arguments)
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
         raise ConfigError(_explain(str(error), config_class)) from error
@@ -100,6 +113,34 @@ def _join_lists(arguments: Sequence[str], config_class: type) -> list[str]:
         is_list = len(values) == 1 and values[0].lstrip().startswith("[")
         joined.append(f"{flag}={values[0] if is_list else json.dumps(values)}")
     return joined
+
+
+def _set_nested(parser: jsonargparse.ArgumentParser, arguments: list[str], nested: Mapping[str, Merge]) -> list[str]:
+    """Arguments in which each `--NAME.a.b value` is part of one `--NAME={…}` that holds what the recipe says, too."""
+    changes: dict[str, dict[str, Any]] = {}
+    others, rest = [], list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        flag, equals, value = argument.partition("=")
+        name, dot, path = flag.removeprefix("--").partition(".")
+        if not (flag.startswith("--") and name in nested and dot):
+            others.append(argument)
+            continue
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise ConfigError(f"{flag} needs a value")
+            value = rest.pop(0)
+        try:
+            changes.setdefault(name, {})[path] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{flag}: {value!r} is not YAML: {error}") from error
+    if not changes:
+        return others
+    # First, so that what a recipe says takes its place: a setting may be on the command line alone.
+    others = [*(f"--{name}={{}}" for name in changes), *others]
+    said = parser.parse_args([argument for argument in others if not argument.startswith("--print_config")])
+    merged = {name: nested[name](said[name], change) for name, change in changes.items()}
+    return [*others, *(f"--{name}={json.dumps(value)}" for name, value in merged.items())]
 
 
 def _with_previous(arguments: Sequence[str]) -> list[tuple[str, str]]:

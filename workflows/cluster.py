@@ -123,6 +123,37 @@ def check_workers(workers: WorkerConfig) -> None:
             )
 
 
+def check_trials(*, max_concurrent: int, cpus: float, gpus: float, workers: WorkerConfig | None = None) -> None:
+    """Trials of a sweep against what the cluster has, or can grow to: one that does not fit would be waited for in silence.
+
+    Args:
+        max_concurrent: Trials at once.
+        cpus, gpus: Of one trial.
+        workers: That a trial starts beside itself; None: it trains in its own process.
+
+    Raises:
+        ConfigError: with the sums, and what to change.
+    """
+    have, growable = ray.cluster_resources(), _autoscaling_limits()
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for resource, flag, own in (("CPU", "cpus", cpus), ("GPU", "gpus", gpus)):
+        beside = workers.num_workers * _per(workers, flag) if workers else 0.0
+        limit = max(have.get(resource, 0.0), growable.get(resource, 0.0))
+        largest = max((node.get(resource, 0.0) for node in nodes), default=0.0)
+        one = f"one trial needs {own + beside:g} {resource}s" + (f" ({own:g} + its workers' {beside:g})" if beside else "")
+        lower = f"--base.workers.{flag}_per_worker or num_workers" if beside else f"--{flag}_per_trial"
+        if own + beside > limit + 1e-9:
+            raise ConfigError(f"{one} and the cluster has {limit:g}: lower {lower}, or use a larger cluster")
+        if not growable and own > largest + 1e-9:
+            raise ConfigError(f"{one} and the largest node has {largest:g}: lower {lower}, or use larger nodes")
+        if max_concurrent * (own + beside) > limit + 1e-9:
+            fitting = int((limit + 1e-9) / (own + beside))
+            raise ConfigError(
+                f"{one}, {max_concurrent} at once {max_concurrent * (own + beside):g}, and the cluster has {limit:g}: set "
+                f"--max_concurrent {fitting}, or lower {lower}"
+            )
+
+
 def check_run_folder_is_shared(run_folder: str) -> None:
     """Every node must see the run folder, because rank 0 and the driver may be on different ones.
 

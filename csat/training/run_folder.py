@@ -44,6 +44,10 @@ FREE_SETTINGS = (
     "report_samples",
     "data.memory_gb",
     "prepare_only",
+    "max_concurrent",
+    "cpus_per_trial",
+    "gpus_per_trial",
+    "mlflow",
 )
 
 

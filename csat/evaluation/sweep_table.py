@@ -1,0 +1,214 @@
+"""The table that a sweep ends in: data set x start, with intervals, what the model costs and what the search chose."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from csat.data import storage
+from csat.errors import DatasetError
+from csat.evaluation.bootstrap import NUM_BOOTSTRAPS
+from csat.evaluation.downstream import evaluate_all
+from csat.evaluation.predictions import Predictions, read_predictions
+from csat.evaluation.sweep import FAILED, PRUNED, CellResult
+from csat.training.run_folder import RunFolder
+
+JUDGED_ON = ("test", "val")  # the first of these parts that the runs have predictions of
+HEADER = (
+    *("data set", "start", "metric", "value", "95% interval", "std", "seeds", "vs first", "95% interval", "M params", "GMAC"),
+    *("images/s", "trials", "wall", "best setting"),
+)
+LEFT_ALIGNED = ("data set", "start", "metric", "best setting")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the table. Figures are None where there is no finished run.
+
+    Attributes:
+        metric: Name of the metric that chose the weights.
+        part: That it was measured on: test, or val where there is no test part.
+        value: Mean over the seeds; low and high: 95% interval by group; std: over the seeds.
+        difference: To the first start, paired by group, with its interval; None for the first start itself.
+        images_per_s: Of a forward pass where the runs were, the fastest seed.
+        params: The best setting.
+    """
+
+    data_set: str
+    start: str
+    metric: str | None = None
+    part: str | None = None
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    std: float | None = None
+    seeds: int = 0
+    difference: float | None = None
+    difference_low: float | None = None
+    difference_high: float | None = None
+    parameters: int | None = None
+    macs: int | None = None
+    images_per_s: float | None = None
+    trials: int = 0
+    pruned: int = 0
+    failed: int = 0
+    params: dict[str, Any] = field(default_factory=dict)
+    wall_s: float = 0.0
+    note: str | None = None
+
+
+def make_table(cells: Sequence[CellResult], *, num_bootstraps: int = NUM_BOOTSTRAPS) -> list[Row]:
+    """The table: cells of one data set are compared with the first of them that has finished runs.
+
+    Args:
+        cells: Data set by data set.
+    """
+    rows = []
+    for data_set in dict.fromkeys(cell.data_set for cell in cells):
+        mine = [cell for cell in cells if cell.data_set == data_set]
+        runs = {cell.start: [_read_run(uri) for uri in cell.seeds] for cell in mine if cell.seeds}
+        found, note = _compare(runs, num_bootstraps)
+        rows += [_row(cell, runs.get(cell.start, []), found.get(cell.start), note) for cell in mine]
+    return rows
+
+
+def to_text(rows: Sequence[Row]) -> str:
+    """For a terminal: aligned columns."""
+    lines = [HEADER, *(_cells_of(row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADER))]
+    is_text = {HEADER.index(name) for name in LEFT_ALIGNED}
+    aligned = [
+        "  ".join(cell.ljust(width) if column in is_text else cell.rjust(width) for column, (cell, width) in enumerate(pairs))
+        for pairs in (list(zip(line, widths, strict=True)) for line in lines)
+    ]
+    notes = [f"{row.data_set} x {row.start}: {row.note}" for row in rows if row.note]
+    return "\n".join(line.rstrip() for line in [*aligned, *notes])
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """One line per row; the best setting as JSON in one column."""
+    table = io.StringIO()
+    names = list(Row.__dataclass_fields__)
+    writer = csv.DictWriter(table, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({**asdict(row), "params": json.dumps(row.params)} for row in rows)
+    return table.getvalue()
+
+
+def to_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    return [asdict(row) for row in rows]
+
+
+def _cells_of(row: Row) -> tuple[str, ...]:
+    others = ", ".join(f"{count} {word}" for count, word in ((row.pruned, PRUNED), (row.failed, FAILED)) if count)
+    return (
+        row.data_set,
+        row.start,
+        "-" if row.metric is None else row.metric if row.part == "test" else f"{row.metric} ({row.part})",
+        _figure(row.value, ".3f"),
+        _limits(row.low, row.high, ".3f"),
+        _figure(row.std, ".3f"),
+        str(row.seeds),
+        _figure(row.difference, "+.3f"),
+        _limits(row.difference_low, row.difference_high, "+.3f"),
+        _figure(row.parameters, ".3f", 1e6),
+        _figure(row.macs, ".3f", 1e9),
+        _figure(row.images_per_s, ".1f"),
+        f"{row.trials} ({others})" if others else str(row.trials),
+        duration(row.wall_s),
+        in_words(row.params) or "-",
+    )
+
+
+def in_words(params: Mapping[str, Any]) -> str:
+    """A setting in a few words: the last part of each name."""
+    return ", ".join(
+        f"{name.rpartition('.')[2]} {format(value, '.3g') if isinstance(value, float) else value}"
+        for name, value in params.items()
+    )
+
+
+def duration(seconds: float) -> str:
+    """As 1:02:03."""
+    minutes, second = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{second:02d}"
+
+
+def _figure(value: float | None, form: str, unit: float = 1.0) -> str:
+    return "-" if value is None else format(value / unit, form)
+
+
+def _limits(low: float | None, high: float | None, form: str) -> str:
+    return "-" if low is None or high is None else f"[{low:{form}}, {high:{form}}]"
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What the table needs of one finished run."""
+
+    evaluation: dict[str, Any]
+    part: str
+    predictions: Predictions
+
+
+def _read_run(uri: str) -> _Run:
+    folder = RunFolder(uri)
+    for part in JUDGED_ON:
+        path = folder.path("predictions", f"{part}.parquet")
+        if storage.exists(path):
+            return _Run(folder.read_json("evaluation.json"), part, read_predictions(path))
+    raise DatasetError(f"{uri} has no predictions of {' or '.join(JUDGED_ON)}: was its folder changed?")
+
+
+def _compare(runs: dict[str, list[_Run]], num_bootstraps: int) -> tuple[dict[str, dict[str, Any]], str | None]:
+    """Figures by start, each against the first; and why there is no comparison where there can be none."""
+    if not runs:
+        return {}, None
+    predictions = {start: [run.predictions for run in members] for start, members in runs.items()}
+    try:
+        return evaluate_all(predictions, num_bootstraps=num_bootstraps), None
+    except DatasetError as error:
+        if len(runs) == 1:
+            raise
+        alone = {
+            start: evaluate_all({start: members}, num_bootstraps=num_bootstraps)[start]
+            for start, members in predictions.items()
+        }
+        return alone, f"not compared with the first start: {error}".partition("\n")[0]
+
+
+def _row(cell: CellResult, runs: list[_Run], found: dict[str, Any] | None, note: str | None) -> Row:
+    states = [trial.state for trial in cell.trials]
+    about = dict(
+        data_set=cell.data_set,
+        start=cell.start,
+        trials=len(states),
+        pruned=states.count(PRUNED),
+        failed=states.count(FAILED),
+        params=cell.params,
+        wall_s=cell.wall_s,
+        note=cell.error or note,
+    )
+    if found is None:
+        return Row(**about)
+    metric = runs[0].evaluation["metric"]
+    figure, difference = found["figures"][metric], (found["against_first"] or {}).get(metric, {})
+    cost = runs[0].evaluation["cost"]
+    return Row(
+        **about,
+        metric=metric,
+        part=runs[0].part,
+        value=figure["value"],
+        low=figure["low"],
+        high=figure["high"],
+        std=figure["std"],
+        seeds=len(runs),
+        difference=difference.get("difference"),
+        difference_low=difference.get("low"),
+        difference_high=difference.get("high"),
+        parameters=cost["params"],
+        macs=cost["macs"],
+        images_per_s=max(run.evaluation["cost"]["images_per_s"] for run in runs),
+    )

@@ -1,0 +1,169 @@
+"""The cells of a sweep: every data set from every start, each with the settings of finetune.py that its runs share."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from csat.data import storage
+from csat.errors import ConfigError
+from workflows.finetune import FinetuneConfig, read_config
+from workflows.search_space import Dimension, corners
+
+if TYPE_CHECKING:
+    from workflows.tune import SweepConfig
+
+TRIALS, SEEDS = "trials", "seeds"  # folders of a cell
+OWN = ("run_folder", "overwrite", "prepare_only", "ray")  # settings of finetune.py that the sweep gives
+# Data settings that change nothing about what is decoded: trials that differ in them share the decoded images.
+AFTER_DECODING = ("augment", "sampling")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One data set from one start.
+
+    Attributes:
+        folder: URI of the cell's folder.
+        settings: Nested settings of finetune.py, all but the searched ones and the run folder.
+    """
+
+    data_set: str
+    start: str
+    folder: str
+    settings: dict[str, Any] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        return f"{self.data_set} x {self.start}"
+
+    @cached_property
+    def config(self) -> FinetuneConfig:
+        """What its runs have in common; searched settings have the values that finetune.py or the recipe gives them."""
+        return self.read({}, "unused")[0]
+
+    @cached_property
+    def data_key(self) -> str:
+        """Equal for cells that train on the same decoded images."""
+        data = {name: value for name, value in asdict(self.config.data).items() if name not in AFTER_DECODING}
+        return json.dumps(data, sort_keys=True)
+
+    def run_settings(self, params: Mapping[str, Any], *place: str) -> dict[str, Any]:
+        """All settings of one run of the cell.
+
+        Args:
+            params: Dotted searched setting → value.
+            place: Of its run folder below the cell's.
+        """
+        return merge(self.settings, unfold(params), {"run_folder": storage.join(self.folder, *place)})
+
+    def read(self, params: Mapping[str, Any], *place: str) -> tuple[FinetuneConfig, dict[str, Any]]:
+        """The same, checked, as finetune.py takes it. Raises ConfigError that names the cell."""
+        try:
+            return read_config(self.run_settings(params, *place))
+        except ConfigError as error:
+            raise ConfigError(f"{self.name}: {error}") from error
+
+
+def make_cells(config: "SweepConfig", space: tuple[Dimension, ...]) -> list[Cell]:
+    """All cells of a sweep, data set by data set, settings checked at every corner of the search space.
+
+    Raises:
+        ConfigError: a name that cannot be a folder, settings that cannot work; names the cell.
+    """
+    for what, names in (("data_sets", config.data_sets), ("starts", config.starts)):
+        if not names:
+            raise ConfigError(f"{what} is empty: give at least one NAME with settings of finetune.py")
+        for name, settings in names.items():
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", str(name)):
+                raise ConfigError(f"{what}.{name}: a name becomes a folder: use letters, digits, _ and -")
+            _check_mapping(f"{what}.{name}", settings)
+    _check_mapping("base", config.base)
+    root = storage.normalise(config.run_folder)
+    cells = []
+    for data_set, data_settings in config.data_sets.items():
+        for start, start_settings in config.starts.items():
+            settings = merge(unfold(config.base), unfold(data_settings), unfold(start_settings))
+            settings = _with_places(settings, config.data_root)
+            settings = merge(settings, _resources(settings, config))
+            folder = storage.join(root, "cells", data_set, start)
+            cell = Cell(data_set=str(data_set), start=str(start), folder=folder, settings=settings)
+            for point in corners(space):
+                run, _ = cell.read(point, "unused")
+                run.train.rows_per_worker(run.workers.num_workers)
+            _check_asha(config, cell, space)
+            cells.append(cell)
+    return cells
+
+
+def _check_asha(config: "SweepConfig", cell: Cell, space: tuple[Dimension, ...]) -> None:
+    if config.scheduler != "asha":
+        return
+    if any(dimension.name == "train.epochs" for dimension in space):
+        raise ConfigError("scheduler asha compares trials at equal epochs: leave train.epochs out of the search, or use none")
+    if space and not config.asha.grace_epochs < cell.config.train.epochs:
+        raise ConfigError(
+            f"{cell.name}: asha.grace_epochs {config.asha.grace_epochs:g} is not below train.epochs "
+            f"{cell.config.train.epochs}: no trial would ever be stopped. Lower it, or set --scheduler none"
+        )
+
+
+def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings, later layers over earlier ones."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            is_nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+            merged[key] = merge(merged[key], value) if is_nested else value
+    return merged
+
+
+def unfold(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"train.epochs": 3}` as `{"train": {"epochs": 3}}`, at any depth."""
+    unfolded: dict[str, Any] = {}
+    for key, value in settings.items():
+        value = unfold(value) if isinstance(value, Mapping) else value
+        for part in reversed(str(key).split(".")):
+            value = {part: value}
+        unfolded = merge(unfolded, value)
+    return unfolded
+
+
+def _check_mapping(name: str, settings: Any) -> None:
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f"{name} is a mapping of settings of finetune.py, not {settings!r}")
+    if own := [key for key in OWN if key in settings]:
+        raise ConfigError(f"{name}.{own[0]}: the sweep gives this setting to its runs: leave it out")
+
+
+def _with_places(settings: dict[str, Any], data_root: str | None) -> dict[str, Any]:
+    """Folders of data below `data_root`, and all places absolute: trials run in other folders, on other nodes."""
+    sets = _section(_section(settings, "data"), "sets")
+    if sets:
+        placed = {name: _placed(value, data_root) for name, value in sets.items()}
+        settings = merge(settings, {"data": {"sets": placed}})
+    from_run = _section(settings, "model").get("from_run")
+    return merge(settings, {"model": {"from_run": storage.normalise(from_run)}}) if isinstance(from_run, str) else settings
+
+
+def _section(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A mapping among the settings; empty where there is none (finetune.py's own check says what is wrong with it)."""
+    section = settings.get(name)
+    return section if isinstance(section, Mapping) else {}
+
+
+def _placed(value: Any, data_root: str | None) -> Any:
+    if isinstance(value, Mapping) and isinstance(value.get("path"), str):
+        return {**value, "path": _placed(value["path"], data_root)}
+    if not isinstance(value, str):
+        return value
+    return storage.normalise(storage.join(data_root, value) if data_root is not None else value)
+
+
+def _resources(settings: dict[str, Any], config: "SweepConfig") -> dict[str, Any]:
+    """A trial that trains in its own process uses what the sweep gives it."""
+    if _section(settings, "workers").get("num_workers", 1) != 1:
+        return {}
+    return {"workers": {"cpus_per_worker": config.cpus_per_trial, "gpus_per_worker": config.gpus_per_trial}}

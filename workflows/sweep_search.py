@@ -1,0 +1,239 @@
+"""Ray Tune over the runs of one cell: hands out settings, stops what lags behind, tells how far it is."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, Protocol
+
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from csat.data import storage
+from csat.errors import ConfigError
+from csat.evaluation.sweep import FAILED, PRUNED, Trial
+from csat.evaluation.sweep_table import duration
+from csat.training.run_folder import RunFolder
+from workflows.progress import LINE_EVERY_S
+from workflows.sweep_trial import EPOCH, METRIC, REPLAYED, run_trial
+
+SCHEDULERS = ("asha", "none")
+RAY_FOLDER = "ray"  # of a cell: Tune's own notes, deleted with the cell's end
+MAX_DEATHS = 2  # of a trial's process, after which the trial counts as failed
+GROUP_DRIVER_CPUS = 0.1  # of a trial whose training is a group of workers beside it
+JUST_BEFORE_END = 0.999  # share of the epochs at which stopping a trial would still save something
+
+
+@dataclass(frozen=True, kw_only=True)
+class AshaConfig:
+    """Asynchronous successive halving (Li et al. 2020): at each rung only the best share goes on."""
+
+    grace_epochs: float = 2.0  # first rung: no trial is stopped earlier
+    reduction_factor: float = 3.0  # one in so many goes on, and each rung is so many times later than the one before
+
+    def __post_init__(self):
+        if not self.grace_epochs > 0:
+            raise ConfigError(f"asha.grace_epochs must be above 0, not {self.grace_epochs}")
+        if not self.reduction_factor > 1:
+            raise ConfigError(f"asha.reduction_factor must be above 1, not {self.reduction_factor}")
+
+
+class Work(Protocol):
+    """Runs that are to be made, by number: a `Study`, or the seeds of a cell."""
+
+    num_left: int
+
+    def suggest(self) -> tuple[int, dict[str, Any]] | None: ...
+
+    def tell(self, number: int, *, seconds: float) -> Trial: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """Of one trial, and how many run at once."""
+
+    max_concurrent: int
+    cpus: float
+    gpus: float
+    is_group: bool  # its workers ask for their own
+
+    def request(self) -> dict[str, float]:
+        if self.is_group:
+            return {"cpu": GROUP_DRIVER_CPUS}
+        return {"cpu": self.cpus, **({"gpu": self.gpus} if self.gpus else {})}
+
+
+def run_trials(
+    work: Work,
+    settings_of: Callable[[int, dict[str, Any]], dict[str, Any]],
+    *,
+    folder: str,
+    data: str,
+    resources: Resources,
+    scheduler: TrialScheduler,
+    progress: "Progress",
+) -> None:
+    """Run all that is left of `work`. Returns when every run has ended, well or not.
+
+    Args:
+        settings_of: Of a run: number and suggested values → all settings of finetune.py.
+        folder: URI of the cell's folder.
+        data: Name of the `DataHolder`.
+    """
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # the run folders have it all
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # an interrupted sweep is not a finished one
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
+    storage.delete(storage.join(folder, RAY_FOLDER))
+    store, path = storage.arrow_filesystem(folder)
+    tuner = tune.Tuner(
+        tune.with_resources(run_trial, resources.request()),
+        tune_config=tune.TuneConfig(
+            search_alg=_Handout(work, settings_of, data, progress),
+            scheduler=scheduler,
+            num_samples=work.num_left,
+            max_concurrent_trials=resources.max_concurrent,
+            reuse_actors=not resources.is_group,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name=RAY_FOLDER,
+            storage_path=path,
+            storage_filesystem=store,
+            failure_config=tune.FailureConfig(max_failures=MAX_DEATHS),
+            verbose=0,
+            callbacks=[progress],
+        ),
+    )
+    tuner.fit()
+    if work.num_left:
+        raise RuntimeError(f"Ray Tune came to an end with {work.num_left} runs left: run the same command to go on")
+
+
+def make_scheduler(name: str, asha: AshaConfig, *, epochs: int, history: Sequence[Trial]) -> TrialScheduler:
+    """Of one cell, with the trials of earlier attempts already on its rungs."""
+    if name == "none":
+        return FIFOScheduler()
+    scheduler = RecordedAsha(
+        time_attr=EPOCH,
+        metric=METRIC,
+        mode="max",
+        grace_period=asha.grace_epochs,
+        reduction_factor=asha.reduction_factor,
+        max_t=epochs * JUST_BEFORE_END,
+        stop_last_trials=False,  # a trial that has reached its end is judged and exported before it ends
+    )
+    scheduler.learn(history)
+    return scheduler
+
+
+class RecordedAsha(ASHAScheduler):
+    """ASHA whose decisions are written down and stand: what an earlier attempt let go on is not stopped when told again."""
+
+    def learn(self, history: Sequence[Trial]) -> None:
+        """Trials that ended before."""
+        for trial in history:
+            stand_in = SimpleNamespace(trial_id=f"earlier-{trial.number}")
+            self.on_trial_add(None, stand_in)
+            best = float("-inf")
+            for epoch, metric in trial.curve:
+                best = max(best, metric)
+                super().on_trial_result(None, stand_in, {EPOCH: epoch, METRIC: best})
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        action = super().on_trial_result(tune_controller, trial, result)
+        if result.get(REPLAYED) or result.get("done"):
+            return TrialScheduler.CONTINUE
+        if action == TrialScheduler.STOP:
+            # The trial waits for this answer: nobody else writes now.
+            run_folder = RunFolder(trial.config["settings"]["run_folder"])
+            run_folder.set_status(PRUNED, epoch=result[EPOCH], metric=result[METRIC])
+        return action
+
+
+class Progress(tune.Callback):
+    """One line now and then for the whole sweep.
+
+    Args:
+        num_runs: Of the sweep.
+        num_done: Before this attempt.
+    """
+
+    def __init__(self, *, num_runs: int, num_done: int):
+        self.num_runs, self.num_done = num_runs, num_done
+        self._num_before, self._started, self._last_line = num_done, time.monotonic(), time.monotonic()
+        self._what, self._trials, self._total, self._best = "", [], 0, None
+
+    def begin(self, what: str, *, total: int, ended: Sequence[Trial]) -> None:
+        """The next part of the sweep, such as "lung x rckd, trials"."""
+        self._what, self._total, self._trials = what, total, list(ended)
+        self._best = max((trial.metric for trial in ended if trial.metric is not None), default=None)
+        self.num_done += len(ended)
+        self._num_before += len(ended)
+
+    def skip(self, num_runs: int) -> None:
+        """Runs that will not be made."""
+        self.num_runs -= num_runs
+
+    def ended(self, trial: Trial) -> None:
+        """A run is over."""
+        self._trials.append(trial)
+        self.num_done += 1
+        self._note(trial.metric)
+        self._show(is_last=len(self._trials) == self._total)
+
+    def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict[str, Any], **info: Any) -> None:
+        self._note(result.get(METRIC))
+        self._show()
+
+    def line(self) -> str:
+        """What is shown."""
+        states = [trial.state for trial in self._trials]
+        counts = [f"{states.count(state)} {state}" for state in (PRUNED, FAILED) if state in states]
+        best = "" if self._best is None else f" | best {self._best:.3f}"
+        made, left = self.num_done - self._num_before, self.num_runs - self.num_done
+        eta = f" | ETA {duration((time.monotonic() - self._started) / made * left)}" if made and left else ""
+        done = f"{len(states)}/{self._total}" + (f" ({', '.join(counts)})" if counts else "")
+        return f"{self._what} {done}{best} | {self.num_done}/{self.num_runs} runs of the sweep{eta}"
+
+    def _note(self, metric: float | None) -> None:
+        if metric is not None and (self._best is None or metric > self._best):
+            self._best = metric
+
+    def _show(self, *, is_last: bool = False) -> None:
+        if is_last or time.monotonic() - self._last_line >= LINE_EVERY_S:
+            print(self.line(), file=sys.stderr, flush=True)
+            self._last_line = time.monotonic()
+
+
+class _Handout(Searcher):
+    """Tune's side of a `Work`."""
+
+    def __init__(self, work: Work, settings_of: Callable, data: str, progress: Progress):
+        super().__init__(metric=METRIC, mode="max")
+        self._work, self._settings_of, self._data, self._progress = work, settings_of, data, progress
+        self._running: dict[str, tuple[int, str, float]] = {}  # Tune's name → number, run folder, start
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        suggested = self._work.suggest()
+        if suggested is None:
+            return Searcher.FINISHED
+        number, values = suggested
+        settings = self._settings_of(number, values)
+        self._running[trial_id] = number, settings["run_folder"], time.monotonic()
+        return {"settings": settings, "data": self._data}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        number, run_folder, started = self._running.pop(trial_id)
+        if error:
+            why = f"its process ended {MAX_DEATHS + 1} times without a word: killed, or out of memory"
+            RunFolder(run_folder).set_status(FAILED, error=why, kind="ProcessDied")
+        self._progress.ended(self._work.tell(number, seconds=time.monotonic() - started))
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the work keeps its own record."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise AssertionError("a sweep goes on from its record, not from Tune's")

@@ -1,0 +1,110 @@
+"""What runs in the process of one trial: the same fine-tuning as finetune.py, every validation told to Ray Tune."""
+
+import contextlib
+import gc
+import io
+import logging
+import os
+import threading
+from typing import Any
+
+import ray
+import ray.exceptions
+import torch
+from ray import tune
+
+from csat.evaluation.sweep import ENDED
+from csat.training.checkpoints import Checkpoints
+from csat.training.recorder import read_metrics
+from csat.training.run_folder import RunFolder
+from workflows.finetune import FinetuneConfig, fit, read_config
+from workflows.labelled_stream import Prepared
+
+logger = logging.getLogger(__name__)
+
+# What a trial reports.
+METRIC, EPOCH, REPLAYED = "metric", "epoch", "is_replayed"
+WATCH_EVERY_S = 1.0
+# A process is used for one trial after another: the thread of the last one may take this long to end.
+END_TIMEOUT_S = 120
+
+
+@ray.remote(num_cpus=0)
+class DataHolder:
+    """Holds the decoded data of one data set for all trials. They go when it is killed and its maker forgets them."""
+
+    def __init__(self, prepared: Prepared):
+        self.prepared = prepared
+
+    def get(self) -> Prepared:
+        return self.prepared
+
+
+def run_trial(config: dict[str, Any]) -> None:
+    """Train one setting, or go on with it. How it went is in its run folder, an exception of the training too.
+
+    Args:
+        config: `settings`, all of finetune.py, and `data`, name of the `DataHolder`.
+
+    Raises:
+        RayError: something was lost that another attempt may find again.
+    """
+    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(END_TIMEOUT_S)
+    settings, plain = read_config(config["settings"])
+    folder = RunFolder(settings.run_folder)
+    if (folder.read_json("status.json") or {}).get("state") in ENDED:
+        return  # its process died between the last word and the return
+    last_step = _replay(folder)
+    prepared = ray.get(ray.get_actor(config["data"]).get.remote())
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # the sweep has a line of its own for all of its trials
+            if settings.workers.num_workers == 1:
+                fit(settings, plain, prepared, on_validation=_report, in_this_process=True)
+            else:
+                _fit_in_group(settings, plain, prepared, last_step)
+    except ray.exceptions.RayError:
+        folder.set_status("running")
+        raise
+    except Exception as error:
+        logger.warning("%s failed: %s", folder.uri, error)
+        if (folder.read_json("status.json") or {}).get("state") not in ENDED:
+            folder.set_status("failed", error=str(error), kind=type(error).__name__)
+    finally:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _replay(folder: RunFolder) -> int:
+    """Tell Tune what an earlier attempt measured up to its last checkpoint. Returns that checkpoint's step."""
+    step = Checkpoints(folder.path("checkpoints")).latest_cursor().step
+    for line in read_metrics(folder.uri, "validation"):
+        if line["step"] <= step:
+            _report(line, is_replayed=True)
+    return step
+
+
+def _report(figures: dict[str, Any], *, is_replayed: bool = False) -> None:
+    tune.report({METRIC: figures["best_metric"], EPOCH: figures["epoch"], REPLAYED: is_replayed})
+
+
+def _fit_in_group(settings: FinetuneConfig, plain: dict[str, Any], prepared: Prepared, last_step: int) -> None:
+    """Several workers: Ray Train makes a group of them, and their validations are read from the run folder."""
+    raised: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            fit(settings, plain, prepared)
+        except Exception as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)  # where Tune stops the trial, the group ends with this process
+    thread.start()
+    while thread.is_alive():
+        thread.join(WATCH_EVERY_S)
+        for line in read_metrics(settings.run_folder, "validation"):
+            if line["step"] > last_step:
+                last_step = line["step"]
+                _report(line)
+    if raised:
+        raise raised[0]
