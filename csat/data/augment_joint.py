@@ -1,23 +1,24 @@
 """Random changes of an image and its labels together, and the same without chance: how a labelled sample becomes a tile.
 
-Rotation, deformation and colour are torchvision's (transforms.v2 on tv_tensors): one draw moves the image (bilinear) and its
-masks (nearest). A sample's changes follow from its seed alone, never from global random state, so a resumed run sees what it
-would have seen.
+Image and labels are moved by one map of coordinates, images linearly, labels by the nearest pixel. The work is OpenCV's; the
+chance is not that of a library's random transforms, which draw from a generator that the whole process shares, while another
+thread of it trains. All that is random about a sample follows from its seed, so a resumed run sees what it would have seen.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import cv2
 import numpy as np
-import torch
+from skimage.measure import label as connected_pieces
 
-from csat.data.datasets.contract import IGNORE, Decoded
-from csat.data.decoded import nearest
+from csat.data.datasets.contract import Decoded
 from csat.errors import ConfigError
 
 LABELS = ("mask", "instances", "types")
-OUTSIDE = {"mask": IGNORE, "instances": 0, "types": 0}  # labels where a rotation looks beyond the image
-WHITE = 255
+BLUR_SIZE_PX = 7  # of the kernel
+BLUR_SIGMA_PX = (0.1, 1.5)
+ELASTIC_SMOOTHING_PX = 8.0  # standard deviation: how far apart tile pixels are that move independently
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,13 +26,13 @@ class JointConfig:
     """How far training samples may be changed. All zero: what evaluation sees."""
 
     scale: float = (
-        0.25  # size of the part that becomes the tile: times up to 1 ± this (crop), or down to 1 - 2 x this (resize)
+        0.25  # edge of what is seen: 1 - 2 x this to 1 of the image (resize), 1 / (1 + this) to 1 + this tiles (crop)
     )
     aspect: float = 0.1  # relative change of its width to height
     shift: bool = True  # the part lies anywhere in the image; false: in its middle
     rotate_degrees: float = 0.0  # any angle up to this, beside the multiples of 90
     flips_and_rotations: bool = True  # one of the eight symmetries of the square
-    elastic_px: float = 0.0  # displacement of elastic deformation, tile pixels
+    elastic_px: float = 0.0  # of elastic deformation: hardly any pixel of the tile moves further (3 standard deviations)
     elastic_prob: float = 0.2  # share of samples that are deformed, where elastic_px is above 0
     brightness: float = 0.15  # relative change
     contrast: float = 0.15  # relative change
@@ -53,21 +54,14 @@ class JointConfig:
     @classmethod
     def off(cls) -> "JointConfig":
         """No change at all."""
-        return cls(
-            **{item.name: False if isinstance(item.default, bool) else 0.0 for item in fields(cls)},
-        )
+        return cls(**{item.name: False if isinstance(item.default, bool) else 0.0 for item in fields(cls)})
 
 
 class JointAugment:
     """Makes training tiles. See `JointConfig`."""
 
     def __init__(self, config: JointConfig):
-        from torchvision.transforms import v2  # slow to import, and what decodes samples needs none of it
-
         self.config = config
-        self._colour = _colour(config)
-        self._elastic = v2.ElasticTransform(alpha=config.elastic_px * 10, sigma=5.0) if config.elastic_px else None
-        self._blur = v2.GaussianBlur(kernel_size=7, sigma=(0.1, 1.5)) if config.blur_prob else None
 
     def __call__(self, decoded: Decoded, *, tile_px: int, fit: str, seed: int) -> Decoded:
         """One tile.
@@ -79,61 +73,80 @@ class JointAugment:
             seed: All that is random follows from it.
 
         Returns:
-            The tile, all arrays `[tile_px, tile_px]`. An instance that is cut keeps its id on what is left of it.
+            The tile, all arrays `[tile_px, tile_px]`. Where a window or a rotation looks beyond the image, it sees the image
+            mirrored, and the labels too. An instance that is cut keeps its id on what is left of it; its mirror image has an
+            id of its own, unless the two touch.
         """
         rng = np.random.default_rng(seed)
-        part = _map(decoded, lambda array: array[self._window(decoded.image.shape, tile_px, fit, rng)])
-        tile = fit_tile(part, tile_px=tile_px, fit="resize")
+        tile = fit_tile(self._part(decoded, tile_px, fit, rng), tile_px=tile_px, fit="resize")
+        turns, mirrors = int(rng.integers(4)), bool(rng.integers(2))
         if self.config.flips_and_rotations:
-            turns, mirrors = int(rng.integers(4)), bool(rng.integers(2))
             tile = _map(tile, lambda array: np.rot90(array[:, ::-1] if mirrors else array, turns))
-        return self._change(tile, rng)
+        tile = self._bend(tile, rng)
+        return _with_labels(tile, self._recolour(tile.image, rng), np.ascontiguousarray)
 
-    def _window(self, shape: tuple[int, ...], tile_px: int, fit: str, rng: np.random.Generator) -> tuple[slice, slice]:
-        height, width = shape[:2]
-        scale, aspect = self.config.scale, self.config.aspect
-        stretch = np.sqrt(1 + aspect * rng.uniform(-1, 1))
+    def _part(self, decoded: Decoded, tile_px: int, fit: str, rng: np.random.Generator) -> Decoded:
+        height, width = decoded.image.shape[:2]
+        stretch = np.sqrt(1 + self.config.aspect * rng.uniform(-1, 1))
+        draw = rng.uniform()
         if fit == "resize":
-            size = 1 - 2 * scale * rng.uniform()
-            wanted = height * size * stretch, width * size / stretch
+            size = 1 - 2 * self.config.scale * draw
+            wanted = min(height, height * size * stretch), min(width, width * size / stretch)
         else:
-            size = tile_px * np.exp(rng.uniform(-1, 1) * np.log1p(scale))
+            size = tile_px * (1 + self.config.scale) ** (2 * draw - 1)
             wanted = size * stretch, size / stretch
-        rows, columns = (int(np.clip(round(edge), 1, most)) for edge, most in zip(wanted, (height, width), strict=True))
-        free = height - rows, width - columns
-        top, left = (int(rng.integers(room + 1)) if self.config.shift else room // 2 for room in free)
-        return slice(top, top + rows), slice(left, left + columns)
+        rows, columns = (max(1, round(edge)) for edge in wanted)
+        # Where it is larger than the image, that lies anywhere in it.
+        top, left = (
+            int(rng.integers(min(0, room), max(0, room) + 1)) if self.config.shift else room // 2
+            for room in (height - rows, width - columns)
+        )
+        return window(decoded, top, left, rows, columns)
 
-    def _change(self, tile: Decoded, rng: np.random.Generator) -> Decoded:
-        """What torchvision does, under a random state of its own."""
+    def _bend(self, tile: Decoded, rng: np.random.Generator) -> Decoded:
+        """Rotation about the middle and elastic deformation, in one step."""
+        angle = np.deg2rad(self.config.rotate_degrees * rng.uniform(-1, 1))
+        is_deformed = rng.uniform() < self.config.elastic_prob and self.config.elastic_px > 0
+        if not angle and not is_deformed:
+            return tile
+        edge = tile.image.shape[0]
+        middle = (edge - 1) / 2
+        y, x = np.mgrid[:edge, :edge] - middle
+        x, y = np.cos(angle) * x + np.sin(angle) * y + middle, np.cos(angle) * y - np.sin(angle) * x + middle
+        if is_deformed:
+            x, y = (place + self._waves(edge, rng) for place in (x, y))
+        return _resample(tile, x.astype(np.float32), y.astype(np.float32))
+
+    def _waves(self, edge: int, rng: np.random.Generator) -> np.ndarray:
+        """A smooth random field with a standard deviation of a third of `elastic_px` (Simard et al. 2003)."""
+        noise = cv2.GaussianBlur(rng.standard_normal((edge, edge)), (0, 0), ELASTIC_SMOOTHING_PX)
+        noise_scale = 2 * np.sqrt(np.pi) * ELASTIC_SMOOTHING_PX  # what smoothing has divided the deviation by
+        return noise * noise_scale * self.config.elastic_px / 3
+
+    def _recolour(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Brightness, contrast, saturation and hue in this order, then blur and noise."""
         config = self.config
-        angle = rng.uniform(-1, 1) * config.rotate_degrees
-        is_deformed = self._elastic is not None and rng.uniform() < config.elastic_prob
-        is_blurred = self._blur is not None and rng.uniform() < config.blur_prob
-        if not (angle or is_deformed or is_blurred or self._colour or config.noise):
-            return _map(tile, np.ascontiguousarray)
-        from torchvision import tv_tensors
-
-        image = tv_tensors.Image(torch.from_numpy(np.ascontiguousarray(tile.image)).permute(2, 0, 1))
-        names = [name for name in LABELS if getattr(tile, name) is not None]
-        masks = [
-            tv_tensors.Mask(torch.from_numpy(np.ascontiguousarray(getattr(tile, name)).astype(np.int32))) for name in names
-        ]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(rng.integers(2**31)))
-            if angle:
-                image, masks = _rotate(image, masks, names, angle)
-            if is_deformed:
-                image, *masks = self._elastic(image, *masks)
-            if self._colour:
-                image = self._colour(image)
-            if is_blurred:
-                image = self._blur(image)
-            if config.noise:
-                noise = torch.randn(image.shape) * (255 * config.noise)
-                image = (image.float() + noise).round().clamp(0, 255).to(torch.uint8)
-        labels = {name: mask.numpy().astype(getattr(tile, name).dtype) for name, mask in zip(names, masks, strict=True)}
-        return Decoded(image=image.permute(1, 2, 0).contiguous().numpy(), **labels)
+        brightness, contrast, saturation = 1 + rng.uniform(-1, 1, 3) * (config.brightness, config.contrast, config.saturation)
+        hue = config.hue * rng.uniform(-1, 1)
+        is_blurred, sigma = rng.uniform() < config.blur_prob, rng.uniform(*BLUR_SIGMA_PX)
+        image = np.ascontiguousarray(image)
+        if config.brightness:
+            image = cv2.addWeighted(image, brightness, image, 0, 0)  # all of these round, and end at 0 and 255
+        if config.contrast:
+            image = cv2.addWeighted(image, contrast, image, 0, (1 - contrast) * cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).mean())
+        if config.saturation:
+            grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+            image = cv2.addWeighted(image, saturation, grey, 1 - saturation, 0)
+        if config.hue:
+            circle = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)  # hue in 256ths of the circle
+            circle[..., 0] += np.uint8(round(256 * hue) % 256)
+            image = cv2.cvtColor(circle, cv2.COLOR_HSV2RGB_FULL)
+        if is_blurred:
+            image = cv2.GaussianBlur(image, (BLUR_SIZE_PX, BLUR_SIZE_PX), sigma)
+        if config.noise:
+            noise = rng.standard_normal(image.shape, np.float32) * (255 * config.noise)
+            image = (image + noise).round().clip(0, 255).astype(np.uint8)
+        return image
 
 
 def fit_tile(decoded: Decoded, *, tile_px: int, fit: str) -> Decoded:
@@ -144,50 +157,72 @@ def fit_tile(decoded: Decoded, *, tile_px: int, fit: str) -> Decoded:
         tile_px: Edge of the tile.
         fit: "resize": the whole image, stretched to the square; "crop": its middle, mirrored at the edges where it is smaller.
     """
-    height, width = decoded.image.shape[:2]
     if fit == "resize":
-        if (height, width) == (tile_px, tile_px):
-            return _map(decoded, np.ascontiguousarray)
-        shrinks = min(height, width) > tile_px
-        how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-        image = cv2.resize(np.ascontiguousarray(decoded.image), (tile_px, tile_px), interpolation=how)
-        labels = {name: getattr(decoded, name) for name in LABELS}
-        return Decoded(
-            image=image,
-            **{name: None if array is None else nearest(array, tile_px, tile_px) for name, array in labels.items()},
-        )
-    top, left = (max(0, (edge - tile_px) // 2) for edge in (height, width))
-    middle = _map(decoded, lambda array: array[top : top + tile_px, left : left + tile_px])
-    below, beside = (max(0, tile_px - edge) for edge in (height, width))
-    if not (below or beside):
-        return _map(middle, np.ascontiguousarray)
-    padding = ((below // 2, below - below // 2), (beside // 2, beside - beside // 2))
-    return _map(middle, lambda array: np.pad(array, (*padding, (0, 0))[: array.ndim], mode="symmetric"))
+        return resize(decoded, tile_px, tile_px)
+    height, width = decoded.image.shape[:2]
+    return _map(window(decoded, (height - tile_px) // 2, (width - tile_px) // 2, tile_px, tile_px), np.ascontiguousarray)
 
 
-def _map(decoded: Decoded, change) -> Decoded:
-    arrays = {name: getattr(decoded, name) for name in ("image", *LABELS)}
-    return Decoded(**{name: None if array is None else change(array) for name, array in arrays.items()})
+def resize(decoded: Decoded, height_px: int, width_px: int) -> Decoded:
+    """All arrays at another size: images by area where they shrink, linearly where they grow, labels by the nearest pixel."""
+    height, width = decoded.image.shape[:2]
+    if (height, width) == (height_px, width_px):
+        return _map(decoded, np.ascontiguousarray)
+    shrinks = height_px <= height and width_px <= width
+    how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    image = cv2.resize(np.ascontiguousarray(decoded.image), (width_px, height_px), interpolation=how)
+    rows, columns = _centres(height, height_px), _centres(width, width_px)
+    return _with_labels(decoded, image, lambda labels: labels[rows[:, None], columns])
 
 
-def _colour(config: JointConfig) -> torch.nn.Module | None:
-    from torchvision.transforms import v2
+def window(decoded: Decoded, top: int, left: int, height_px: int, width_px: int) -> Decoded:
+    """A rectangle of a sample; beyond the image it is mirrored. See `JointAugment` on mirrored instances."""
+    height, width = decoded.image.shape[:2]
+    if 0 <= top <= height - height_px and 0 <= left <= width - width_px:
+        return _map(decoded, lambda array: array[top : top + height_px, left : left + width_px])
+    y, x = np.arange(top, top + height_px)[:, None], np.arange(left, left + width_px)
+    rows, columns = _mirrored(y, height), _mirrored(x, width)
+    seen = _with_labels(decoded, decoded.image[rows, columns], lambda labels: labels[rows, columns])
+    return _separate_mirrored(seen, (rows == y) & (columns == x))
 
-    amounts = {name: getattr(config, name) for name in ("brightness", "contrast", "saturation", "hue")}
-    return v2.ColorJitter(**amounts) if any(amounts.values()) else None
+
+def _resample(tile: Decoded, x: np.ndarray, y: np.ndarray) -> Decoded:
+    """What lies at other places: float32 `[H, W]`, in pixels; beyond the tile it is mirrored."""
+    image = cv2.remap(np.ascontiguousarray(tile.image), x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+    nearest_x, nearest_y = (np.rint(place).astype(np.int64) for place in (x, y))
+    height, width = tile.image.shape[:2]
+    rows, columns = _mirrored(nearest_y, height), _mirrored(nearest_x, width)
+    seen = _with_labels(tile, image, lambda labels: labels[rows, columns])
+    return _separate_mirrored(seen, (rows == nearest_y) & (columns == nearest_x))
 
 
-def _rotate(image, masks, names, angle: float):
-    """About the middle; beyond the image it is mirrored, and so are the labels: no white corners to learn from."""
-    from torchvision.transforms import v2
+def _separate_mirrored(seen: Decoded, is_inside: np.ndarray) -> Decoded:
+    """Give pieces of instances that lie in the mirror alone ids of their own: two nuclei of one id would have one centre."""
+    if seen.instances is None or is_inside.all():
+        return seen
+    pieces = connected_pieces(seen.instances, background=0, connectivity=2)
+    keeps_id = np.zeros(pieces.max() + 1, bool)
+    keeps_id[pieces[is_inside]] = keeps_id[0] = True
+    instances = np.where(keeps_id[pieces], seen.instances, seen.instances.max() + pieces)
+    return Decoded(image=seen.image, mask=seen.mask, instances=instances.astype(np.int32), types=seen.types)
 
-    edge = image.shape[-1]
-    margin = int(np.ceil(edge * (np.sqrt(2) - 1) / 2)) + 1
-    pad = v2.Pad(min(margin, edge - 1), padding_mode="reflect")
-    turn = {"angle": angle, "expand": False}
-    crop = v2.CenterCrop(edge)
-    image = crop(v2.functional.rotate(pad(image), interpolation=v2.InterpolationMode.BILINEAR, fill=WHITE, **turn))
-    masks = [
-        crop(v2.functional.rotate(pad(mask), fill=OUTSIDE[name], **turn)) for name, mask in zip(names, masks, strict=True)
-    ]
-    return image, masks
+
+def _mirrored(index: np.ndarray, size: int) -> np.ndarray:
+    """Where an index beyond `0 … size - 1` falls in an image that is mirrored at its edges (the edge pixel is repeated)."""
+    index = index % (2 * size)
+    return np.minimum(index, 2 * size - 1 - index)
+
+
+def _centres(old: int, new: int) -> np.ndarray:
+    """The old pixel at the centre of each new one."""
+    return ((np.arange(new) + 0.5) * old / new).astype(np.int64)
+
+
+def _map(decoded: Decoded, change: Callable[[np.ndarray], np.ndarray]) -> Decoded:
+    return _with_labels(decoded, change(decoded.image), change)
+
+
+def _with_labels(decoded: Decoded, image: np.ndarray, change: Callable[[np.ndarray], np.ndarray]) -> Decoded:
+    """That image with the sample's labels, changed."""
+    arrays = {name: getattr(decoded, name) for name in LABELS}
+    return Decoded(image=image, **{name: None if array is None else change(array) for name, array in arrays.items()})

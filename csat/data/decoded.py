@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-import cv2
 import numpy as np
 import pyarrow as pa
 
+from csat.data.augment_joint import resize
 from csat.data.datasets.contract import Decoded, Sample
 from csat.data.datasets.registry import load_sample
 from csat.errors import SlideError
 
 # Of an image that is seen as a whole: its shorter edge is kept at up to this many times the tile's, so that a random part of
-# it need not be enlarged.
+# it is not enlarged, or not by much.
 SPARE_RESOLUTION = 1.5
 ARRAYS = {"image": np.uint8, "mask": np.uint8, "instances": np.int32, "types": np.uint8}
 SCHEMA = pa.schema(
@@ -54,26 +54,6 @@ class SampleDecoder:
         if self.whole_px is not None:
             scale = min(scale, SPARE_RESOLUTION * self.whole_px / min(height, width))
         return resize(decoded, max(1, round(height * scale)), max(1, round(width * scale)))
-
-
-def resize(decoded: Decoded, height_px: int, width_px: int) -> Decoded:
-    """All arrays at another size: images by area where they shrink, linearly where they grow, labels by the nearest pixel."""
-    if decoded.image.shape[:2] == (height_px, width_px):
-        return decoded
-    shrinks = height_px < decoded.image.shape[0]
-    image = cv2.resize(decoded.image, (width_px, height_px), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    labels = {
-        name: None if (array := getattr(decoded, name)) is None else nearest(array, height_px, width_px)
-        for name in ("mask", "instances", "types")
-    }
-    return Decoded(image=image, **labels)
-
-
-def nearest(labels: np.ndarray, height_px: int, width_px: int) -> np.ndarray:
-    """Labels `[H, W]` at another size: the value at each new pixel's centre."""
-    rows = ((np.arange(height_px) + 0.5) * labels.shape[0] / height_px).astype(np.int64)
-    columns = ((np.arange(width_px) + 0.5) * labels.shape[1] / width_px).astype(np.int64)
-    return labels[rows[:, None], columns[None]]
 
 
 def to_row(index: int, source: SampleSource) -> dict[str, Any]:

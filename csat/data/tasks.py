@@ -14,7 +14,7 @@ that RCKD made has these heads already.
 
 import numpy as np
 
-from csat.data.datasets.contract import DatasetInfo, Decoded, Task
+from csat.data.datasets.contract import IGNORE, DatasetInfo, Decoded, Task
 from csat.data.instances import hv_targets
 from csat.responses import Kind, ResponseSpec, Symmetry, TargetSpec
 
@@ -55,7 +55,10 @@ def targets_of(info: DatasetInfo) -> tuple[TargetSpec, ...]:
 
 
 def make_targets(info: DatasetInfo, decoded: Decoded, label: int | None) -> dict[str, np.ndarray]:
-    """The targets of one tile, from its (augmented) arrays: name → array of the shape and dtype that `targets_of` says."""
+    """The targets of one tile, from its (augmented) arrays: name → array of the shape and dtype that `targets_of` says.
+
+    Where the set has types and this sample's are not known, its nuclei do not count for them.
+    """
     match info.task:
         case Task.CLASSIFICATION:
             return {"label": np.int64(label)}
@@ -65,4 +68,7 @@ def make_targets(info: DatasetInfo, decoded: Decoded, label: int | None) -> dict
         "np": (decoded.instances > 0).astype(np.uint8),
         "hv": hv_targets(decoded.instances).astype(np.float16),
     }
-    return {**targets, "tp": decoded.types} if info.classes else targets
+    if info.classes:
+        is_unknown = decoded.types is None
+        targets["tp"] = np.where(decoded.instances > 0, IGNORE, 0).astype(np.uint8) if is_unknown else decoded.types
+    return targets
