@@ -25,9 +25,7 @@ ELASTIC_SMOOTHING_PX = 8.0  # standard deviation: how far apart tile pixels are 
 class JointConfig:
     """How far training samples may be changed. All zero: what evaluation sees."""
 
-    scale: float = (
-        0.25  # edge of what is seen: 1 - 2 x this to 1 of the image (resize), 1 / (1 + this) to 1 + this tiles (crop)
-    )
+    scale: float = 0.25  # edge of what is seen: 1 - 2 x this to 1 image (resize), 1 / (1 + this) to 1 + this tile (crop)
     aspect: float = 0.1  # relative change of its width to height
     shift: bool = True  # the part lies anywhere in the image; false: in its middle
     rotate_degrees: float = 0.0  # any angle up to this, beside the multiples of 90

@@ -16,29 +16,35 @@ from csat.errors import SlideError
 from csat.responses import OK, POSITION, QUARANTINED, READ_S, REASON, STATUS, TARGET_PREFIX, TEACHER_S, TILE
 
 AUGMENT_STREAM = 2  # which of a position's random streams seeds its augmentation
+ORDER_STREAM = 3  # which of the plan's random streams orders an epoch's samples; the plan itself uses 1 and 2
 BATCHES_AHEAD = 2  # made by the reading thread while the model works on the one before
 
 
 class SampleOrder:
     """Which sample stands at which position.
 
-    "natural": every sample once an epoch. "balanced": as many positions an epoch, every class equally often.
+    "natural": every sample once an epoch. "balanced": as many positions an epoch, dealt out evenly (to within one) to the
+    classes, and those of a class to its samples.
 
     Args:
-        labels: Class of each sample; only needed for "balanced".
+        plan: As many positions an epoch as there are samples.
+        labels: Class of each sample; used by "balanced".
     """
 
     def __init__(self, plan: Plan, *, sampling: str, labels: Sequence[int | None]):
+        assert plan.num_tiles == len(labels), f"{plan.num_tiles} positions an epoch for {len(labels)} samples"
         self.plan, self.sampling = plan, sampling
-        self._by_class = [np.flatnonzero(np.asarray(labels) == label) for label in sorted(set(labels))] if labels else []
+        classes = sorted(set(labels)) if sampling == "balanced" else []
+        self._by_class = [np.flatnonzero(np.asarray(labels) == label) for label in classes]
 
     def epoch(self, epoch: int) -> np.ndarray:
         """int64 `[num_tiles]`: sample at each position of the epoch."""
         size = self.plan.num_tiles
-        rng = np.random.default_rng((self.plan.seed, 3, epoch))
+        rng = np.random.default_rng((self.plan.seed, ORDER_STREAM, epoch))
         if self.sampling == "natural":
             return rng.permutation(size)
-        shares = [_cycle(members, size // len(self._by_class) + 1, rng) for members in self._by_class]
+        most = -(-size // len(self._by_class))
+        shares = [_cycle(self._by_class[index], most, rng) for index in rng.permutation(len(self._by_class))]
         return rng.permutation(np.stack(shares, axis=1).ravel()[:size])
 
 
@@ -132,7 +138,12 @@ class LabelledReader:
 def read_here(
     reader: LabelledReader, plan: Plan, done: Intervals, *, batch_size: int, rank: int = 0, world_size: int = 1
 ) -> Iterator[dict[str, np.ndarray]]:
-    """This rank's share of what is not done, read by a thread of this process, a few batches ahead."""
+    """This rank's share of what is not done, read by a thread of this process, a few batches ahead.
+
+    What is not done is taken in order, `batch_size * world_size` positions at once, which the ranks deal out among themselves:
+    a step trains the same positions however many ranks there are. The last of an epoch may be fewer, or none for some ranks
+    (columns of length 0: all ranks yield equally often).
+    """
     step = batch_size * world_size
     with ThreadPoolExecutor(1) as thread:
         ahead = []
