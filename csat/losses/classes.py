@@ -14,7 +14,7 @@ def cross_entropy(
 
     With class weights, each tile's (or pixel's) value is multiplied by its class's weight and not divided by their sum: the
     mean over tiles then does not depend on which tiles share a batch or a rank. Weights with a mean of 1 over the training set
-    keep the loss's size.
+    keep the loss's size. Differs from torch's, which weighs the smoothed part of a label by every class's weight.
 
     Args:
         logits: `[B, C]` or `[B, C, H, W]`.
@@ -29,16 +29,11 @@ def cross_entropy(
     Raises:
         ValueError: the shapes do not fit each other.
     """
-    if target.shape != logits.shape[:1] + logits.shape[2:]:
-        raise ValueError(f"cross_entropy: logits {list(logits.shape)} and target {list(target.shape)} do not fit each other")
-    skipped = -100 if ignore is None else ignore
-    target = target.long()
-    weights = None if weights is None else weights.float()
-    values = F.cross_entropy(
-        logits.float(), target, weight=weights, label_smoothing=smoothing, ignore_index=skipped, reduction="none"
-    )
-    counted = (target != skipped)[:, None].flatten(1).float()
-    return values[:, None].flatten(1).sum(1) / counted.sum(1).clamp_min(1)
+    target, counts = _check_labels(logits, target, ignore, "cross_entropy")
+    values = F.cross_entropy(logits.float(), target, label_smoothing=smoothing, reduction="none") * counts
+    if weights is not None:
+        values = values * weights.float()[target]
+    return values.reshape(len(values), -1).sum(1) / counts.reshape(len(values), -1).sum(1).clamp_min(1)
 
 
 def classes_dice(logits: Tensor, target: Tensor, *, ignore: int | None = None) -> Tensor:
@@ -58,13 +53,20 @@ def classes_dice(logits: Tensor, target: Tensor, *, ignore: int | None = None) -
     Raises:
         ValueError: the shapes do not fit each other.
     """
-    if logits.ndim != 4 or target.shape != logits.shape[:1] + logits.shape[2:]:
-        raise ValueError(f"classes_dice: logits {list(logits.shape)} and target {list(target.shape)} do not fit each other")
-    target = target.long()
-    counts = torch.ones_like(target, dtype=torch.bool) if ignore is None else target != ignore
+    if logits.ndim != 4:
+        raise ValueError(f"classes_dice: logits are [B, C, H, W], not {list(logits.shape)}")
+    target, counts = _check_labels(logits, target, ignore, "classes_dice")
     probs = logits.float().softmax(1) * counts[:, None]
-    labelled = F.one_hot(torch.where(counts, target, 0), logits.shape[1]).permute(0, 3, 1, 2) * counts[:, None]
+    labelled = F.one_hot(target, logits.shape[1]).permute(0, 3, 1, 2) * counts[:, None]
     overlap, said, true = (x.flatten(2).sum(2) for x in (probs * labelled, probs, labelled.float()))
     dice = (2 * overlap + SMOOTHING_CELLS) / (said + true + SMOOTHING_CELLS)
     is_there = (true > 0).float()
     return ((1 - dice) * is_there).sum(1) / is_there.sum(1).clamp_min(1)
+
+
+def _check_labels(logits: Tensor, target: Tensor, ignore: int | None, what: str) -> tuple[Tensor, Tensor]:
+    """The target as int64, 0 where it does not count, and bool of its shape: where it counts."""
+    if target.shape != logits.shape[:1] + logits.shape[2:]:
+        raise ValueError(f"{what}: logits {list(logits.shape)} and target {list(target.shape)} do not fit each other")
+    counts = torch.ones_like(target, dtype=torch.bool) if ignore is None else target != ignore
+    return torch.where(counts, target.long(), 0), counts

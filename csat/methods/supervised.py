@@ -29,6 +29,7 @@ from csat.methods.contract import Method
 from csat.responses import Batch, ResponseSpec, TeacherSpec
 
 MIXUP_STREAM = 3  # which of a tile's random streams decides how much of another it takes
+OF_CLASSES = {"class_weights": "none", "label_smoothing": 0.0, "mixup": 0.0}  # settings that only a classification has: off
 TERMS = {
     Task.CLASSIFICATION: ("ce",),
     Task.SEGMENTATION: ("ce", "dice"),
@@ -43,7 +44,7 @@ class SupervisedConfig:
 
     weights: dict[str, float] = field(default_factory=dict)  # by term (ce, dice, np_bce, …); a term not named weighs 1
     class_weights: str = "none"  # of a classification's cross-entropy: none, or balanced (a rare class counts more)
-    label_smoothing: float = 0.0  # share of each label that is spread over all classes
+    label_smoothing: float = 0.0  # classification: share of each label that is spread over all classes
     mixup: float = 0.0  # classification: share of tiles that are mixed with another tile of the batch (Zhang et al. 2018)
     seed: int = 0  # of mixup
 
@@ -76,7 +77,7 @@ class Supervised(Method):
             model: As `csat.model.registry.build_model` makes it.
             info: Task and classes.
             tile_px: Edge of the tiles.
-            class_counts: int `[classes]`, training samples by class, for balanced weights.
+            class_counts: int `[classes]`, training samples by class; needed for balanced weights.
 
         Raises:
             ConfigError: a weight without a term, or a setting that this task does not have.
@@ -84,9 +85,11 @@ class Supervised(Method):
         super().__init__()
         self.config, self.model, self.info, self.tile_px, self.seed = config, model, info, tile_px, config.seed
         self.targets = targets_of(info)
-        is_classification = info.task == Task.CLASSIFICATION
-        if not is_classification and (config.class_weights != "none" or config.mixup):
-            raise ConfigError(f"class_weights and mixup are for classification, and the task is {info.task}: leave them out")
+        if info.task != Task.CLASSIFICATION:
+            if used := [name for name, off in OF_CLASSES.items() if getattr(config, name) != off]:
+                raise ConfigError(f"{', '.join(used)}: for classification, and the task is {info.task}; leave it out")
+        elif config.class_weights == "balanced" and class_counts is None:
+            raise ConfigError("class_weights balanced needs the number of training samples of each class")
         terms = TERMS[info.task] + (TYPE_TERMS if info.task == Task.NUCLEI and info.classes else ())
         if unknown := [name for name in config.weights if name not in terms]:
             raise ConfigError(f"weights name no term of {info.task}: {', '.join(unknown)}; its terms are: {', '.join(terms)}")
@@ -133,7 +136,8 @@ class Supervised(Method):
         options = {"weights": self.class_weights, "smoothing": self.config.label_smoothing}
         if not (self.training and self.config.mixup and len(label) > 1):
             return cross_entropy(self.model(images)["label"], label, **options)
-        # Each tile takes up to half of its neighbour in the batch: which one that is depends on the batch, how much does not.
+        # Each tile takes up to half of its neighbour in the batch (differs: evenly distributed, where the paper has a beta
+        # distribution): which tile that is depends on the batch, how much of it does not.
         draws = uniforms(batch.positions, 2, seed=self.seed, stream=MIXUP_STREAM)
         share = torch.where(draws[:, 0] < self.config.mixup, 0.5 * draws[:, 1], 0.0)
         images = torch.lerp(images, images.roll(1, 0), share[:, None, None, None])
@@ -151,6 +155,6 @@ class Supervised(Method):
 
 def _class_weights(config: SupervisedConfig, counts: np.ndarray | None) -> Tensor | None:
     """float `[classes]`: samples / (classes * samples of the class), 1 on average over samples; None: all weigh alike."""
-    if config.class_weights == "none" or counts is None:
+    if config.class_weights == "none":
         return None
     return torch.from_numpy(counts.sum() / (len(counts) * np.maximum(counts, 1))).float()
