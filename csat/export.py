@@ -60,6 +60,7 @@ def export_model(model: nn.Module, folder: str, metadata: dict[str, Any]) -> Non
         else:
             _save_other(model, Path(scratch), metadata)
         storage.make_dir(folder)
+        storage.delete(storage.join(folder, "config.json"))  # of an earlier export: until all is written there is no model
         for path in sorted(Path(scratch).iterdir(), key=lambda path: path.name == "config.json"):
             storage.write_bytes(storage.join(folder, path.name), path.read_bytes())
 
@@ -95,12 +96,17 @@ def local_copy(folder: str) -> Iterator[Path]:
 
 
 def read_exported_config(folder: str) -> dict[str, Any]:
-    """`config.json` of an exported folder. Raises ConfigError where there is none."""
+    """`config.json` of an exported folder. Raises ConfigError where there is none, or one of another program."""
     uri = storage.join(folder, "config.json")
     if not storage.exists(uri):
-        found = ", ".join(storage.base_name(name) for name in storage.list_dir(folder)[:8]) if storage.is_dir(folder) else ""
-        raise ConfigError(f"{folder} is no exported model: there is no config.json in it; found: {found or 'no such folder'}")
-    return json.loads(storage.read_bytes(uri))
+        raise ConfigError(f"{folder} is no exported model: there is no config.json in it ({_found_in(folder)})")
+    try:
+        config = json.loads(storage.read_bytes(uri))
+    except ValueError as error:
+        raise ConfigError(f"{uri} is not JSON: {error}") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT_VERSION or "responses" not in config:
+        raise ConfigError(f"{uri} does not describe a model of format {FORMAT_VERSION}: was it written by another program?")
+    return config
 
 
 def weights_name(config: dict[str, Any]) -> str:
@@ -122,8 +128,16 @@ def exported_folder(run: str) -> str:
     if storage.exists(storage.join(run, "config.yaml")):
         raise ConfigError(f"the run {run} has not exported its model yet: let it finish (the same command goes on with it)")
     raise ConfigError(
-        f"{run} is neither a run folder nor an exported model: expected exported/config.json or config.json in it"
+        f"{run} is neither a run folder nor an exported model: expected exported/config.json or config.json in it "
+        f"({_found_in(run)})"
     )
+
+
+def _found_in(folder: str, most: int = 8) -> str:
+    if not storage.is_dir(folder):
+        return "there is no such folder"
+    names = [storage.base_name(name) for name in storage.list_dir(folder)]
+    return f"it holds {', '.join(names[:most]) or 'nothing'}" + (" and more" if len(names) > most else "")
 
 
 def _save_other(model: nn.Module, folder: Path, metadata: dict[str, Any]) -> None:
@@ -151,8 +165,8 @@ def _load(folder: Path) -> nn.Module:
         return load_student(folder)
     responses: Sequence[ResponseSpec] = [spec_from_json(spec) for spec in config["responses"]]
     models = {"hovernet": HoverNetModel, "unet": UNetModel}
-    if config["model"] not in models or config.get("format") != FORMAT_VERSION:
-        raise ConfigError(f"{folder} holds a model of kind {config['model']!r}, format {config.get('format')}: not known here")
+    if config["model"] not in models:
+        raise ConfigError(f"{folder} holds a model of kind {config['model']!r}; known are: student, {', '.join(models)}")
     with torch.random.fork_rng(devices=[]):
         model = models[config["model"]](responses, **config["options"])
     try:

@@ -3,6 +3,7 @@
 import difflib
 
 import timm
+from timm.models import group_parameters
 from torch import nn
 
 import csat.model.csat  # noqa: F401  (registers csat with timm)
@@ -46,6 +47,22 @@ def create_backbone(
     if grad_checkpointing:
         backbone.set_grad_checkpointing(True)
     return backbone
+
+
+def architecture_of(name: str) -> str:
+    """A timm name without the tag of its weights: `convnextv2_atto` of `convnextv2_atto.fcmae_ft_in1k`."""
+    return name.partition(".")[0]
+
+
+def layers_of(backbone: nn.Module, name: str) -> dict[str, int]:
+    """Name of each parameter → its layer as timm's layer-wise learning rates count them, 0 nearest to the image.
+
+    Raises:
+        ConfigError: timm does not know this model's layers.
+    """
+    if not hasattr(backbone, "group_matcher"):
+        raise ConfigError(f"timm does not know the layers of {name!r} (no group_matcher): leave out train.optim.layer_decay")
+    return group_parameters(backbone, backbone.group_matcher(coarse=False), reverse=True)
 
 
 def _create(name: str, pretrained: bool, options: dict) -> nn.Module:

@@ -6,10 +6,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csat.model.hovernet import MARGIN_PX, HoVerNet, Mode, check_edge
+from csat.model.parts import BACKBONE, DECODER, HEADS, PartedModel
 from csat.responses import ResponseSpec
 
+ENCODER = ("conv0", "d0", "d1", "d2", "d3", "conv_bot")  # in order from the image
 
-class HoverNetModel(nn.Module):
+
+class HoverNetModel(PartedModel):
     """The network behind the contract of `csat/model/registry.py`; `net` keeps the published tensor names.
 
     Args:
@@ -47,3 +50,20 @@ class HoverNetModel(nn.Module):
     def check_tile(self, tile_px: int) -> None:
         """Refuse a tile size that the network cannot take. Raises ConfigError with the nearest that it can."""
         check_edge(tile_px, self.mode)
+
+    def parts(self) -> dict[str, list[nn.Module]]:
+        """The encoder; of each branch what upsamples; of each branch its last layers, which say as many channels as it has."""
+        branches = self.net.decoder.values()
+        return {
+            BACKBONE: [getattr(self.net, name) for name in ENCODER],
+            DECODER: [branch[name] for branch in branches for name in ("u3", "u2", "u1")],
+            HEADS: [branch["u0"] for branch in branches],
+        }
+
+    def backbone_layers(self) -> dict[str, int]:
+        """One layer per stage of the encoder."""
+        return {
+            f"net.{stage}.{name}": layer
+            for layer, stage in enumerate(ENCODER)
+            for name, _ in getattr(self.net, stage).named_parameters()
+        }

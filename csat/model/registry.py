@@ -1,7 +1,8 @@
 """Which models fine-tuning can train, and from where each may start.
 
-Every model has `responses` (its heads), `downsample`, `step_px`, `check_tile(tile_px)`, and turns float `[B, 3, H, W]` in [0, 1] into
-name → raw prediction over the whole image: `[B, C, h, w]`, or `[B, C]` for a head without pixels.
+Every model has parts (`csat/model/parts.py`), `responses` (its heads), `downsample`, `step_px`, `check_tile(tile_px)`, and
+turns float `[B, 3, H, W]` in [0, 1] into name → raw prediction over the whole image: `[B, C, h, w]`, or `[B, C]` for a head
+without pixels.
 """
 
 from collections.abc import Callable
@@ -15,12 +16,20 @@ from csat.data.tasks import heads_of
 from csat.errors import ConfigError
 from csat.model.hovernet import MARGIN_PX, Mode
 from csat.model.hovernet_model import HoverNetModel
+from csat.model.parts import BACKBONE, DECODER, HEADS, PartedModel
 from csat.model.student import Student, StudentConfig
+from csat.model.transfer import transfer
 from csat.model.unet import UNetModel
 from csat.settings import read_settings
 
 INITS = ("scratch", "pretrained", "run")
-TRANSFERS = ("backbone", "backbone+decoder", "all")
+TRANSFERS = {
+    "backbone": (BACKBONE,),
+    "backbone+decoder": (BACKBONE, DECODER),
+    "all": (BACKBONE, DECODER, HEADS),
+}
+FREEZES = {"none": (), "backbone": (BACKBONE,), "backbone+decoder": (BACKBONE, DECODER)}
+TIMM_SETTINGS = ("decoder_channels", "downsample", "drop_path", "grad_checkpointing")  # the others have no use for them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +40,7 @@ class ModelConfig:
     init: str = "scratch"  # scratch, pretrained (timm's own weights, downloaded) or run (from_run)
     from_run: str | None = None  # run folder of pretrain.py or finetune.py, or an exported folder; local or s3://
     transfer: str = "all"  # of from_run: backbone, backbone+decoder, or all (also heads of the same name and form)
+    freeze: str = "none"  # what does not train: none, backbone, or backbone+decoder
     decoder_channels: int = 64  # width of the dense decoder of a timm backbone
     downsample: int = 1  # the model sees the tile at 1/downsample of its pixels
     drop_path: float = 0.0  # stochastic depth of the backbone's last block, 0 to 1
@@ -39,12 +49,20 @@ class ModelConfig:
     options: dict[str, Any] = field(default_factory=dict)  # hovernet: mode, width; unet: width, depth
 
     def __post_init__(self):
-        for name, allowed in (("init", INITS), ("transfer", TRANSFERS)):
+        for name, allowed in (("init", INITS), ("transfer", TRANSFERS), ("freeze", FREEZES)):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"model.{name} is one of {', '.join(allowed)}, not {getattr(self, name)!r}")
         if (self.init == "run") != (self.from_run is not None):
             raise ConfigError(
-                f"model.init {self.init!r} with model.from_run {self.from_run!r}: a run folder goes with init run, and only there"
+                f"model.init {self.init!r} with model.from_run {self.from_run!r}: a run folder goes with init run, and only "
+                "there"
+            )
+        if self.freeze != "none" and self.init == "scratch":
+            raise ConfigError(f"model.freeze {self.freeze} with model.init scratch: random weights would never learn")
+        if DECODER in FREEZES[self.freeze] and (self.init != "run" or DECODER not in TRANSFERS[self.transfer]):
+            raise ConfigError(
+                f"model.freeze {self.freeze} needs a decoder that has learned something: set model.init run and model.transfer"
+                " backbone+decoder or all, or model.freeze backbone"
             )
 
 
@@ -64,7 +82,7 @@ class UNetOptions:
     depth: int = 4  # times that the image is halved
 
 
-def build_model(config: ModelConfig, info: DatasetInfo, load: Callable[[str], nn.Module]) -> nn.Module:
+def build_model(config: ModelConfig, info: DatasetInfo, load: Callable[[str], nn.Module]) -> PartedModel:
     """A model with the heads of a task, on the CPU.
 
     Args:
@@ -76,12 +94,20 @@ def build_model(config: ModelConfig, info: DatasetInfo, load: Callable[[str], nn
         ConfigError: settings that cannot work together; an initial run of another model, or without one.
     """
     model = _build(config, info)
+    moved = []
     if config.from_run is not None:
-        _transfer(config, load(config.from_run), model)
+        moved = transfer(load(config.from_run), model, parts=TRANSFERS[config.transfer], source_name=config.from_run)
+    if DECODER in FREEZES[config.freeze] and not model.tensors_of(DECODER).keys() <= set(moved):
+        raise ConfigError(
+            f"model.freeze {config.freeze}, and a part of the decoder is not in {config.from_run}: it would never learn. Set "
+            "--model.freeze backbone"
+        )
+    if config.freeze != "none":
+        model.freeze(FREEZES[config.freeze])
     return model
 
 
-def _build(config: ModelConfig, info: DatasetInfo) -> nn.Module:
+def _build(config: ModelConfig, info: DatasetInfo) -> PartedModel:
     if config.name == "hovernet":
         if info.task != Task.NUCLEI:
             raise ConfigError(f"model hovernet finds nuclei, and the task is {info.task}: choose unet or a timm backbone")
@@ -107,59 +133,8 @@ def _build(config: ModelConfig, info: DatasetInfo) -> nn.Module:
 
 
 def _refuse_timm_settings(config: ModelConfig) -> None:
-    if config.init == "pretrained" or config.downsample != 1 or config.drop_path:
-        raise ConfigError(f"model {config.name!r} has no init pretrained, downsample or drop_path: leave them out")
-
-
-def _transfer(config: ModelConfig, source: nn.Module, model: nn.Module) -> None:
-    """Copy weights of the initial run into a fresh model.
-
-    Raises:
-        ConfigError: it holds another kind of model, another backbone or another decoder.
-    """
-    if isinstance(source, Student) != isinstance(model, Student) or type(source) is not type(model):
-        raise ConfigError(
-            f"{config.from_run} holds a {_kind(source)} and model.name asks for {config.name!r}: name the same model"
-        )
-    if not isinstance(model, Student):
-        _copy_equal(config, source, model)
-        return
-    if source.config.backbone != config.name:
-        raise ConfigError(
-            f"{config.from_run} holds a student with the backbone {source.config.backbone!r}, and model.name is {config.name!r}: "
-            f"set --model.name {source.config.backbone}, or choose another run"
-        )
-    model.backbone.load_state_dict(source.backbone.state_dict())
-    if config.transfer == "backbone":
-        return
-    if source.config.decoder_channels != config.decoder_channels:
-        raise ConfigError(
-            f"{config.from_run} has a decoder of {source.config.decoder_channels} channels and model.decoder_channels is "
-            f"{config.decoder_channels}: set them alike, or --model.transfer backbone"
-        )
-    model.decoder.load_state_dict(source.decoder.state_dict())
-    if config.transfer == "all":
-        stored = {spec.name: spec for spec in source.responses}
-        for spec in model.responses:
-            other = stored.get(spec.name)
-            if other and (other.kind, other.channels, other.is_dense) == (spec.kind, spec.channels, spec.is_dense):
-                model.heads[spec.name].load_state_dict(source.heads[spec.name].state_dict())
-
-
-def _copy_equal(config: ModelConfig, source: nn.Module, model: nn.Module) -> None:
-    """All tensors of one name and shape; heads of another size stay fresh. Raises ConfigError where the body differs."""
-    own, given = model.state_dict(), source.state_dict()
-    fitting = {name: tensor for name, tensor in given.items() if name in own and own[name].shape == tensor.shape}
-    heads = ("heads.", "net.decoder.tp.", "decoder.", "up.")
-    missing = [name for name in own if name not in fitting and not name.startswith(heads)]
-    if missing:
-        raise ConfigError(
-            f"{config.from_run} holds a {config.name} of another size: {len(missing)} tensors differ, such as {missing[0]}; set the "
-            "same model.options"
-        )
-    model.load_state_dict({**own, **fitting})
-
-
-def _kind(model: nn.Module) -> str:
-    names = {HoverNetModel: "hovernet", UNetModel: "unet"}
-    return f"student with the backbone {model.config.backbone!r}" if isinstance(model, Student) else names[type(model)]
+    defaults = ModelConfig()
+    others = [name for name in TIMM_SETTINGS if getattr(config, name) != getattr(defaults, name)]
+    others += ["init pretrained"] if config.init == "pretrained" else []
+    if others:
+        raise ConfigError(f"model {config.name!r} has no {', '.join(others)}: these are for timm backbones; leave them out")

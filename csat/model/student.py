@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from csat.errors import ConfigError
-from csat.model.backbones import FINEST_LEVEL_PX, create_backbone
+from csat.model.backbones import FINEST_LEVEL_PX, create_backbone, layers_of
 from csat.model.heads import DenseDecoder, DenseHead, GlobalHead
+from csat.model.parts import BACKBONE, DECODER, HEADS, PartedModel
 from csat.responses import Kind, ResponseSpec, Symmetry
 
 FORMAT_VERSION = 1
@@ -46,7 +47,7 @@ class StudentConfig:
             raise ConfigError(f"student.drop_path must lie in [0, 1), not {self.drop_path}")
 
 
-class Student(nn.Module):
+class Student(PartedModel):
     """Backbone, decoder and heads. Parameters that no head reaches are frozen, so DDP needs no search for unused ones.
 
     Attributes:
@@ -173,6 +174,13 @@ class Student(nn.Module):
         if spec.kind == Kind.FEATURES:  # hundreds of channels: at the teacher's own resolution, not finer
             stride_px = max(stride_px, spec.stride_px // self.config.downsample)
         return min(2 ** (stride_px.bit_length() - 1), self.stride_px)
+
+    def parts(self) -> dict[str, list[nn.Module]]:
+        decoder = [self.decoder] if self._needs_dense else []
+        return {BACKBONE: [self.backbone], DECODER: decoder, HEADS: list(self.heads.values())}
+
+    def backbone_layers(self) -> dict[str, int]:
+        return {f"backbone.{name}": layer for name, layer in layers_of(self.backbone, self.config.backbone).items()}
 
     def backbone_state_dict(self) -> dict[str, Tensor]:
         """The backbone's weights under the names of `timm.create_model(config.backbone, num_classes=0)`."""

@@ -1,7 +1,7 @@
 """A plain U-Net (Ronneberger et al. 2015) as everybody uses it: padded convolutions and batch norm; the common baseline.
 
-Differs from the paper: convolutions are padded, so the output covers the image; batch norm after each; bilinear upsampling with
-a 1x1 convolution in the place of transposed convolutions, which leave a checkerboard.
+Differs from the paper: convolutions are padded, so the output covers the image; batch norm after each; bilinear upsampling
+with a 1x1 convolution in the place of transposed convolutions, which leave a checkerboard.
 """
 
 from collections.abc import Sequence
@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csat.errors import ConfigError
+from csat.model.parts import BACKBONE, DECODER, HEADS, PartedModel
 from csat.responses import ResponseSpec
 
 
-class UNetModel(nn.Module):
+class UNetModel(PartedModel):
     """Encoder, decoder with skips, and one 1x1 head per response; heads without pixels see the pooled bottleneck.
 
     Args:
@@ -66,6 +67,17 @@ class UNetModel(nn.Module):
             raise ConfigError(
                 f"unet of depth {self.depth} takes tiles of multiples of {self.step_px} px: set {nearest}, not {tile_px}"
             )
+
+    def parts(self) -> dict[str, list[nn.Module]]:
+        return {BACKBONE: [self.encoder], DECODER: [*self.up, *self.decoder], HEADS: list(self.heads.values())}
+
+    def backbone_layers(self) -> dict[str, int]:
+        """One layer per resolution."""
+        return {
+            f"encoder.{level}.{name}": level
+            for level, block in enumerate(self.encoder)
+            for name, _ in block.named_parameters()
+        }
 
 
 def _double(in_channels: int, channels: int) -> nn.Sequential:

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from csat.errors import ConfigError
+from csat.model.parts import PartedModel
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
@@ -19,6 +22,14 @@ class OptimConfig:
     final_lr: float = 0.01  # learning rate at the end, as a share of lr
     clip_grad_norm: float | None = 1.0  # largest gradient norm; None: no clipping
     ema_decay: float | None = 0.999  # decay of the averaged weights per step; None: no average
+    layer_decay: float = 1.0  # learning rate of each layer of the backbone, as a share of the layer's after it; 1: all alike
+    head_lr: float = 1.0  # learning rate of the heads, as a multiple of lr
+
+    def __post_init__(self):
+        if not 0 < self.layer_decay <= 1:
+            raise ConfigError(f"train.optim.layer_decay must lie in (0, 1], not {self.layer_decay}; 0.7 to 0.9 is usual")
+        if not self.head_lr > 0:
+            raise ConfigError(f"train.optim.head_lr is a factor above 0, not {self.head_lr}; to freeze parts: model.freeze")
 
     def lr_at(self, progress: float) -> float:
         """Learning rate when `progress` (0 … 1) of the run's tiles are done."""
@@ -33,14 +44,32 @@ class OptimConfig:
 
 
 def make_optimiser(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable weights; biases, norms and other vectors are not decayed."""
-    weights = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in weights if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in weights if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    is_cuda = any(p.is_cuda for p in weights)
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=is_cuda)
+    """AdamW over the trainable weights; biases, norms and other vectors are not decayed.
+
+    Each group remembers its `lr_scale`: what `set_lr` multiplies the schedule's learning rate with.
+
+    Raises:
+        ConfigError: learning rates by layer were asked for, and the module does not tell its layers apart.
+    """
+    weights = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    scales = dict.fromkeys(weights, 1.0)
+    if (config.layer_decay, config.head_lr) != (1, 1):
+        if not isinstance(module, PartedModel):
+            raise ConfigError("train.optim.layer_decay and head_lr are for models whose parts are told apart: leave them out")
+        scales = module.lr_scales(config.layer_decay, config.head_lr)
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in weights.items():
+        groups.setdefault((scales[name], parameter.ndim >= 2), []).append(parameter)
+    is_cuda = any(parameter.is_cuda for parameter in weights.values())
+    return torch.optim.AdamW(
+        [
+            {"params": groups[key], "weight_decay": config.weight_decay if key[1] else 0.0, "lr_scale": key[0]}
+            for key in sorted(groups, reverse=True)
+        ],
+        lr=config.lr,
+        betas=config.betas,
+        fused=is_cuda,
+    )
 
 
 class WeightAverage:
@@ -67,6 +96,13 @@ class WeightAverage:
 
 
 def set_lr(optimisers: Iterable[torch.optim.Optimizer], lr: float) -> None:
+    """Set every group's learning rate to `lr` times the group's scale."""
     for optimiser in optimisers:
         for group in optimiser.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)  # state saved before there were scales has none
+
+
+def get_lr(optimiser: torch.optim.Optimizer) -> float:
+    """What `set_lr` was last given."""
+    group = optimiser.param_groups[0]
+    return group["lr"] / group.get("lr_scale", 1.0)

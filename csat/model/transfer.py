@@ -1,0 +1,115 @@
+"""Weights of one model into another: the parts that fit, and what is said where they do not."""
+
+import logging
+
+from torch import Tensor, nn
+
+from csat.errors import ConfigError
+from csat.model.backbones import architecture_of
+from csat.model.hovernet_model import HoverNetModel
+from csat.model.parts import BACKBONE, DECODER, HEADS, PartedModel
+from csat.model.student import Student
+from csat.model.unet import UNetModel
+from csat.responses import Kind, ResponseSpec
+
+logger = logging.getLogger(__name__)
+
+
+def transfer(source: nn.Module, model: PartedModel, *, parts: tuple[str, ...], source_name: str) -> list[str]:
+    """Copy weights of one model into another.
+
+    Args:
+        source: Where they come from.
+        model: Of the same kind; keeps its own heads where those of the source do not fit, and its own decoder where the source
+            never used one.
+        parts: Which of BACKBONE, DECODER, HEADS move.
+        source_name: For messages.
+
+    Returns:
+        Names of the tensors that were copied.
+
+    Raises:
+        ConfigError: another kind of model, another backbone, or a backbone or decoder of another size.
+    """
+    _check_kind(source, model, source_name)
+    own, given = model.state_dict(), source.state_dict()
+    moved: dict[str, Tensor] = {name: tensor for name, tensor in given.items() if name in own and "." not in name}  # mean, std
+    moved |= _of_one_size(source.tensors_of(BACKBONE), model.tensors_of(BACKBONE), BACKBONE, source_name)
+    if DECODER in parts and _has_decoder(model):
+        if _has_decoder(source):
+            moved |= _of_one_size(source.tensors_of(DECODER), model.tensors_of(DECODER), DECODER, source_name)
+        elif HEADS not in parts:
+            raise ConfigError(f"{source_name} has no decoder that was ever trained: set --model.transfer backbone")
+    heads = _fitting_heads(source, model) if HEADS in parts else {}
+    for tensors in heads.values():
+        moved |= tensors
+    model.load_state_dict({**own, **moved})
+    logger.info(
+        "from %s: %d of %d tensors; heads: %s", source_name, len(moved), len(own), ", ".join(heads) or "none, all are fresh"
+    )
+    return list(moved)
+
+
+def _check_kind(source: nn.Module, model: PartedModel, source_name: str) -> None:
+    if type(source) is not type(model):
+        raise ConfigError(
+            f"{source_name} holds a {_kind(source)}, and model.name asks for a {_kind(model)}: name the same model"
+        )
+    if isinstance(model, Student):
+        theirs, ours = source.config.backbone, model.config.backbone
+        if architecture_of(theirs) != architecture_of(ours):
+            raise ConfigError(
+                f"{source_name} holds a student with the backbone {theirs!r}, and model.name is {ours!r}: set --model.name "
+                f"{theirs}, or choose another run"
+            )
+
+
+def _of_one_size(given: dict[str, Tensor], own: dict[str, Tensor], part: str, source_name: str) -> dict[str, Tensor]:
+    """What both have. A decoder's branch that the source lacks stays fresh.
+
+    Raises:
+        ConfigError: a tensor of another shape, or one that the backbone lacks.
+    """
+    wrong = [name for name in own if name in given and given[name].shape != own[name].shape]
+    if part == BACKBONE:
+        wrong += [name for name in own.keys() ^ given.keys()]
+    if wrong:
+        shapes = [str(list(tensors[wrong[0]].shape)) if wrong[0] in tensors else "absent" for tensors in (given, own)]
+        setting = "model.decoder_channels" if part == DECODER and wrong[0].startswith("decoder.laterals") else "model.options"
+        keep = ", or --model.transfer backbone" if part == DECODER else ""
+        raise ConfigError(
+            f"the {part} of {source_name} has another size: {len(wrong)} tensors differ, such as {wrong[0]} ({shapes[0]} "
+            f"there, {shapes[1]} here). Set {setting} as that run has them{keep}"
+        )
+    return {name: tensor for name, tensor in given.items() if name in own}
+
+
+def _fitting_heads(source: nn.Module, model: PartedModel) -> dict[str, dict[str, Tensor]]:
+    """Name of each head that means the same in both → its tensors."""
+    stored = {spec.name: spec for spec in source.responses}
+    given, own = source.tensors_of(HEADS), model.tensors_of(HEADS)
+    fitting = {}
+    for spec in model.responses:
+        if spec.name not in stored or not _mean_the_same(spec, stored[spec.name]):
+            continue
+        tensors = {name: tensor for name, tensor in given.items() if f".{spec.name}." in name}
+        if all(name in own and own[name].shape == tensor.shape for name, tensor in tensors.items()):
+            fitting[spec.name] = tensors
+    return fitting
+
+
+def _mean_the_same(one: ResponseSpec, other: ResponseSpec) -> bool:
+    """Whether raw predictions of two heads are the same thing: also logits of one and probabilities of the other."""
+    softmaxed = [spec.kind == Kind.LOGITS or (spec.kind == Kind.PROBABILITY and spec.channels > 1) for spec in (one, other)]
+    same_kind = all(softmaxed) or one.kind == other.kind
+    same_names = not one.channel_names or not other.channel_names or one.channel_names == other.channel_names
+    return same_kind and same_names and (one.channels, one.is_dense) == (other.channels, other.is_dense)
+
+
+def _has_decoder(model: PartedModel) -> bool:
+    return bool(model.parts()[DECODER])
+
+
+def _kind(model: nn.Module) -> str:
+    names = {HoverNetModel: "hovernet", UNetModel: "unet"}
+    return f"student with the backbone {model.config.backbone!r}" if isinstance(model, Student) else names[type(model)]

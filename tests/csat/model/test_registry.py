@@ -1,0 +1,168 @@
+"""Every model for every task, from every start; settings that cannot work together."""
+
+import pytest
+import torch
+
+from csat.data.datasets.contract import DatasetInfo, Task
+from csat.data.tasks import heads_of
+from csat.errors import ConfigError
+from csat.export import export_model, exported_folder, load_exported
+from csat.model.hovernet import MARGIN_PX
+from csat.model.parts import DECODER
+from csat.model.registry import ModelConfig, build_model
+
+SMALL = {
+    "csat_nano": {"decoder_channels": 8},
+    "unet": {"options": {"width": 4, "depth": 2}},
+    "hovernet": {"options": {"width": 0.0625}},
+}
+CLASSES = {Task.NUCLEI: ("immune", "tumour"), Task.SEGMENTATION: ("other", "gland"), Task.CLASSIFICATION: ("a", "b", "c")}
+CASES = [("hovernet", Task.NUCLEI), *((name, task) for name in ("csat_nano", "unet") for task in Task)]
+
+
+def info_of(task, classes=None) -> DatasetInfo:
+    classes = CLASSES[task] if classes is None else classes
+    return DatasetInfo(name="own", task=task, classes=classes, mpp=None, licence="", source="", group="patient")
+
+
+def build(name, task, *, seed=0, classes=None, **settings):
+    """A small model, seeded; from_run is an exported folder or a run folder."""
+    torch.manual_seed(seed)
+    config = ModelConfig(name=name, **{**SMALL.get(name, {}), **settings})
+    return build_model(config, info_of(task, classes), lambda run: load_exported(exported_folder(run)))
+
+
+@pytest.fixture
+def run(tmp_path):
+    """`run("unet", Task.NUCLEI)` is the folder of a fine-tuned model."""
+
+    def make(name, task, **settings):
+        folder = tmp_path / f"{name}-{task}-{len(list(tmp_path.iterdir()))}"
+        export_model(build(name, task, seed=1, **settings), str(folder / "exported"), {"task": task})
+        return str(folder)
+
+    return make
+
+
+@pytest.mark.parametrize(("name", "task"), CASES)
+def test_every_model_has_the_heads_of_every_task(name, task):
+    model = build(name, task).eval()
+    crop_px = MARGIN_PX["fast"] if name == "hovernet" else 0
+    assert model.responses == heads_of(info_of(task), crop_px=crop_px)
+    model.check_tile(96)
+    with torch.no_grad():
+        predictions = model(torch.rand(2, 3, 96, 96))
+    stride_px = 2 if name == "csat_nano" else 1
+    assert list(predictions) == [spec.name for spec in model.responses]
+    for spec in model.responses:
+        dense = (96 // stride_px,) * 2 if spec.is_dense else ()
+        assert predictions[spec.name].shape == (2, spec.channels, *dense)
+
+
+@pytest.mark.parametrize(("name", "task"), CASES)
+def test_every_trainable_parameter_gets_a_gradient(name, task):
+    """DDP waits for ever, or fails, on a parameter that wants a gradient and gets none."""
+    model = build(name, task).train()
+    sum(prediction.square().mean() for prediction in model(torch.rand(2, 3, 96, 96)).values()).backward()
+    assert [n for n, p in model.named_parameters() if p.requires_grad != (p.grad is not None)] == []
+
+
+def test_nuclei_without_types_have_no_type_head():
+    for name in SMALL:
+        assert [spec.name for spec in build(name, Task.NUCLEI, classes=()).responses] == ["np", "hv"]
+
+
+def test_a_seed_gives_the_same_weights_in_every_process(run):
+    folder = run("unet", Task.SEGMENTATION)
+    for settings in ({}, {"init": "run", "from_run": folder, "transfer": "backbone"}):
+        one, other = (build("unet", Task.SEGMENTATION, **settings).state_dict() for _ in range(2))
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(("name", "task"), CASES)
+def test_a_run_goes_on_as_the_model_that_it_exported(run, name, task):
+    folder = run(name, task)
+    model = build(name, task, init="run", from_run=folder).eval()
+    images = torch.rand(1, 3, 96, 96)
+    before = load_exported(f"{folder}/exported")
+    with torch.no_grad():
+        for head, prediction in before(images).items():
+            torch.testing.assert_close(model(images)[head], prediction, rtol=0, atol=0)
+    assert model.training is False and build(name, task, init="run", from_run=folder).training
+
+
+class TestFreeze:
+    @pytest.mark.parametrize(("name", "task"), CASES)
+    def test_only_the_rest_trains(self, run, name, task):
+        folder = run(name, task)
+        for freeze, frozen in (("backbone", ("backbone",)), ("backbone+decoder", ("backbone", "decoder"))):
+            model = build(name, task, init="run", from_run=folder, freeze=freeze)
+            own = {part: set(model.tensors_of(part)) for part in ("backbone", "decoder", "heads")}
+            trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+            assert not trainable & set().union(*(own[part] for part in frozen))
+            assert trainable & own["heads"] and (freeze != "backbone" or not own["decoder"] or trainable & own["decoder"])
+
+    def test_random_weights_are_not_frozen(self):
+        with pytest.raises(ConfigError, match="freeze backbone with model.init scratch"):
+            ModelConfig(freeze="backbone")
+
+    @pytest.mark.parametrize("settings", [{"init": "pretrained"}, {"init": "run", "from_run": "x", "transfer": "backbone"}])
+    def test_a_random_decoder_is_not_frozen(self, settings):
+        with pytest.raises(ConfigError, match="a decoder that has learned something"):
+            ModelConfig(freeze="backbone+decoder", **settings)
+
+    def test_nor_one_that_the_run_never_had(self, run):
+        for name in ("csat_nano", "unet"):
+            settings = {"init": "run", "from_run": run(name, Task.CLASSIFICATION), "freeze": "backbone+decoder"}
+            with pytest.raises(ConfigError, match="a part of the decoder is not in .*--model.freeze backbone"):
+                build(name, Task.SEGMENTATION, **settings)
+            assert build(name, Task.CLASSIFICATION, **settings).parts()[DECODER] == []
+
+
+class TestBadSettings:
+    @pytest.mark.parametrize(
+        ("settings", "words"),
+        [
+            ({"init": "imagenet"}, "model.init is one of scratch, pretrained, run, not 'imagenet'"),
+            ({"init": "run", "from_run": "x", "transfer": "head"}, "model.transfer is one of backbone, backbone.decoder, all"),
+            ({"freeze": "all"}, "model.freeze is one of none, backbone, backbone.decoder, not 'all'"),
+            ({"from_run": "x"}, "model.init 'scratch' with model.from_run 'x'"),
+            ({"init": "run"}, "model.init 'run' with model.from_run None"),
+        ],
+    )
+    def test_values(self, settings, words):
+        with pytest.raises(ConfigError, match=words):
+            ModelConfig(**settings)
+
+    @pytest.mark.parametrize("task", [Task.SEGMENTATION, Task.CLASSIFICATION])
+    def test_hovernet_is_for_nuclei(self, task):
+        with pytest.raises(ConfigError, match=f"hovernet finds nuclei, and the task is {task}: choose unet"):
+            build("hovernet", task)
+
+    @pytest.mark.parametrize("name", ["unet", "hovernet"])
+    @pytest.mark.parametrize(
+        "settings",
+        [{"drop_path": 0.1}, {"downsample": 2}, {"init": "pretrained"}, {"decoder_channels": 8}, {"grad_checkpointing": True}],
+    )
+    def test_settings_of_timm_backbones(self, name, settings):
+        with pytest.raises(ConfigError, match=f"model '{name}' has no {next(iter(settings))}"):
+            build(name, Task.NUCLEI, **settings)
+
+    def test_options(self):
+        with pytest.raises(ConfigError, match="model.options of unet: there is no setting 'mode'.*width, depth"):
+            build("unet", Task.NUCLEI, options={"mode": "fast"})
+        with pytest.raises(ConfigError, match="'csat_nano' has none: width"):
+            build("csat_nano", Task.NUCLEI, options={"width": 1})
+
+    def test_a_name_that_timm_does_not_have(self):
+        with pytest.raises(ConfigError, match="no model 'resnet19': did you mean resnet18"):
+            build("resnet19", Task.NUCLEI)
+
+    def test_a_run_that_is_gone(self, tmp_path):
+        with pytest.raises(ConfigError, match="neither a run folder nor an exported model.*there is no such folder"):
+            build("unet", Task.NUCLEI, init="run", from_run=str(tmp_path / "gone"))
+
+    def test_a_run_that_has_not_finished(self, tmp_path):
+        (tmp_path / "config.yaml").write_text("")
+        with pytest.raises(ConfigError, match="has not exported its model yet: let it finish"):
+            build("unet", Task.NUCLEI, init="run", from_run=str(tmp_path))
