@@ -89,25 +89,26 @@ class Accounts:
         """At the end: manifest = trained + quarantined + filtered, in every epoch.
 
         Args:
-            is_whole: The plan was to be done to its end; else what was done must add up, and no epoch may hold more than the
-                manifest.
+            is_whole: The plan was to be done to its end; else what was counted must be what was done, once each.
 
         Raises:
             RuntimeError: naming the epochs in which tiles are missing or doubled.
         """
-        counted = sum(sum(counts) for counts in self.cursor.counts.values())
-        if not is_whole and counted == len(self.cursor.done):
-            return
-        wrong = {
-            epoch: self.cursor.counts.get(epoch, [0, 0, 0])
-            for epoch in range(self.plan.num_epochs)
-            if sum(self.cursor.counts.get(epoch, ())) != self.plan.num_tiles
-        }
-        if wrong or len(self.cursor.done) != self.plan.num_positions:
+        counted = {epoch: sum(self.cursor.counts.get(epoch, ())) for epoch in range(self.plan.num_epochs)}
+        expected = dict.fromkeys(counted, self.plan.num_tiles) if is_whole else self._done_by_epoch()
+        wrong = {epoch: self.cursor.counts.get(epoch, [0, 0, 0]) for epoch in counted if counted[epoch] != expected[epoch]}
+        if wrong or len(self.cursor.done) != sum(expected.values()):
             raise RuntimeError(
-                f"tile accounting failed: {self.plan.num_tiles} tiles an epoch in the manifest, but [trained, quarantined, "
-                f"filtered] by epoch are {wrong or self.cursor.counts}"
+                f"tile accounting failed: {self.plan.num_tiles} tiles an epoch in the manifest, {len(self.cursor.done)} done "
+                f"in all, but [trained, quarantined, filtered] by epoch are {wrong or self.cursor.counts}"
             )
+
+    def _done_by_epoch(self) -> dict[int, int]:
+        size, done = self.plan.num_tiles, np.array(self.cursor.done.pairs(), np.int64).reshape(-1, 2)
+        return {
+            epoch: int(np.diff(done.clip(epoch * size, (epoch + 1) * size), axis=1).sum())
+            for epoch in range(self.plan.num_epochs)
+        }
 
     def _forget(self) -> None:
         self._positions: list[np.ndarray] = []

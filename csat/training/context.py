@@ -1,6 +1,6 @@
 """What keeps the training loop free of Ray: where batches come from, who this process is, how the others are reached."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 # Rows of one step: column name → array with the rows along the first axis.
 Columns = dict[str, np.ndarray]
@@ -46,6 +47,12 @@ class TrainContext:
         summed = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(summed, group=self._control)
         return summed.tolist()
+
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite the tensors with those of rank 0; every rank must call it."""
+        if self.world_size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
 
     def gather(self, value: Any) -> list[Any]:
         """`value` of every rank, in rank order; every rank must call it."""

@@ -12,7 +12,6 @@ import resource
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,9 +26,10 @@ from csat.responses import OK, POSITION, RESPONSE_PREFIX, STATUS, TARGET_PREFIX,
 from csat.training.accounting import Accounts
 from csat.training.checkpoints import QUARANTINE_SCHEMA, Checkpoint, Checkpoints, Cursor
 from csat.training.context import Columns, TrainContext
-from csat.training.optim import OptimConfig, WeightAverage, make_optimiser, set_lr
+from csat.training.optim import OptimConfig, WeightAverage, get_lr, make_optimiser, set_lr
 from csat.training.recorder import Recorder
 from csat.training.validation import Validation
+from csat.training.window import Window
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ class Trainer:
         self._restore()
         self.recorder = Recorder(run_folder, last_step=self.step) if context.rank == 0 else None
         self._model = self._wrap()
-        self._window = _Window()
+        self._window = Window()
         self._last_batch: Batch | None = None
 
     def run(self) -> Cursor:
@@ -115,9 +115,13 @@ class Trainer:
             NonFiniteLossError: on every rank, naming step and term; nothing of that step is kept.
             RuntimeError: the tile accounting does not add up.
         """
-        if self.accounts.tiles_done < self.plan.num_positions and not self.is_stopped:
+        has_more = self.accounts.tiles_done < self.plan.num_positions and not self.is_stopped
+        if has_more:
             self._run()
-        self.accounts.check(is_whole=not self.is_stopped)
+        is_whole = not self.is_stopped  # asked before the last validation, which has nothing left to stop
+        if self._validate(is_end=True) or has_more:
+            self._save()
+        self.accounts.check(is_whole=is_whole)
         if self.recorder:
             self.recorder.close()
         return self.accounts.cursor
@@ -168,8 +172,6 @@ class Trainer:
             if self.is_stopped:
                 break
         self._log()
-        self._validate(is_end=True)
-        self._save()
 
     def _update(self, batches: list[Batch], tiles_all: int) -> None:
         """One optimiser step per turn, from the tiles of all ranks."""
@@ -222,23 +224,25 @@ class Trainer:
             "longer train.optim.warmup, or train.precision float32"
         )
 
-    def _validate(self, *, is_end: bool = False) -> None:
-        """Measure the weights as they would be used, where it is time. Every rank must call it."""
+    def _validate(self, *, is_end: bool = False) -> bool:
+        """Measure the weights as they would be used, where it is time; returns whether it was. Every rank must call it."""
         done = self.accounts.tiles_done + self._window.since_settled()
         if self.validation is None or not self.validation.is_due(done, is_end=is_end):
-            return
-        student, state = self.method.part("student"), None
+            return False
+        student, trained = self.method.part("student"), None
         if self.average:
-            state = {name: tensor.clone() for name, tensor in self.method.state_dict().items()}
+            trained = {name: tensor.clone() for name, tensor in self.method.state_dict().items()}
             self.method.load_state_dict(self.average.tensors)
+        self.context.share(self.method.buffers())  # each rank's batch norm has seen its own tiles; rank 0's are kept
         student.eval()
-        figures = self.validation.measure(student, self.averaged_state(), self.context, done=done, step=self.step)
+        figures = self.validation.measure(student, self.method.state_dict(), self.context, done=done, step=self.step)
         student.train()
-        if state is not None:
-            self.method.load_state_dict(state)
+        if trained is not None:
+            self.method.load_state_dict(trained)
         if self.recorder:
             self.recorder.log(figures, file="validation")
             self.context.on_validation(figures)
+        return True
 
     # --------------------------------------------------------------------------------------------------------- the stream
 
@@ -342,7 +346,7 @@ class Trainer:
             "epoch": round(done / self.plan.num_tiles, 4),
             "tiles": done,
             "tiles_total": self.plan.num_positions,
-            "lr": next(iter(self.optimisers.values())).param_groups[0]["lr"],
+            "lr": get_lr(next(iter(self.optimisers.values()))),
             **figures,
             "eta_s": (self.plan.num_positions - done) / rate if rate else None,
             "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
@@ -350,49 +354,3 @@ class Trainer:
         if self.recorder:
             self.recorder.log(figures)
             self.context.on_progress(figures)
-
-
-class _Window:
-    """What happened since the last log line (and, for rows, since the last settling of accounts)."""
-
-    def __init__(self):
-        self.rows = 0  # of all ranks, since the accounts were settled
-        self.grad_norm = 0.0
-        self._reset()
-
-    def add_terms(self, terms: dict[str, Tensor], num_tiles: int) -> None:
-        for name, value in terms.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value.float().sum()
-        self._tiles += num_tiles
-
-    def add_time(self, waited_s: float, total_s: float) -> None:
-        self._waited_s += waited_s
-        self._total_s += total_s
-
-    def since_settled(self) -> int:
-        return self.rows
-
-    def settled(self) -> None:
-        self.rows = 0
-
-    def figures(self, context: TrainContext) -> dict[str, Any]:
-        """Means over all ranks; {} where no step was made. Resets the window."""
-        names = sorted({name for names in context.gather(sorted(self._sums)) for name in names})
-        values = [float(self._sums.get(name, 0.0)) for name in names]
-        tiles, waited_s, total_s, *sums = context.sum_over_ranks([self._tiles, self._waited_s, self._total_s, *values])
-        self._reset()
-        if not tiles:
-            return {}
-        terms = {name if name == "loss" else f"loss/{name}": value / tiles for name, value in zip(names, sums, strict=True)}
-        wall_s = total_s / context.world_size
-        return {
-            **terms,
-            "grad_norm": self.grad_norm,
-            "tiles_per_s": tiles / wall_s if wall_s else 0.0,
-            "wait_share": waited_s / total_s if total_s else 0.0,
-        }
-
-    def _reset(self) -> None:
-        self._sums: dict[str, Any] = {}
-        self._tiles = 0
-        self._waited_s = self._total_s = 0.0

@@ -73,7 +73,7 @@ def make_optimiser(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
 
 
 class WeightAverage:
-    """Exponential moving average of a module's weights, buffers copied as they are.
+    """Exponential moving average of a module's weights and of its statistics (batch norm's); counters are copied.
 
     Kept as plain tensors (not as a second module): they go into the checkpoint, and into the module at the end.
     """

@@ -7,7 +7,6 @@ from typing import Any
 
 from csat.data import storage
 
-
 FILES = ("metrics", "validation")
 
 

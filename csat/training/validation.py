@@ -1,4 +1,8 @@
-"""Measuring while training: when, which weights were the best, when to stop. Its state is part of a checkpoint."""
+"""Measuring while training: when, which weights were the best, when to stop.
+
+Its state is part of a checkpoint, the best weights included. Beside the weights, AdamW's two moments and the averaged weights
+that is one more copy: a checkpoint grows by a quarter (by a third where no average is kept).
+"""
 
 import math
 from collections.abc import Callable
@@ -11,6 +15,7 @@ from torch import Tensor, nn
 from csat.errors import ConfigError
 from csat.training.context import TrainContext
 
+ROUNDING = 1e-9  # of an interval: 3 * 0.1 epochs are over when 0.3 are done
 # The model in evaluation mode and the context → figures, the same on every rank; "metric" counts, and higher is better.
 Measure = Callable[[nn.Module, TrainContext], dict[str, float]]
 
@@ -21,13 +26,15 @@ class ValidationConfig:
 
     every_epochs: float = 1.0  # epochs between validations
     patience: int | None = None  # validations without a better metric after which the run stops; None: it never does
-    min_delta: float = 0.0  # what counts as better: by more than this
+    min_delta: float = 0.0  # patience only counts what is better by more than this; the best weights are kept in any case
 
     def __post_init__(self):
         if not self.every_epochs > 0:
             raise ConfigError(f"validation.every_epochs must be above 0, not {self.every_epochs}")
         if self.patience is not None and self.patience < 1:
             raise ConfigError(f"validation.patience is a number of validations, at least 1, or null, not {self.patience}")
+        if not 0 <= self.min_delta < math.inf:
+            raise ConfigError(f"validation.min_delta must be 0 or more, not {self.min_delta}")
 
 
 class Validation:
@@ -38,26 +45,34 @@ class Validation:
         tiles_per_epoch: Of the plan.
 
     Attributes:
-        best: Highest metric so far; minus infinity before the first.
-        best_state: The method's weights at that time, on the CPU; None before the first.
-        is_stopped: Patience has run out.
+        best: Highest metric so far; minus infinity before the first that is a number.
+        best_step: Steps made at that time.
+        best_state: The method's weights at that time, on the CPU; None before.
+        num_worse: Validations since one was better by more than `min_delta`.
+        last_tiles: Tiles done at the last validation.
     """
+
+    STATE = ("best", "best_step", "best_state", "level", "num_worse", "last_tiles")
 
     def __init__(self, config: ValidationConfig, measure: Measure, *, tiles_per_epoch: int):
         self.config, self._measure, self.tiles_per_epoch = config, measure, tiles_per_epoch
         self.best, self.best_step, self.best_state = -math.inf, 0, None
-        self.num_done, self.num_worse = 0, 0
+        self.level, self.num_worse = -math.inf, 0
         self.last_tiles = 0
 
     @property
     def is_stopped(self) -> bool:
+        """Whether patience has run out."""
         return self.config.patience is not None and self.num_worse >= self.config.patience
 
     def is_due(self, tiles_done: int, *, is_end: bool = False) -> bool:
-        """Whether to measure now. At the end: unless these very weights were measured."""
+        """Whether to measure now: an interval is over, or at the end, unless these very weights were measured."""
         if is_end:
             return tiles_done > self.last_tiles
-        return tiles_done >= (self.num_done + 1) * self.config.every_epochs * self.tiles_per_epoch
+        now, last = (
+            tiles / (self.config.every_epochs * self.tiles_per_epoch) + ROUNDING for tiles in (tiles_done, self.last_tiles)
+        )
+        return math.floor(now) > math.floor(last)
 
     def measure(
         self, model: nn.Module, state: dict[str, Tensor], context: TrainContext, *, done: int, step: int
@@ -75,24 +90,25 @@ class Validation:
         """
         with torch.inference_mode():
             figures = self._measure(model, context)
-        if figures["metric"] > self.best + (self.config.min_delta if self.num_done else 0.0):
-            self.best, self.best_step, self.num_worse = figures["metric"], step, 0
+        metric = float(figures["metric"])  # where that is not a number, it is not better
+        if metric > self.best:
+            self.best, self.best_step = metric, step
             self.best_state = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+        if metric > self.level + self.config.min_delta:
+            self.level, self.num_worse = metric, 0
         else:
             self.num_worse += 1
-        self.num_done += 1
         self.last_tiles = done
         epoch = round(done / self.tiles_per_epoch, 4)
         return {"step": step, "epoch": epoch, **figures, "best_metric": self.best, "best_step": self.best_step}
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint: tensors and plain values."""
-        names = ("best", "best_step", "best_state", "num_done", "num_worse", "last_tiles")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in self.STATE}
 
     def restore(self, state: dict[str, Any]) -> None:
         """From a checkpoint."""
-        for name, value in state.items():
-            setattr(self, name, value)
+        for name in self.STATE:
+            setattr(self, name, state[name])
         if self.best_state is not None:
             self.best_state = {name: tensor.cpu() for name, tensor in self.best_state.items()}
