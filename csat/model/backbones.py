@@ -4,6 +4,7 @@ import difflib
 
 import timm
 from timm.models import group_parameters
+from timm.optim import auto_group_layers
 from torch import nn
 
 import csat.model.csat  # noqa: F401  (registers csat with timm)
@@ -55,14 +56,18 @@ def architecture_of(name: str) -> str:
 
 
 def layers_of(backbone: nn.Module, name: str) -> dict[str, int]:
-    """Name of each parameter → its layer as timm's layer-wise learning rates count them, 0 nearest to the image.
+    """Name of each parameter → its layer, 0 nearest to the image: as timm's `param_groups_layer_decay` counts them.
 
     Raises:
-        ConfigError: timm does not know this model's layers.
+        ConfigError: timm cannot tell this model's layers apart.
     """
-    if not hasattr(backbone, "group_matcher"):
-        raise ConfigError(f"timm does not know the layers of {name!r} (no group_matcher): leave out train.optim.layer_decay")
-    return group_parameters(backbone, backbone.group_matcher(coarse=False), reverse=True)
+    if hasattr(backbone, "group_matcher"):
+        layers = group_parameters(backbone, backbone.group_matcher(coarse=False), reverse=True)
+    else:
+        layers = auto_group_layers(backbone)  # csatv2 and a few others: every twelve tensors are a layer
+    if len(set(layers.values())) < 2:
+        raise ConfigError(f"timm cannot tell the layers of {name!r} apart: leave out train.optim.layer_decay")
+    return layers
 
 
 def _create(name: str, pretrained: bool, options: dict) -> nn.Module:
