@@ -1,9 +1,14 @@
 """Predictions of models that never were, with known truth: for what judges models, compares runs and draws reports."""
 
+import json
+from typing import Any
+
 import numpy as np
 
 from csat.data.datasets.contract import Task
-from csat.evaluation.predictions import Predictions
+from csat.evaluation import downstream
+from csat.evaluation.predictions import Predictions, write_predictions
+from csat.training.run_folder import RunFolder
 
 CLASSES = ("benign", "adenocarcinoma", "squamous")
 TISSUES = ("background", "gland")
@@ -65,3 +70,84 @@ def nuclei(seed: int = 0, *, num_samples: int = 12, per_group: int = 3, types: t
     return Predictions(
         task=Task.NUCLEI, classes=types, **names(num_samples, per_group), loss=rng.random(num_samples), arrays=arrays
     )
+
+
+def pictures(predictions: Predictions, count: int = 4, *, size: tuple[int, int] = (90, 120)) -> list[dict[str, Any]]:
+    """Of the samples that are most wrong, pink noise with two dark discs."""
+    found = []
+    rows, columns = np.mgrid[: size[0], : size[1]]
+    first, second = ((rows - 40) ** 2 + (columns - x) ** 2 < 20**2 for x in (40, 80))
+    for index in np.argsort(-predictions.loss)[:count]:
+        image = np.random.default_rng(int(index)).integers(180, 255, (*size, 3), dtype=np.uint8)
+        image[first | second] //= 2
+        true, said = first + 2 * (second & ~first), np.roll(first, 6, 1).astype(int)
+        if predictions.task == Task.SEGMENTATION:
+            true, said = np.where(true > 1, 255, true), said
+        if predictions.task == Task.CLASSIFICATION:
+            true = said = None
+        found.append(
+            {
+                "key": predictions.keys[index],
+                "title": "what was labelled and said",
+                "loss": float(predictions.loss[index]),
+                "image": image,
+                "true": true,
+                "said": said,
+            }
+        )
+    return found
+
+
+def write_run(
+    uri: Any,
+    parts: dict[str, Predictions],
+    *,
+    name: str = "csat",
+    metric: str | None = None,
+    state: str = "finished",
+    macs: int = 1_180_000_000,
+    seed: int = 0,
+) -> RunFolder:
+    """A run folder as finetune.py leaves it, without weights."""
+    folder = RunFolder(str(uri))
+    first = next(iter(parts.values()))
+    info = {
+        "name": "made_up",
+        "task": first.task,
+        "classes": first.classes,
+        "mpp": 0.5,
+        "licence": "CC0",
+        "source": "tests/made_up.py",
+        "group": "patient",
+        "note": "nothing of it is real",
+    }
+    about = {part: {"samples": len(said), "groups": sorted(set(said.groups))} for part, said in parts.items()}
+    unreadable = [{"sample": "images/broken.png", "reason": "unreadable: cut off"}]
+    folder.write_text("config.yaml", "data: {}\n")
+    folder.write_json("data.json", {**info, "sets": [info], "parts": about, "unreadable": unreadable})
+    steps = np.arange(1, 9)
+    lines = [{"step": int(step), "epoch": step / 4, "loss": 1 / step, "lr": 0.001 * (9 - step)} for step in steps]
+    folder.write_text("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    validations = [
+        {"step": int(step), "epoch": step / 4, **downstream.validate(first, metric=metric), "best_metric": 0.7, "best_step": 4}
+        for step in steps[3::4]
+    ]
+    folder.write_text("validation.jsonl", "".join(json.dumps(line) + "\n" for line in validations))
+    for part, said in parts.items():
+        write_predictions(folder.path("predictions", f"{part}.parquet"), said)
+    folder.write_json(
+        "evaluation.json",
+        {
+            "task": first.task,
+            "classes": first.classes,
+            "metric": downstream.check_metric(first.task, first.classes, metric),
+            **{part: downstream.evaluate([said], num_bootstraps=200) for part, said in parts.items()},
+            "best_step": 4,
+            "best_metric": 0.7,
+            "seed": seed,
+            "model": {"name": name, "init": "scratch", "from_run": None},
+            "cost": {"params": 2_940_000, "macs": macs, "input_px": 224, "images_per_s": 25.7},
+        },
+    )
+    folder.set_status(state)
+    return folder

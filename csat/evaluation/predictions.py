@@ -1,12 +1,15 @@
 """What a model said of labelled samples, reduced to what every metric can be computed from: small enough to keep."""
 
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from csat.data import storage
 from csat.data.datasets.contract import Task
 from csat.errors import DatasetError
 
@@ -109,6 +112,27 @@ class Predictions:
             views=about["views"],
             unreadable=tuple(tuple(pair) for pair in about["unreadable"]),
         )
+
+
+def read_predictions(uri: str) -> Predictions:
+    """Of a parquet file, local or remote.
+
+    Raises:
+        StorageError: there is no such file.
+        DatasetError: it holds something else.
+    """
+    try:
+        table = pq.read_table(io.BytesIO(storage.read_bytes(uri)))
+    except pa.ArrowInvalid as error:
+        raise DatasetError(f"{uri} cannot be read as parquet: {error}") from error
+    return Predictions.from_table(table)
+
+
+def write_predictions(uri: str, predictions: Predictions) -> None:
+    """Write a parquet file, whole or not at all."""
+    buffer = io.BytesIO()
+    pq.write_table(predictions.to_table(), buffer)
+    storage.write_bytes(uri, buffer.getvalue())
 
 
 def concatenate(parts: Sequence[Predictions]) -> Predictions:

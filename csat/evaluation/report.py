@@ -1,18 +1,14 @@
 """report.html of a run: one file, readable offline, for a person who has to believe it or not."""
 
-import base64
-import io
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from csat.evaluation.page import figure_uri, render
 from csat.training.run_folder import RunFolder
 
-TEMPLATE = Path(__file__).with_name("report.html")
 PICTURE_INCHES = 2.0  # edge of one picture in the grid
 
 
@@ -35,9 +31,8 @@ def write_report(
         pictures: Held-out tiles: `slide`, `tile` uint8 [H, W, 3], `teacher.<name>` and `student.<name>` [C, n, n], `known`
             bool [H, W] where the nuclei are known, and `covered_px` (from, to) where the responses cover the inner part only.
     """
-    # What a file or a slide's name says is escaped before a page shows it.
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    page = environment.from_string(TEMPLATE.read_text()).render(
+    page = render(
+        "report.html",
         config=folder.path("config.yaml"),
         run_folder=folder.uri,
         teacher=folder.read_json("teacher.json"),
@@ -71,7 +66,7 @@ def _curves(metrics: list[dict[str, Any]]) -> str | None:
     waiting.plot(steps, [line["lr"] / top for line in metrics], color="tab:gray", ls="--", label=f"learning rate / {top:.1e}")
     waiting.set(title="waiting and schedule", xlabel="step", ylim=(0, 1.05))
     waiting.legend(fontsize=7)
-    return _data_uri(figure)
+    return figure_uri(figure)
 
 
 def _pictures(pictures: list[dict[str, np.ndarray]]) -> str | None:
@@ -103,7 +98,7 @@ def _pictures(pictures: list[dict[str, np.ndarray]]) -> str | None:
                 if key in ("tile", "known") and "covered_px" in picture:
                     start, stop = picture["covered_px"]
                     axis.add_patch(Rectangle((start, start), stop - start, stop - start, ec="cyan", ls="--", fill=False))
-    return _data_uri(figure)
+    return figure_uri(figure)
 
 
 def _show(axis: Any, key: str, values: np.ndarray, channel: int | None) -> None:
@@ -117,9 +112,3 @@ def _show(axis: Any, key: str, values: np.ndarray, channel: int | None) -> None:
         axis.imshow(values[0].astype(np.float32), cmap="magma", vmin=0, vmax=1)
     else:
         axis.imshow(values[channel].astype(np.float32), cmap="RdBu", vmin=-1, vmax=1)
-
-
-def _data_uri(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=90)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
