@@ -102,7 +102,7 @@ def check_resources(
             f"blocks of {slot_bytes / 1e6:.0f} MB are on their way at least. Set --ray.stream_gb "
             f"{needed_bytes / 1e9 + 0.05:.1f}, or a smaller --manifest.chunk_tiles"
         )
-    store_bytes = have.get("object_store_memory", 0.0)
+    store_bytes = max(have.get("object_store_memory", 0.0), growable.get("object_store_memory", 0.0))
     if ray_config.stream_gb * 1e9 > store_bytes:
         raise ConfigError(
             f"--ray.stream_gb {ray_config.stream_gb:g} is more than the cluster's object store holds "
