@@ -55,15 +55,14 @@ def split_set(found: LabelledSet, config: SplitConfig) -> Parts:
                 f"{found.info.name}: sample {sample.key} is in a part called {part!r}; parts are: {', '.join(PARTS)}"
             )
         parts[part].append(sample)
+    check_groups(parts, found.info.name, found.info.group)
     fractions = {"test": config.test_fraction, "val": config.val_fraction}
     wanted = [part for part, fraction in fractions.items() if fraction and not parts[part]]
     for num_later, part in zip(range(len(wanted), 0, -1), wanted, strict=True):  # what is left trains
         if samples := parts["train"]:
             draw = GroupDraw(samples, config.seed, part, fractions=[fractions[part]], num_later=num_later)
             parts[part], parts["train"] = draw.draw(fractions[part])
-    parts = {part: sorted(samples, key=lambda sample: sample.key) for part, samples in parts.items()}
-    check_groups(parts, found.info.name, found.info.group)
-    return parts
+    return {part: sorted(samples, key=lambda sample: sample.key) for part, samples in parts.items()}
 
 
 def check_groups(parts: Parts, name: str, group: str) -> None:
