@@ -13,6 +13,7 @@ import io
 import json
 import logging
 import sys
+import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,16 +27,19 @@ from ray.train.torch import TorchTrainer
 from csat.data.labelled import LabelledConfig, LabelledData, assemble
 from csat.data.splits import PARTS
 from csat.errors import ConfigError, DatasetError, NonFiniteLossError, StorageError, TeacherError
+from csat.evaluation import downstream
 from csat.model.registry import ModelConfig
 from csat.settings import read_settings
+from csat.training.checkpoints import Checkpoints
 from csat.training.loop import TrainConfig
 from csat.training.run_folder import RunFolder
 from csat.training.validation import ValidationConfig
-from workflows import cli, cluster
+from workflows import cli, cluster, results
 from workflows.config import MethodConfig, RayConfig, ReaderConfig, WorkerConfig
 from workflows.labelled_stream import Prepared, decode
 from workflows.labelled_worker import FinetuneJob, build_method, finetune_worker, train_and_judge
 from workflows.leakage import check_leakage
+from workflows.meters import StoreMeter
 from workflows.progress import ProgressBoard, ProgressDisplay
 from workflows.stream import TRAIN, WholeSplit, execution_options
 
@@ -68,6 +72,11 @@ class FinetuneConfig:
             raise ConfigError(f"test_time_views is 1 or 8 (the symmetries of the square), not {self.test_time_views}")
         if self.num_bootstraps < 1:
             raise ConfigError(f"num_bootstraps must be at least 1, not {self.num_bootstraps}")
+        if self.data.sampling == "balanced" and self.method.options.get("class_weights", "none") != "none":
+            raise ConfigError(
+                "data.sampling balanced and method.options.class_weights both make up for rare classes, and together would do "
+                "it twice: choose one of the two"
+            )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -123,13 +132,17 @@ def finetune(config: FinetuneConfig, plain: dict[str, Any]) -> int:
     return 0
 
 
-def check(config: FinetuneConfig) -> LabelledData:
+def check(config: FinetuneConfig, data: LabelledData | None = None) -> LabelledData:
     """Everything that can be known without decoding: layouts, parts, classes, model, method, leakage.
+
+    Args:
+        data: Of the same `data` settings, where they were assembled before.
 
     Raises:
         ConfigError, DatasetError, StorageError: what is wrong and what to try.
     """
-    data = assemble(config.data)
+    data = data or assemble(config.data)
+    downstream.check_metric(data.info.task, data.info.classes, config.metric)
     build_method(config, data)
     if not config.accept_leakage:
         check_leakage(config.model, data)
@@ -183,8 +196,13 @@ def fit(
     status = folder.read_json("status.json")
     if status["state"] == "failed":
         raise NonFiniteLossError(status["error"])
+    evaluation = folder.read_json("evaluation.json")
+    checkpoint = Checkpoints(folder.path("checkpoints")).load()
+    is_stopped = len(checkpoint.cursor.done) < job.plan.num_positions
+    results.write_accounts(folder, job.plan, checkpoint, is_stopped=is_stopped)
+    results.write_throughput(folder, checkpoint, num_workers=config.workers.num_workers, student=evaluation["cost"])
     folder.set_status("finished")
-    return folder.read_json("evaluation.json")
+    return evaluation
 
 
 def where(folder: RunFolder) -> str:
@@ -221,8 +239,10 @@ def _train_in_group(job: FinetuneJob, folder: RunFolder) -> None:
             failure_config=FailureConfig(max_failures=config.workers.max_failures),
         ),
     )
-    with ProgressDisplay(board, total=job.plan.num_positions):
+    started = time.monotonic()
+    with StoreMeter() as meter, ProgressDisplay(board, total=job.plan.num_positions):
         trainer.fit()
+    results.write_attempt(folder, attempt, seconds=time.monotonic() - started, store=meter.figures())
 
 
 def _print_data(data: LabelledData) -> None:

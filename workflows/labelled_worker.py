@@ -1,15 +1,20 @@
 """What runs in a worker that trains on labels: build the model, train it, keep its best weights, judge and export them."""
 
+import io
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import ray
 import ray.train
 import torch
 from torch import nn
 
+from csat.data import storage
+from csat.data.datasets.contract import Sample
 from csat.data.labelled import LabelledData
 from csat.data.labelled_reader import LabelledReader, SampleOrder, read_here
 from csat.data.plan import Plan
@@ -17,11 +22,13 @@ from csat.data.splits import class_counts
 from csat.errors import NonFiniteLossError
 from csat.evaluation import downstream
 from csat.evaluation.downstream_report import write_downstream_report
-from csat.export import export_model
+from csat.evaluation.predict import View, predict, show
+from csat.evaluation.predictions import Predictions, concatenate
+from csat.export import export_model, exported_folder, load_exported, read_exported_config
 from csat.methods.contract import Method
 from csat.methods.registry import build_labelled_method
-from csat.model.cost import count_cost
-from csat.model.registry import build_model
+from csat.model.cost import count_cost, measure_speed
+from csat.model.registry import ModelConfig, build_model
 from csat.training.checkpoints import Checkpoints
 from csat.training.context import TrainContext
 from csat.training.loop import Trainer
@@ -34,6 +41,9 @@ if TYPE_CHECKING:
     from workflows.finetune import FinetuneConfig
 
 logger = logging.getLogger(__name__)
+
+JUDGED = ("val", "test")
+SPEED_BATCH = 8  # images at once of the speed that evaluation.json states
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +90,7 @@ class FinetuneJob:
 def build_method(config: "FinetuneConfig", data: LabelledData) -> Method:
     """The method with its model, seeded: the same weights in every process. Raises ConfigError for what cannot work."""
     torch.manual_seed(config.train.seed)
-    model = build_model(config.model, data.info)
+    model = build_model(config.model, data.info, load=lambda run: load_exported(exported_folder(run)))
     model.check_tile(config.data.tile_px)
     counts = class_counts(data.parts["train"], len(data.info.classes)) if data.parts["train"][0].label is not None else None
     options = {"seed": config.train.seed, **config.method.options}
@@ -144,11 +154,10 @@ def train_and_judge(
         on_validation=on_validation or ignore,
     )
     method = build_method(config, data).to(device)
-    parts = {part: _part(job, part) for part in ("val", "test")}
-    views = config.test_time_views
+    judge = _Judge(job, context)
 
     def measure(model: nn.Module, context: TrainContext) -> dict[str, float]:
-        return downstream.validate(_predict(job, model, parts["val"], context, views=1), metric=config.metric)
+        return downstream.validate(judge.predict(model, "val", is_final=False), metric=config.metric)
 
     validation = Validation(config.validation, measure, tiles_per_epoch=plan.num_tiles)
     trainer = Trainer(
@@ -157,13 +166,102 @@ def train_and_judge(
     cursor = trainer.run()
     method.load_state_dict(validation.best_state or trainer.averaged_state())
     model = method.part("student").eval()
-    predictions = {
-        part: _predict(job, model, samples, context, views=views) for part, samples in parts.items() if len(samples)
-    }
+    predictions = {part: judge.predict(model, part, is_final=True) for part in JUDGED if data.parts[part]}
     if context.rank == 0:
-        _write_results(job, folder, model, predictions, validation)
+        _write_results(folder, job, model, predictions, validation)
+        pictures = judge.pictures(model, predictions.get("test") or predictions["val"])
+        write_downstream_report(folder, pictures=pictures)
     context.gather(None)  # nobody leaves before the results are written
     return {"tiles": len(cursor.done)}
+
+
+class _Judge:
+    """Measures a model on the validation and test parts; every rank takes its share of the samples."""
+
+    def __init__(self, job: FinetuneJob, context: TrainContext):
+        self.job, self.context = job, context
+        self._source = job.prepared.source()
+        data = job.prepared.data
+        self._index_of = {sample.key: index for index, sample in enumerate(data.samples)}
+        self._view = View(
+            tile_px=job.config.data.tile_px,
+            fit=job.config.data.fit,
+            mpp=job.config.data.mpp,
+            precision=job.config.train.precision,
+        )
+
+    def predict(self, model: nn.Module, part: str, *, is_final: bool) -> Predictions:
+        """Of all samples of a part, the same on every rank. While training, only what the choosing metric needs."""
+        info, config = self.job.prepared.data.info, self.job.config
+        needs_instances = is_final or downstream.check_metric(info.task, info.classes, config.metric) != "dice"
+        view = replace(self._view, views=config.test_time_views) if is_final else self._view
+        mine = self.job.prepared.data.parts[part][self.context.rank :: self.context.world_size]
+        said = self._ask(predict, model, mine, view, with_instances=needs_instances)
+        return concatenate(self.context.gather(said))
+
+    def pictures(self, model: nn.Module, predictions: Predictions) -> list[dict[str, Any]]:
+        """Of the samples that the model is most wrong about."""
+        worst = np.argsort(-predictions.loss, kind="stable")[: self.job.config.report_samples]
+        keys = [predictions.keys[row] for row in worst]
+        return self._ask(show, model, [self.job.prepared.data.samples[self._index_of[key]] for key in keys], self._view)
+
+    def _ask(self, how: Callable, model: nn.Module, samples: Sequence[Sample], view: View, **options: Any) -> Any:
+        indices = [self._index_of[sample.key] for sample in samples]
+        info = self.job.prepared.data.info
+        return how(model, self._source, samples, indices, info, view, device=self.context.device, **options)
+
+
+def _write_results(
+    folder: RunFolder, job: FinetuneJob, model: nn.Module, predictions: dict[str, Predictions], validation: Validation
+) -> None:
+    """predictions/, evaluation.json and exported/."""
+    config, data = job.config, job.prepared.data
+    for part, said in predictions.items():
+        buffer = io.BytesIO()
+        pq.write_table(said.to_table(), buffer)
+        storage.write_bytes(folder.path("predictions", f"{part}.parquet"), buffer.getvalue())
+    figures = {
+        part: downstream.evaluate([said], num_bootstraps=config.num_bootstraps, seed=config.data.split.seed)
+        for part, said in predictions.items()
+    }
+    input_px = config.data.tile_px // model.downsample
+    cost = count_cost(model, (1, 3, input_px, input_px))
+    cost |= {"input_px": input_px, "images_per_s": measure_speed(model, (SPEED_BATCH, 3, input_px, input_px))}
+    started_from = _started_from(config.model)
+    folder.write_json(
+        "evaluation.json",
+        {
+            "task": data.info.task,
+            "classes": data.info.classes,
+            "metric": downstream.check_metric(data.info.task, data.info.classes, config.metric),
+            **figures,
+            "best_step": validation.best_step,
+            "best_metric": validation.best,
+            "seed": config.train.seed,
+            "model": {"name": config.model.name, "init": config.model.init, "from_run": config.model.from_run},
+            "cost": cost,
+        },
+    )
+    metadata = {
+        "task": data.info.task,
+        "classes": data.info.classes,
+        "tile_px": config.data.tile_px,
+        "fit": config.data.fit,
+        # A whole image that is stretched to the tile has no resolution of its own.
+        "mpp": (config.data.mpp or data.info.mpp) if config.data.fit == "crop" else None,
+        "licence": data.info.licence,
+        "source": data.info.source,
+        "data": data.info.name,
+        "started_from": started_from,
+    }
+    export_model(model, folder.path("exported"), metadata)
+
+
+def _started_from(model: ModelConfig) -> dict[str, Any] | str:
+    """Where the weights came from, for the model card: of a run, what its own export says, its teacher and licence too."""
+    if model.from_run is None:
+        return model.init
+    return {"run": model.from_run, **read_exported_config(exported_folder(model.from_run))["metadata"]}
 
 
 def _read_here(job: FinetuneJob, batch_size: int, context: TrainContext):

@@ -34,7 +34,9 @@ def finish(folder: RunFolder, job: Job, stream: StreamConfig, *, holdout: Manife
     assert checkpoint is not None, "training ended without a checkpoint"
     accounts = write_accounts(folder, job.plan, checkpoint)
     _export(folder, job, checkpoint)
-    throughput = write_throughput(folder, job, checkpoint)
+    student_px = job.tile_px // job.student.downsample
+    cost = {"input_px": student_px, **count_cost(job.build_method().part("student"), (1, 3, student_px, student_px))}
+    throughput = write_throughput(folder, checkpoint, num_workers=job.workers.num_workers, student=cost)
     evaluation: dict[str, Any] = {}
     pictures: list[dict[str, np.ndarray]] = []
     if holdout is not None and holdout.num_tiles:
@@ -51,14 +53,22 @@ def finish(folder: RunFolder, job: Job, stream: StreamConfig, *, holdout: Manife
     )
 
 
-def write_accounts(folder: RunFolder, plan: Plan, checkpoint: Checkpoint) -> dict[str, Any]:
-    """accounting.json and quarantine.parquet. The loop has checked the sums; here they are said."""
+def write_accounts(folder: RunFolder, plan: Plan, checkpoint: Checkpoint, *, is_stopped: bool = False) -> dict[str, Any]:
+    """accounting.json and quarantine.parquet. The loop has checked the sums; here they are said.
+
+    Args:
+        is_stopped: A validation ended the run before its plan: the tiles of the last epoch that never came are said, too.
+    """
+    fates = ("trained", "quarantined", "filtered")
     epochs = [
-        {"epoch": epoch, "manifest": plan.num_tiles, "trained": counts[0], "quarantined": counts[1], "filtered": counts[2]}
+        {"epoch": epoch, "manifest": plan.num_tiles, **dict(zip(fates, counts, strict=True))}
         for epoch, counts in sorted(checkpoint.cursor.counts.items())
     ]
-    total = {name: sum(row[name] for row in epochs) for name in ("manifest", "trained", "quarantined", "filtered")}
-    parts = " + ".join(f"{total[name]:,} {name}" for name in ("trained", "quarantined", "filtered"))
+    if is_stopped:
+        fates = (*fates, "not_reached")
+        epochs = [{**row, "not_reached": plan.num_tiles - sum(row[fate] for fate in fates[:3])} for row in epochs]
+    total = {name: sum(row[name] for row in epochs) for name in ("manifest", *fates)}
+    parts = " + ".join(f"{total[name]:,} {name.replace('_', ' ')}" for name in fates)
     print(f"{len(epochs)} epochs of {plan.num_tiles:,} tiles: {total['manifest']:,} in the manifest = {parts}")
     tables = [checkpoint.quarantine]
     slides_path = folder.path("manifest", "quarantine.parquet")
@@ -83,24 +93,28 @@ def write_attempt(folder: RunFolder, attempt: int, *, seconds: float, store: dic
     folder.write_json(f"attempt-{attempt:03d}.json", {"attempt": attempt, "wall_s": seconds, **store})
 
 
-def write_throughput(folder: RunFolder, job: Job, checkpoint: Checkpoint) -> dict[str, Any]:
-    """throughput.json: tiles/s of each stage, share of the time that the trainers waited, memory, spilled bytes."""
+def write_throughput(
+    folder: RunFolder, checkpoint: Checkpoint, *, num_workers: int, student: dict[str, Any]
+) -> dict[str, Any]:
+    """throughput.json: tiles/s of each stage, share of the time that the trainers waited, memory, spilled bytes.
+
+    Args:
+        student: What one forward pass costs: input_px, params, macs.
+    """
     meters, metrics = checkpoint.cursor.meters, read_metrics(folder.uri)
     count = (folder.read_json("attempts.json") or {"attempts": 0})["attempts"]
     # An attempt that was killed left no figures of its own.
     attempts = [each for number in range(1, count + 1) if (each := folder.read_json(f"attempt-{number:03d}.json"))]
     spilled = [each["spilled_bytes"] for each in attempts if each["spilled_bytes"] is not None]
-    student = job.build_method().part("student")
-    student_px = job.tile_px // job.student.downsample
-    rows, workers = meters.get("rows", 0.0), job.workers.num_workers
+    rows = meters.get("rows", 0.0)
     loop_s, wait_s = meters.get("loop_s", 0.0), meters.get("wait_s", 0.0)
     throughput = {
         "tiles": int(rows),
-        "tiles_per_s": rows / (loop_s / workers) if loop_s else None,
+        "tiles_per_s": rows / (loop_s / num_workers) if loop_s else None,
         "stages": {
             "read": {"tiles_per_s_per_actor": _rate(rows, meters.get("read_s"))},
             "teacher": {"tiles_per_s_per_actor": _rate(rows, meters.get("teacher_s"))},
-            "student": {"tiles_per_s_per_worker": _rate(rows, loop_s - wait_s), "workers": workers},
+            "student": {"tiles_per_s_per_worker": _rate(rows, loop_s - wait_s), "workers": num_workers},
         },
         "trainer_waiting_share": wait_s / loop_s if loop_s else None,
         "wall_s": sum(each["wall_s"] for each in attempts),
@@ -108,7 +122,7 @@ def write_throughput(folder: RunFolder, job: Job, checkpoint: Checkpoint) -> dic
         "trainer_peak_rss_bytes": max((line["peak_rss_bytes"] for line in metrics), default=None),
         "object_store_peak_bytes": max((each["object_store_peak_bytes"] for each in attempts), default=None),
         "spilled_bytes": sum(spilled) if spilled else None,
-        "student": {"input_px": student_px, **count_cost(student, (1, 3, student_px, student_px))},
+        "student": student,
     }
     folder.write_json("throughput.json", throughput)
     return throughput

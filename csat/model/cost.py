@@ -1,5 +1,7 @@
 """What a network costs: parameters and multiply-accumulates."""
 
+import statistics
+import time
 from collections.abc import Sequence
 
 import torch
@@ -31,3 +33,24 @@ def count_cost(module: nn.Module, input_shape: Sequence[int]) -> dict[str, int]:
         for child, training in was_training.items():
             child.training = training
     return {"params": sum(p.numel() for p in params), "macs": counter.get_total_flops() // 2}
+
+
+@torch.inference_mode()
+def measure_speed(module: nn.Module, input_shape: Sequence[int], *, rounds: int = 5) -> float:
+    """Images per second of forward passes in evaluation mode, where the module is now: the median of some rounds after a warm-up.
+
+    A figure to set beside another from the same machine at the same time; `workflows/benchmark.py` measures with care.
+    """
+    device = next(module.parameters()).device
+    images = torch.zeros(tuple(input_shape), device=device)
+    was_training = module.training
+    module.eval()
+    seconds = []
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
+        module(images)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    module.train(was_training)
+    return input_shape[0] / statistics.median(seconds[1:])
