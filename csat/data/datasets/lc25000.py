@@ -36,9 +36,8 @@ class Lc25000Options:
     """What this set lets one choose."""
 
     organ: str | None = None  # lung (3 classes) or colon (2); None: both
-    groups: str | None = (
-        None  # clusters of LC25000-clean, a csv or its folder annotations; None: the csv in root if it is there
-    )
+    # clusters of LC25000-clean, its csv or its folder annotations; None: the csv in root where it is there
+    groups: str | None = None
 
     def __post_init__(self):
         if self.organ is not None and self.organ not in CLASSES:

@@ -29,9 +29,8 @@ PARTITIONS = ("Test", "Val1", "Val2", "Val3", "Val4")
 class SicapOptions:
     """What this set lets one choose."""
 
-    partition: str = (
-        "Test"  # Test: train and test, as the authors report; Val1 … Val4: a fold of train as train and val, and test
-    )
+    # Test: train and test, as the authors report; Val1 … Val4: a fold of train as train and val, and test
+    partition: str = "Test"
 
     def __post_init__(self):
         if self.partition not in PARTITIONS:

@@ -1,0 +1,62 @@
+import openpyxl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from csat.data.datasets.tables import is_empty, read_rows, text
+from csat.errors import DatasetError, StorageError
+
+
+@pytest.mark.parametrize(
+    "name, data",
+    [
+        ("a.csv", "path,label\nx.png, tumor \ny.png,\n"),
+        ("a.csv", "\ufeffpath;label\r\nx.png;tumor\r\n\r\ny.png;\r\n"),
+        ("a.tsv", "path\tlabel\nx.png\ttumor\ny.png\n"),
+        ("a.CSV", 'path, label\n"x.png","tumor"\ny.png,""\n'),
+    ],
+    ids=["comma", "semicolon, mark of order, blank line", "tab, short line", "quotes, space in the head"],
+)
+def test_csv_in_its_varieties(name, data, tmp_path):
+    (tmp_path / name).write_text(data, encoding="utf-8", newline="")
+    assert read_rows(str(tmp_path / name)) == [{"path": "x.png", "label": "tumor"}, {"path": "y.png", "label": ""}]
+
+
+def test_a_quoted_cell_may_hold_a_line_end(tmp_path):
+    (tmp_path / "a.csv").write_text('path,note\nx.png,"two\nlines"\n')
+    assert read_rows(str(tmp_path / "a.csv")) == [{"path": "x.png", "note": "two\nlines"}]
+
+
+def test_parquet_and_xlsx(tmp_path):
+    pq.write_table(pa.table({"path": ["x.png", "y.png"], "patient": [1, None]}), tmp_path / "a.parquet")
+    assert read_rows(str(tmp_path / "a.parquet")) == [{"path": "x.png", "patient": 1}, {"path": "y.png", "patient": None}]
+    book = openpyxl.Workbook()
+    for row in (["path ", "patient"], ["x.png", 1], [None, None], ["y.png", None]):
+        book.active.append(row)
+    book.save(tmp_path / "a.xlsx")
+    assert read_rows(str(tmp_path / "a.xlsx")) == [{"path": "x.png", "patient": 1}, {"path": "y.png", "patient": None}]
+
+
+def test_a_missing_column_lists_those_that_are_there(tmp_path):
+    (tmp_path / "a.csv").write_text("path,label\nx.png,tumor\n")
+    with pytest.raises(DatasetError, match="a.csv: there is no column 'group'; its columns are: 'path', 'label'"):
+        read_rows(str(tmp_path / "a.csv"), needs=["path", "group"])
+
+
+def test_what_is_no_table(tmp_path):
+    with pytest.raises(DatasetError, match="a.txt: a table is .csv or .tsv or .parquet or .xlsx"):
+        read_rows(str(tmp_path / "a.txt"))
+    for name in ("a.parquet", "a.xlsx"):
+        (tmp_path / name).write_bytes(b"no table")
+        with pytest.raises(DatasetError, match=f"{name}: cannot be read as {name[2:]}"):
+            read_rows(str(tmp_path / name))
+    (tmp_path / "a.csv").write_bytes(b"path\n\xff\xfe\xfa\n")
+    with pytest.raises(DatasetError, match="a.csv: cannot be read as csv: UnicodeDecodeError"):
+        read_rows(str(tmp_path / "a.csv"))
+    with pytest.raises(StorageError, match="b.csv"):
+        read_rows(str(tmp_path / "b.csv"))
+
+
+def test_cells():
+    assert [is_empty(cell) for cell in (None, float("nan"), " ", "", 0, "a")] == [True] * 4 + [False] * 2
+    assert [text(cell) for cell in (3.0, 3, 3.5, " a ")] == ["3", "3", "3.5", "a"]
