@@ -1,9 +1,9 @@
 """A model over labelled samples: each image is seen whole, and what was said of it becomes one row of `Predictions`.
 
-With `fit` "resize" the model sees the image once, stretched to its tile. With "crop" it sees windows at the image's own resolution:
-of each window only the inner part is used, and windows are placed so that the inner parts cover the image (the overlap-tile
-strategy of Ronneberger et al. 2015, section 2); at the image's edge the window looks at its mirror image. A classification is the
-mean of its windows' probabilities.
+With `fit` "resize" the model sees the image once, stretched to its tile. With "crop" it sees windows at the image's own
+resolution: of each window only the inner part is used, and windows are placed so that the inner parts cover the image (the
+overlap-tile strategy of Ronneberger et al. 2015, section 2); beyond the image's edge the window sees the mirror image. A
+classification is the mean of its windows' probabilities.
 """
 
 from collections.abc import Iterator, Sequence
@@ -107,8 +107,8 @@ def show(
     """Pictures of samples for a report.
 
     Returns:
-        For each sample `key`, `title` (what was labelled and what was said), `loss`, `image` uint8 [H, W, 3], and `true` and `said`: int
-        [H, W] class or instance ids, None for a classification.
+        For each sample `key`, `title` (what was labelled and what was said), `loss`, `image` uint8 [H, W, 3], and `true` and
+        `said`: int [H, W] class or instance ids, None for a classification.
     """
     pictures = []
     for sample, decoded, maps in _look(model, source, samples, indices, view, device, []):

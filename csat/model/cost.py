@@ -37,7 +37,7 @@ def count_cost(module: nn.Module, input_shape: Sequence[int]) -> dict[str, int]:
 
 @torch.inference_mode()
 def measure_speed(module: nn.Module, input_shape: Sequence[int], *, rounds: int = 5) -> float:
-    """Images per second of forward passes in evaluation mode, where the module is now: the median of some rounds after a warm-up.
+    """Images per second of forward passes in evaluation mode: the median of some rounds after a warm-up.
 
     A figure to set beside another from the same machine at the same time; `workflows/benchmark.py` measures with care.
     """
