@@ -67,13 +67,13 @@ def slides(tmp_path_factory) -> list[Path]:
 
 @pytest.fixture
 def run_alone():
-    """Runs pretrain.py in a process of its own; whatever it started is killed at the end of the test."""
+    """Runs a verb in a process of its own; whatever it started is killed at the end of the test."""
     processes: list[subprocess.Popen] = []
 
-    def start(argv: list[str], log: Path, **environment: str) -> subprocess.Popen:
+    def start(argv: list[str], log: Path, verb: str = "pretrain", **environment: str) -> subprocess.Popen:
         with log.open("ab") as file:
             process = subprocess.Popen(
-                [sys.executable, "workflows/pretrain.py", *argv],
+                [sys.executable, f"workflows/{verb}.py", *argv],
                 cwd=ROOT,
                 stdout=file,
                 stderr=subprocess.STDOUT,
