@@ -20,6 +20,7 @@ FILLED_IN = {
     "BUCKET": "my-bucket",
     "PREFIX": "csat",
     "REGION": "eu-central-1",
+    "ZONE": "eu-central-1-a",
 }
 
 
@@ -41,7 +42,7 @@ def filled(name: str, **values: str) -> str:
     """A file of cluster/ with its words in capitals replaced."""
     text = read(name)
     for word, value in {**FILLED_IN, **values}.items():
-        text = text.replace(word, value)
+        text = re.sub(rf"\b{word}\b", value, text)
     return text
 
 
