@@ -42,7 +42,7 @@ class Cell:
     @cached_property
     def config(self) -> FinetuneConfig:
         """What its runs have in common; searched settings have the values that finetune.py or the recipe gives them."""
-        return self.read({}, "unused")[0]
+        return self.read({})
 
     @cached_property
     def data_key(self) -> str:
@@ -50,19 +50,14 @@ class Cell:
         data = {name: value for name, value in asdict(self.config.data).items() if name not in AFTER_DECODING}
         return json.dumps(data, sort_keys=True)
 
-    def run_settings(self, params: Mapping[str, Any], *place: str) -> dict[str, Any]:
-        """All settings of one run of the cell.
+    def run_settings(self, params: Mapping[str, Any], run_folder: str) -> dict[str, Any]:
+        """All settings of one run of the cell. `params`: dotted searched setting → value."""
+        return merge(self.settings, unfold(params), {"run_folder": run_folder})
 
-        Args:
-            params: Dotted searched setting → value.
-            place: Of its run folder below the cell's.
-        """
-        return merge(self.settings, unfold(params), {"run_folder": storage.join(self.folder, *place)})
-
-    def read(self, params: Mapping[str, Any], *place: str) -> tuple[FinetuneConfig, dict[str, Any]]:
-        """The same, checked, as finetune.py takes it. Raises ConfigError that names the cell."""
+    def read(self, params: Mapping[str, Any]) -> FinetuneConfig:
+        """What a run with these searched values would do. Raises ConfigError that names the cell."""
         try:
-            return read_config(self.run_settings(params, *place))
+            return read_config(self.run_settings(params, self.folder))[0]
         except ConfigError as error:
             raise ConfigError(f"{self.name}: {error}") from error
 
@@ -91,7 +86,7 @@ def make_cells(config: "SweepConfig", space: tuple[Dimension, ...]) -> list[Cell
             folder = storage.join(root, "cells", data_set, start)
             cell = Cell(data_set=str(data_set), start=str(start), folder=folder, settings=settings)
             for point in corners(space):
-                run, _ = cell.read(point, "unused")
+                run = cell.read(point)
                 run.train.rows_per_worker(run.workers.num_workers)
             _check_asha(config, cell, space)
             cells.append(cell)

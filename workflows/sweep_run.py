@@ -1,7 +1,6 @@
 """One cell of a sweep, start to end: search, seeds with the best setting, tidying up, and the record that says it is done."""
 
 import logging
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from csat.data import storage
@@ -22,7 +21,6 @@ RESULT = "cell.json"  # written last: the cell is done
 NOT_KEPT = ("checkpoints", "exported")  # of trials that were not the best
 # What a trial of the search does less of: nobody reads its intervals and pictures.
 TRIAL_SETTINGS = {"num_bootstraps": 200, "report_samples": 4}
-SEED = "train.seed"
 
 
 def finished_result(cell: Cell) -> CellResult | None:
@@ -46,33 +44,22 @@ def run_cell(
         data_name: Of the `DataHolder` with the cell's data.
     """
     train, is_group = cell.config.train, cell.config.workers.num_workers > 1
-    common = dict(
-        folder=cell.folder,
-        data=data_name,
-        progress=progress,
-        resources=Resources(
-            max_concurrent=config.max_concurrent, cpus=config.cpus_per_trial, gpus=config.gpus_per_trial, is_group=is_group
-        ),
-    )
     num_trials = config.num_trials if space else 0
     study = Study(cell.folder, space, searcher=config.searcher, num_trials=num_trials, seed=config.seed)
-    if study.num_left:
-        progress.begin(f"{cell.name}: trials", total=num_trials, ended=study.ended())
-        scheduler = make_scheduler(config.scheduler, config.asha, epochs=train.epochs, history=study.ended())
-        run_trials(study, _settings_of_trials(cell), scheduler=scheduler, **common)
-    trials, best = study.ended(), study.best()
-    seeds: list[Trial] = []
-    if best is not None or not space:
-        params = {} if best is None else best.params
-        runs = SeedRuns(cell, params, first=train.seed + 1, num=config.final_seeds, on_end=study.save)
-        if runs.num_left:
-            progress.begin(f"{cell.name}: seeds", total=config.final_seeds, ended=runs.ended())
-            scheduler = make_scheduler("none", config.asha, epochs=train.epochs, history=())
-            run_trials(runs, runs.settings_of, scheduler=scheduler, **common)
-        seeds = runs.ended()
-    else:
-        progress.skip(config.final_seeds)
+    runs = CellRuns(cell, study, num_seeds=config.final_seeds, progress=progress)
+    if runs.num_left:
+        run_trials(
+            runs,
+            folder=cell.folder,
+            data=data_name,
+            progress=progress,
+            scheduler=make_scheduler(config.scheduler, config.asha, epochs=train.epochs, history=study.ended()),
+            resources=Resources(
+                max_concurrent=config.max_concurrent, cpus=config.cpus_per_trial, gpus=config.gpus_per_trial, is_group=is_group
+            ),
+        )
     study.save()
+    trials, best, seeds = study.ended(), study.best(), runs.seeds()
     _tidy(cell, trials, best)
     if tracker is not None:
         _track(tracker, cell, trials, seeds)
@@ -81,7 +68,7 @@ def run_cell(
         start=cell.start,
         trials=tuple(trials),
         best=None if best is None else best.number,
-        seeds=tuple(_seed_folder(cell, run.number) for run in seeds if run.state == FINISHED),
+        seeds=tuple(_place(cell, SEEDS, run.number) for run in seeds if run.state == FINISHED),
         error=_what_failed(trials, seeds),
         wall_s=study.wall_s,
     )
@@ -91,52 +78,75 @@ def run_cell(
     return result
 
 
-class SeedRuns:
-    """Runs with one setting and different seeds of the training, by number.
+class CellRuns:
+    """The runs of a cell: the trials of its study, and when they are over, the best setting with several seeds.
 
-    Args:
-        params: The setting.
-        first: Seed of the first run. It is not the trials': the best of them may owe it to its seed.
-        num: Of runs.
-        on_end: Called when one has ended.
+    The seeds are others than the trials': the best of those may owe it to its seed.
     """
 
-    def __init__(self, cell: Cell, params: dict[str, Any], *, first: int, num: int, on_end: Callable[[], None]):
-        self.cell, self.params, self.first, self.on_end = cell, params, first, on_end
-        self._runs = {number: self._read(number) for number in range(num)}
-        self._waiting = [number for number, run in self._runs.items() if not run.has_ended]
+    def __init__(self, cell: Cell, study: Study, *, num_seeds: int, progress: Progress):
+        self.cell, self.study, self.num_seeds, self.progress = cell, study, num_seeds, progress
+        self._numbers: dict[str, int] = {}  # run folder → number of a trial that runs
+        self._seeds: dict[int, Trial] | None = None
+        progress.begin(f"{cell.name}: trials", total=study.num_trials, ended=study.ended())
+        if not study.num_left:
+            self._begin_seeds()
 
     @property
     def num_left(self) -> int:
-        return sum(not run.has_ended for run in self._runs.values())
+        """Runs that have not ended. Seeds count as soon as they may come, and no more when no trial came to anything."""
+        if self._seeds is None:
+            return self.study.num_left + self.num_seeds
+        return sum(not run.has_ended for run in self._seeds.values())
 
-    def ended(self) -> list[Trial]:
-        return [run for run in self._runs.values() if run.has_ended]
-
-    def suggest(self) -> tuple[int, dict[str, Any]] | None:
+    def suggest(self) -> dict[str, Any] | None:
+        if self._seeds is None:
+            suggested = self.study.suggest()
+            if suggested is None:
+                return None
+            number, params = suggested
+            place = _place(self.cell, TRIALS, number)
+            self._numbers[place] = number
+            return {"settings": {**self.cell.run_settings(params, place), **TRIAL_SETTINGS}, "stands": False}
         if not self._waiting:
             return None
         number = self._waiting.pop(0)
-        return number, {**self.params, SEED: self.first + number}
+        place, seed = _place(self.cell, SEEDS, number), self.cell.config.train.seed + 1 + number
+        self._numbers[place] = number
+        return {"settings": self.cell.run_settings({**self._params, "train.seed": seed}, place), "stands": True}
 
-    def tell(self, number: int, *, seconds: float) -> Trial:
-        self._runs[number] = self._read(number)
-        self.on_end()
-        return self._runs[number]
+    def tell(self, run_folder: str, *, seconds: float) -> None:
+        number = self._numbers.pop(run_folder)
+        if self._seeds is None:
+            self.progress.ended(self.study.tell(number, seconds=seconds))
+            if not self.study.num_left:
+                self._begin_seeds()
+        else:
+            self._seeds[number] = self._read_seed(number)
+            self.study.save()
+            self.progress.ended(self._seeds[number])
 
-    def settings_of(self, number: int, values: dict[str, Any]) -> dict[str, Any]:
-        return self.cell.run_settings(values, SEEDS, str(number))
+    def seeds(self) -> list[Trial]:
+        """Seeds that have ended."""
+        return [run for run in (self._seeds or {}).values() if run.has_ended]
 
-    def _read(self, number: int) -> Trial:
-        return read_trial(_seed_folder(self.cell, number), number=number, params=self.params)
+    def _begin_seeds(self) -> None:
+        best = self.study.best()
+        if best is None and self.study.num_trials:
+            self._seeds, self._waiting = {}, []
+            self.progress.skip(self.num_seeds)
+            return
+        self._params = {} if best is None else best.params
+        self._seeds = {number: self._read_seed(number) for number in range(self.num_seeds)}
+        self._waiting = [number for number, run in self._seeds.items() if not run.has_ended]
+        self.progress.begin(f"{self.cell.name}: seeds", total=self.num_seeds, ended=self.seeds())
+
+    def _read_seed(self, number: int) -> Trial:
+        return read_trial(_place(self.cell, SEEDS, number), number=number, params=self._params)
 
 
-def _settings_of_trials(cell: Cell) -> Callable[[int, dict[str, Any]], dict[str, Any]]:
-    return lambda number, params: {**cell.run_settings(params, TRIALS, trial_name(number)), **TRIAL_SETTINGS}
-
-
-def _seed_folder(cell: Cell, number: int) -> str:
-    return storage.join(cell.folder, SEEDS, str(number))
+def _place(cell: Cell, kind: str, number: int) -> str:
+    return storage.join(cell.folder, kind, trial_name(number))
 
 
 def _tidy(cell: Cell, trials: list[Trial], best: Trial | None) -> None:
@@ -144,7 +154,7 @@ def _tidy(cell: Cell, trials: list[Trial], best: Trial | None) -> None:
     for trial in trials:
         if best is None or trial.number != best.number:
             for name in NOT_KEPT:
-                storage.delete(storage.join(cell.folder, TRIALS, trial_name(trial.number), name))
+                storage.delete(storage.join(_place(cell, TRIALS, trial.number), name))
     storage.delete(storage.join(cell.folder, RAY_FOLDER))
 
 
@@ -162,7 +172,6 @@ def _what_failed(trials: list[Trial], seeds: list[Trial]) -> str | None:
 def _track(tracker: MlflowTracker, cell: Cell, trials: list[Trial], seeds: list[Trial]) -> None:
     for kind, runs in ((TRIALS, trials), (SEEDS, seeds)):
         for run in runs:
-            place = storage.join(cell.folder, kind, trial_name(run.number) if kind == TRIALS else str(run.number))
             tags = {
                 "data_set": cell.data_set,
                 "start": cell.start,
@@ -170,4 +179,4 @@ def _track(tracker: MlflowTracker, cell: Cell, trials: list[Trial], seeds: list[
                 "number": str(run.number),
                 "state": run.state,
             }
-            tracker.log(place, params=run.params, tags=tags)
+            tracker.log(_place(cell, kind, run.number), params=run.params, tags=tags)

@@ -1,9 +1,10 @@
 """Ray Tune over the runs of one cell: hands out settings, stops what lags behind, tells how far it is."""
 
+import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, Protocol
@@ -18,7 +19,7 @@ from csat.evaluation.sweep import FAILED, PRUNED, Trial
 from csat.evaluation.sweep_table import duration
 from csat.training.run_folder import RunFolder
 from workflows.progress import LINE_EVERY_S
-from workflows.sweep_trial import EPOCH, METRIC, REPLAYED, run_trial
+from workflows.sweep_trial import EPOCH, METRIC, STANDS, run_trial
 
 SCHEDULERS = ("asha", "none")
 RAY_FOLDER = "ray"  # of a cell: Tune's own notes, deleted with the cell's end
@@ -42,13 +43,17 @@ class AshaConfig:
 
 
 class Work(Protocol):
-    """Runs that are to be made, by number: a `Study`, or the seeds of a cell."""
+    """Runs that are to be made."""
 
-    num_left: int
+    @property
+    def num_left(self) -> int:
+        """Runs that have not ended; 0: there is nothing more to do."""
 
-    def suggest(self) -> tuple[int, dict[str, Any]] | None: ...
+    def suggest(self) -> dict[str, Any] | None:
+        """What the next run gets (see `run_trial`, apart from `data`); None: there is none before another has ended."""
 
-    def tell(self, number: int, *, seconds: float) -> Trial: ...
+    def tell(self, run_folder: str, *, seconds: float) -> None:
+        """A run has ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +73,6 @@ class Resources:
 
 def run_trials(
     work: Work,
-    settings_of: Callable[[int, dict[str, Any]], dict[str, Any]],
     *,
     folder: str,
     data: str,
@@ -79,19 +83,20 @@ def run_trials(
     """Run all that is left of `work`. Returns when every run has ended, well or not.
 
     Args:
-        settings_of: Of a run: number and suggested values → all settings of finetune.py.
         folder: URI of the cell's folder.
         data: Name of the `DataHolder`.
     """
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # the run folders have it all
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # an interrupted sweep is not a finished one
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # Tune's own tables; the older ones obey `verbose`
+    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)  # misses the loggers' files
     storage.delete(storage.join(folder, RAY_FOLDER))
     store, path = storage.arrow_filesystem(folder)
     tuner = tune.Tuner(
         tune.with_resources(run_trial, resources.request()),
         tune_config=tune.TuneConfig(
-            search_alg=_Handout(work, settings_of, data, progress),
+            search_alg=_Handout(work, data),
             scheduler=scheduler,
             num_samples=work.num_left,
             max_concurrent_trials=resources.max_concurrent,
@@ -144,7 +149,7 @@ class RecordedAsha(ASHAScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         action = super().on_trial_result(tune_controller, trial, result)
-        if result.get(REPLAYED) or result.get("done"):
+        if result.get(STANDS) or result.get("done"):
             return TrialScheduler.CONTINUE
         if action == TrialScheduler.STOP:
             # The trial waits for this answer: nobody else writes now.
@@ -211,26 +216,26 @@ class Progress(tune.Callback):
 class _Handout(Searcher):
     """Tune's side of a `Work`."""
 
-    def __init__(self, work: Work, settings_of: Callable, data: str, progress: Progress):
+    def __init__(self, work: Work, data: str):
         super().__init__(metric=METRIC, mode="max")
-        self._work, self._settings_of, self._data, self._progress = work, settings_of, data, progress
-        self._running: dict[str, tuple[int, str, float]] = {}  # Tune's name → number, run folder, start
+        self._work, self._data = work, data
+        self._running: dict[str, tuple[str, float]] = {}  # Tune's name → run folder, start
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        if not self._work.num_left:
+            return Searcher.FINISHED
         suggested = self._work.suggest()
         if suggested is None:
-            return Searcher.FINISHED
-        number, values = suggested
-        settings = self._settings_of(number, values)
-        self._running[trial_id] = number, settings["run_folder"], time.monotonic()
-        return {"settings": settings, "data": self._data}
+            return None
+        self._running[trial_id] = suggested["settings"]["run_folder"], time.monotonic()
+        return {**suggested, "data": self._data}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        number, run_folder, started = self._running.pop(trial_id)
+        run_folder, started = self._running.pop(trial_id)
         if error:
             why = f"its process ended {MAX_DEATHS + 1} times without a word: killed, or out of memory"
             RunFolder(run_folder).set_status(FAILED, error=why, kind="ProcessDied")
-        self._progress.ended(self._work.tell(number, seconds=time.monotonic() - started))
+        self._work.tell(run_folder, seconds=time.monotonic() - started)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the work keeps its own record."""

@@ -6,6 +6,8 @@ import io
 import logging
 import os
 import threading
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import ray
@@ -23,7 +25,7 @@ from workflows.labelled_stream import Prepared
 logger = logging.getLogger(__name__)
 
 # What a trial reports.
-METRIC, EPOCH, REPLAYED = "metric", "epoch", "is_replayed"
+METRIC, EPOCH, STANDS = "metric", "epoch", "stands"  # the last: whatever it is, it is no reason to stop the trial
 WATCH_EVERY_S = 1.0
 # A process is used for one trial after another: the thread of the last one may take this long to end.
 END_TIMEOUT_S = 120
@@ -44,7 +46,8 @@ def run_trial(config: dict[str, Any]) -> None:
     """Train one setting, or go on with it. How it went is in its run folder, an exception of the training too.
 
     Args:
-        config: `settings`, all of finetune.py, and `data`, name of the `DataHolder`.
+        config: `settings`, all of finetune.py; `data`, name of the `DataHolder`; `stands`, it is not to be stopped by others'
+            being better.
 
     Raises:
         RayError: something was lost that another attempt may find again.
@@ -54,14 +57,15 @@ def run_trial(config: dict[str, Any]) -> None:
     folder = RunFolder(settings.run_folder)
     if (folder.read_json("status.json") or {}).get("state") in ENDED:
         return  # its process died between the last word and the return
+    report = partial(_report, stands=config["stands"])
     last_step = _replay(folder)
     prepared = ray.get(ray.get_actor(config["data"]).get.remote())
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # the sweep has a line of its own for all of its trials
             if settings.workers.num_workers == 1:
-                fit(settings, plain, prepared, on_validation=_report, in_this_process=True)
+                fit(settings, plain, prepared, on_validation=report, in_this_process=True)
             else:
-                _fit_in_group(settings, plain, prepared, last_step)
+                _fit_in_group(settings, plain, prepared, report, last_step)
     except ray.exceptions.RayError:
         folder.set_status("running")
         raise
@@ -80,15 +84,21 @@ def _replay(folder: RunFolder) -> int:
     step = Checkpoints(folder.path("checkpoints")).latest_cursor().step
     for line in read_metrics(folder.uri, "validation"):
         if line["step"] <= step:
-            _report(line, is_replayed=True)
+            _report(line, stands=True)
     return step
 
 
-def _report(figures: dict[str, Any], *, is_replayed: bool = False) -> None:
-    tune.report({METRIC: figures["best_metric"], EPOCH: figures["epoch"], REPLAYED: is_replayed})
+def _report(figures: dict[str, Any], *, stands: bool) -> None:
+    tune.report({METRIC: figures["best_metric"], EPOCH: figures["epoch"], STANDS: stands})
 
 
-def _fit_in_group(settings: FinetuneConfig, plain: dict[str, Any], prepared: Prepared, last_step: int) -> None:
+def _fit_in_group(
+    settings: FinetuneConfig,
+    plain: dict[str, Any],
+    prepared: Prepared,
+    report: Callable[[dict[str, Any]], None],
+    last_step: int,
+) -> None:
     """Several workers: Ray Train makes a group of them, and their validations are read from the run folder."""
     raised: list[BaseException] = []
 
@@ -105,6 +115,6 @@ def _fit_in_group(settings: FinetuneConfig, plain: dict[str, Any], prepared: Pre
         for line in read_metrics(settings.run_folder, "validation"):
             if line["step"] > last_step:
                 last_step = line["step"]
-                _report(line)
+                report(line)
     if raised:
         raise raised[0]

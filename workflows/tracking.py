@@ -41,7 +41,8 @@ class MlflowTracker:
     def log(self, run_folder: str, *, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
         """Log one run: parameters, tags, the validation curve and the figures of the test part."""
         folder = RunFolder(run_folder)
-        known = self._client.search_runs([self._experiment], filter_string=f"tags.`{KEY}` = '{folder.uri}'")
+        quote = '"' if "'" in folder.uri else "'"
+        known = self._client.search_runs([self._experiment], filter_string=f"tags.`{KEY}` = {quote}{folder.uri}{quote}")
         for run in known:
             if run.info.status != "RUNNING":
                 return

@@ -5,8 +5,8 @@
 
 Every data set from every start is a cell: its hyper-parameters are searched with the same number of trials, and the best
 setting by the validation part is trained again with several seeds. Those runs are what the table shows on the test part.
-Settings below `base`, `data_sets.NAME` and `starts.NAME` are settings of finetune.py. Run the same command again to go on after
-any interruption.
+Settings below `base`, `data_sets.NAME` and `starts.NAME` are settings of finetune.py. Run the same command again to go on
+after any interruption.
 """
 
 import logging
@@ -143,8 +143,7 @@ def check(cells: list[Cell], space: tuple[Dimension, ...]) -> dict[str, Labelled
     for cell in cells:
         try:
             for point in corners(space) if builds_all else corners(space)[:1]:
-                config, _ = cell.read(point, "unused")
-                data[cell.data_key] = check_run(config, data.get(cell.data_key))
+                data[cell.data_key] = check_run(cell.read(point), data.get(cell.data_key))
         except (ConfigError, DatasetError, StorageError) as error:
             raise type(error)(f"{cell.name}: {error}") from error
     return data

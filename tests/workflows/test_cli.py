@@ -1,4 +1,5 @@
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -101,3 +102,34 @@ def test_help_and_print_config(capsys):
     with pytest.raises(SystemExit):
         cli.parse(Verb, "", [*BASE, "--print_config"])
     assert "lr: 0.1" in capsys.readouterr().out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nest:
+    run_folder: str  # where
+    base: dict[str, Any] = field(default_factory=dict)  # anything
+
+
+def nest(*arguments):
+    return cli.parse(Nest, "", ["--run_folder=x", *arguments], nested={"base": lambda said, change: {**said, **change}})
+
+
+def test_one_value_below_a_free_mapping_leaves_the_others(tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("base: {a.b: 1, c: 2}")
+    config, plain = nest("--config", str(recipe), "--base.a.b", "3", "--base.d.e={f: [1]}")
+    assert config.base == plain["base"] == {"a.b": 3, "c": 2, "d.e": {"f": [1]}}
+    assert nest("--base.a", "text")[0].base == {"a": "text"}
+    assert nest("--base", "{a: 1}", "--base.b=2")[0].base == {"a": 1, "b": 2}
+
+
+@pytest.mark.parametrize(("arguments", "words"), [(["--base.a"], "needs a value"), (["--base.a", "{"], "not YAML")])
+def test_a_value_below_a_free_mapping_that_cannot_be_read(arguments, words):
+    with pytest.raises(ConfigError, match=words):
+        nest(*arguments)
+
+
+def test_the_printed_configuration_has_it(capsys):
+    with pytest.raises(SystemExit):
+        nest("--base.a.b", "3", "--print_config")
+    assert "a.b: 3" in capsys.readouterr().out

@@ -33,7 +33,7 @@ def test_what_lags_behind_earlier_trials_is_stopped_and_marked(tmp_path):
 
 def test_what_was_decided_before_stands(tmp_path):
     scheduler = make_scheduler("asha", ASHA, epochs=8, history=[ended(0, 0.8, 0.8, 0.9), ended(1, 0.7)])
-    assert decide(scheduler, tmp_path / "replayed", 0.5, is_replayed=True) == TrialScheduler.CONTINUE
+    assert decide(scheduler, tmp_path / "replayed", 0.5, stands=True) == TrialScheduler.CONTINUE
     assert decide(scheduler, tmp_path / "replayed", 0.55, epoch=2.0) == TrialScheduler.STOP
 
 
