@@ -1,0 +1,139 @@
+"""A classifier on one named layer of a timm backbone: the network whose attention maps AT+ compares.
+
+Source: del Amor et al. 2024 (arXiv 2401.06010): VGG16 to `conv5_3` *before* its ReLU, global average pooling, one linear.
+In timm that is `vgg16` cut after `features.28` (13 convolutions, the last without its ReLU and without the pooling after it),
+tensor for tensor, so that timm's ImageNet weights serve. Any other backbone works by naming its layer: `layer4` of a ResNet,
+`stages.2` of CSAT.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from csat.errors import ConfigError
+from csat.model.backbones import create_backbone
+from csat.responses import ResponseSpec
+
+PROBE_PX = (64, 96)  # height and width; two sizes, so that a layer with its axes in another order is noticed
+
+
+class TappedClassifier(nn.Module):
+    """Backbone up to a layer, mean over its cells, linear. What comes after the layer is dropped.
+
+    Attributes:
+        responses: As given: the one head.
+        downsample: The model sees the tile at 1/downsample of its pixels.
+        stride_px: Pixels of the model's image per cell of the layer; also `step_px`, so that the cells cover the whole image.
+        tap_channels: Channels of the layer.
+    """
+
+    def __init__(
+        self,
+        responses: Sequence[ResponseSpec],
+        *,
+        backbone: str = "vgg16",
+        layer: str = "features.28",
+        pretrained: bool = False,
+        downsample: int = 1,
+    ):
+        """
+        Args:
+            responses: One head, for the tile as a whole.
+            backbone: timm's name.
+            layer: Dotted name of a module in it, the last that is kept.
+            pretrained: With timm's own weights (downloads them).
+            downsample: The model sees the tile at 1/downsample of its pixels.
+
+        Raises:
+            ConfigError: an unknown backbone or layer, a layer that is no map or that more than one path leads around, other
+                heads.
+        """
+        super().__init__()
+        if len(responses) != 1 or responses[0].is_dense:
+            names = ", ".join(spec.name for spec in responses) or "none"
+            raise ConfigError(f"a classifier on a layer has one head, for the tile as a whole, and was asked for: {names}")
+        if downsample < 1:
+            raise ConfigError(f"downsample is a whole factor of at least 1, not {downsample}")
+        self.responses, self.downsample, self.layer = tuple(responses), downsample, layer
+        self.backbone = create_backbone(backbone, pretrained=pretrained)
+        data = self.backbone.pretrained_cfg
+        self.register_buffer("mean", torch.tensor(data.get("mean", (0.5, 0.5, 0.5))).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(data.get("std", (0.5, 0.5, 0.5))).view(1, 3, 1, 1))
+        _cut_after(self.backbone, layer, name=backbone)
+        _, self.tap_channels, height, width = self._probe(backbone)
+        self.stride_px = self.step_px = PROBE_PX[0] // height
+        self.head = nn.Linear(self.tap_channels, responses[0].channels)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Float `[B, 3, H, W]` in [0, 1], already downsampled → the head's name → logits `[B, C]`."""
+        return {self.responses[0].name: self.tap(images)[1]}
+
+    def tap(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The layer's map and the logits that follow from it, as `csat.losses.attention.attention_maps` wants them.
+
+        Args:
+            images: Float `[B, 3, H, W]` in [0, 1], already downsampled; H and W multiples of `step_px`.
+
+        Returns:
+            `[B, tap_channels, H/stride_px, W/stride_px]` and `[B, C]`.
+        """
+        features = self.backbone.forward_features((images - self.mean) / self.std)
+        return features, self.head(features.mean((2, 3)))
+
+    def check_tile(self, tile_px: int) -> None:
+        """Refuse a tile size that does not divide into cells of the layer. Raises ConfigError with the nearest that does."""
+        step_px = self.step_px * self.downsample
+        if tile_px <= 0 or tile_px % step_px:
+            nearest = max(step_px, round(tile_px / step_px) * step_px)
+            raise ConfigError(
+                f"layer {self.layer!r} has a cell per {self.step_px} px, and with downsample {self.downsample} one per "
+                f"{step_px} px of the tile: set --data.tile_px {nearest}, not {tile_px}"
+            )
+
+    @torch.no_grad()
+    def _probe(self, backbone: str) -> tuple[int, ...]:
+        """Shape of the layer's map for an image of PROBE_PX, checked to be what the cut backbone answers."""
+        seen: list[Tensor] = []
+        # A copy: a shortcut may be added to the layer's output in place, and would pass for it.
+        hook = self.backbone.get_submodule(self.layer).register_forward_hook(lambda _, __, output: seen.append(output.clone()))
+        was_training = {module: module.training for module in self.backbone.modules()}
+        self.backbone.eval()
+        try:
+            answer = self.backbone.forward_features(torch.rand(1, 3, *PROBE_PX, generator=torch.Generator().manual_seed(0)))
+        except (RuntimeError, TypeError, AssertionError, ValueError) as error:
+            raise ConfigError(
+                f"{backbone!r} cannot end at layer {self.layer!r} ({error}): {_advice(self.backbone)}"
+            ) from error
+        finally:
+            hook.remove()
+            for module, training in was_training.items():
+                module.training = training
+        is_map = answer.ndim == 4 and answer.shape[2] * PROBE_PX[1] == answer.shape[3] * PROBE_PX[0]
+        if len(seen) != 1 or not is_map or not torch.equal(seen[0], answer):
+            raise ConfigError(
+                f"{backbone!r} cannot end at layer {self.layer!r}: what comes out is {list(answer.shape)} and not that "
+                f"layer's map [B, C, H, W]: {_advice(self.backbone)}"
+            )
+        return tuple(answer.shape)
+
+
+def _cut_after(backbone: nn.Module, layer: str, *, name: str) -> None:
+    """Put identities in the place of everything that is registered after the layer, at each level of its path."""
+    module, path = backbone, []
+    for part in layer.split("."):
+        children = dict(module.named_children())
+        if part not in children:
+            inside = ".".join(path) or name
+            raise ConfigError(
+                f"{name!r} has no layer {layer!r}: {inside} holds {', '.join(children) or 'no layers'}; {_advice(backbone)}"
+            )
+        names = list(children)
+        for later in names[names.index(part) + 1 :]:
+            setattr(module, later, nn.Identity())
+        path.append(part)
+        module = children[part]
+
+
+def _advice(backbone: nn.Module) -> str:
+    return f"its stages end at {', '.join(info['module'] for info in backbone.feature_info)}"

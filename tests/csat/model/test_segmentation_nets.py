@@ -1,0 +1,121 @@
+"""CoCo DistillNet's networks: their published cost, their taps, and the contract that they share."""
+
+import pytest
+import torch
+
+from csat.errors import ConfigError
+from csat.model.cost import count_cost
+from csat.model.fanet import FANet, SelectiveKernel, StripPooling
+from csat.model.segmentation_nets import NETWORKS, TAP_STRIDE_PX, SegmentationNet
+from csat.responses import Kind, ResponseSpec
+from tests.csat.model.published_count import count_as_published
+
+MASK = ResponseSpec(name="mask", kind=Kind.LOGITS, channels=3)
+SMALL = ("mobile_unet", "enet", "erfnet")
+# Of one channel of 256 x 256 and two classes: published parameters, published MACs, and MACs as they are multiplied.
+PUBLISHED = {
+    "mobile_unet": (4.640e6, 1.492e9, 0.963e9),
+    "enet": (0.349e6, 0.516e9, 0.461e9),
+    "erfnet": (2.063e6, 3.681e9, 3.304e9),
+    "fanet": (38.25e6, 171.556e9, 166.69e9),
+}
+SHAPE = (1, 1, 256, 256)
+
+
+def make_net(name: str, responses=(MASK,)) -> SegmentationNet:
+    torch.manual_seed(0)
+    return SegmentationNet(responses, network=name).eval()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_students_cost_what_is_published_to_the_last_digit(name):
+    params, macs, multiplied = PUBLISHED[name]
+    net = NETWORKS[name](2, in_channels=1)
+    counted = count_as_published(net, SHAPE, with_batch_norm=name != "mobile_unet")
+    assert counted[0] == pytest.approx(params, rel=1.5e-3)
+    assert counted[1] == pytest.approx(macs, rel=1e-3)
+    ours = count_cost(net, SHAPE)
+    assert ours["params"] == pytest.approx(params, rel=0.01)
+    assert ours["macs"] == pytest.approx(multiplied, rel=1e-3)
+
+
+def test_the_teacher_costs_what_is_published_within_one_percent():
+    params, macs, multiplied = PUBLISHED["fanet"]
+    with torch.device("meta"):  # 170 GMAC need not be done to be counted
+        net = FANet(2, in_channels=1)
+    counted = count_as_published(net, SHAPE)
+    assert counted == (pytest.approx(params, rel=0.01), pytest.approx(macs, rel=0.01))
+    assert count_cost(net, SHAPE)["macs"] == pytest.approx(multiplied, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_taps_and_logits(name):
+    net = make_net(name)
+    with torch.no_grad():
+        encoded, decoded, logits = net.tap(torch.rand(2, 3, 64, 96))
+    assert encoded.shape == decoded.shape == (2, net.tap_channels, 64 // TAP_STRIDE_PX, 96 // TAP_STRIDE_PX)
+    assert net.tap_channels == {"fanet": 256, "mobile_unet": 24, "enet": 64, "erfnet": 64}[name]
+    assert logits.shape == (2, 3, 64, 96)
+    with torch.no_grad():
+        assert net(torch.rand(1, 3, 32, 32))["mask"].shape == (1, 3, 32, 32)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_parameter_gets_a_gradient_from_the_logits(name):
+    """DDP waits for each of them."""
+    net = make_net(name).train()
+    net(torch.rand(2, 3, 32, 32))["mask"].square().mean().backward()
+    assert [key for key, p in net.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_taps_carry_gradients_to_the_layers_before_them(name):
+    net = make_net(name)
+    encoded, decoded, _ = net.tap(torch.rand(1, 3, 32, 32))
+    first = next(p for p in net.parameters() if p.ndim == 4)
+    for tapped in (encoded, decoded):
+        assert torch.autograd.grad(tapped.square().sum(), first, retain_graph=True)[0].abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_logits_lie_where_the_image_says(name):
+    """A spot changes the logits around its own place the most: no offset, no transposition."""
+    net, image = make_net(name), torch.full((1, 3, 128, 128), 0.5)
+    spot = image.clone()
+    spot[:, :, 88:96, 24:32] = 1.0
+    with torch.no_grad():
+        difference = (net(spot)["mask"] - net(image)["mask"]).square().sum(1)[0]
+    row, column = divmod(int(torch.nn.functional.avg_pool2d(difference[None, None], 9, 1, 4).argmax()), 128)
+    assert abs(row - 92) <= 16 and abs(column - 28) <= 16
+
+
+def test_a_selective_kernel_mixes_its_branches_by_channel():
+    torch.manual_seed(0)
+    block, x = SelectiveKernel(4).eval(), torch.randn(1, 4, 8, 8)
+    small, large = (branch(x) for branch in block.branches)
+    for bias, expected in ((-50.0, small), (50.0, large)):
+        torch.nn.init.zeros_(block.to_share[2].weight)
+        torch.nn.init.constant_(block.to_share[2].bias, bias)
+        torch.testing.assert_close(block(x), expected)
+
+
+def test_strip_pooling_sees_the_whole_row_and_column_and_nothing_else():
+    torch.manual_seed(0)
+    block, x = StripPooling(64).eval(), torch.rand(1, 64, 16, 16)
+    changed = x.clone()
+    changed[:, :, 5, 11] += 1.0
+    with torch.no_grad():
+        moved = ((block(changed) / changed - block(x) / x).abs().amax(1)[0] > 1e-7).nonzero().tolist()
+    assert all(abs(row - 5) <= 1 or abs(column - 11) <= 1 for row, column in moved)
+    assert {(5, 0), (5, 15), (0, 11), (15, 11)} <= set(map(tuple, moved))
+
+
+def test_mistakes_are_named():
+    with pytest.raises(ConfigError, match="no network 'unet3'; there is: fanet, mobile_unet, enet, erfnet"):
+        make_net("unet3")
+    label = ResponseSpec(name="label", kind=Kind.LOGITS, channels=3, stride_px=None)
+    with pytest.raises(ConfigError, match="'enet' segments: it has one dense head, and was asked for: label"):
+        make_net("enet", (label,))
+    make_net("mobile_unet").check_tile(96)
+    with pytest.raises(ConfigError, match="mobile_unet takes tiles of multiples of 32 px: set --data.tile_px 96, not 100"):
+        make_net("mobile_unet").check_tile(100)
