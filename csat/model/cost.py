@@ -36,21 +36,26 @@ def count_cost(module: nn.Module, input_shape: Sequence[int]) -> dict[str, int]:
 
 
 @torch.inference_mode()
-def measure_speed(module: nn.Module, input_shape: Sequence[int], *, rounds: int = 5) -> float:
-    """Images per second of forward passes in evaluation mode: the median of some rounds after a warm-up.
+def measure_speed(module: nn.Module, input_shape: Sequence[int], *, most_s: float = 2.0) -> float:
+    """Images per second of forward passes in evaluation mode: the median of up to five after a warm-up.
 
     A figure to set beside another from the same machine at the same time; `workflows/benchmark.py` measures with care.
+
+    Args:
+        input_shape: Batch included.
+        most_s: No further pass begins when this much time is over.
     """
     device = next(module.parameters()).device
     images = torch.zeros(tuple(input_shape), device=device)
-    was_training = module.training
+    was_training = {child: child.training for child in module.modules()}
     module.eval()
-    seconds = []
-    for _ in range(rounds + 1):
+    began, seconds = time.perf_counter(), []
+    while len(seconds) < 2 or (len(seconds) < 6 and time.perf_counter() - began < most_s):
         start = time.perf_counter()
         module(images)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - start)
-    module.train(was_training)
+    for child, training in was_training.items():
+        child.training = training
     return input_shape[0] / statistics.median(seconds[1:])
