@@ -175,10 +175,10 @@ class Nuclei(Images):
         y, x = np.mgrid[:height, :width]
         instances = np.zeros((height, width), np.int32)
         for number, (row, column) in enumerate(CENTRES, 1):
-            instances[(y - row) ** 2 + (x - column) ** 2 <= 36] = number
+            instances[(y - row) ** 2 + (x - column) ** 2 <= 36] = 10 * number
         hv = hv_targets(instances)
         colours = np.stack([np.where(instances > 0, 1.0, 0.0), 0.5 + hv[0] / 2, 0.5 + hv[1] / 2], -1)
-        types = np.where(instances == 3, 2, np.where(instances > 0, 1, 0)).astype(np.uint8)
+        types = np.where(instances == 30, 2, np.where(instances > 0, 1, 0)).astype(np.uint8)
         return Decoded(image=(colours * 255).round().astype(np.uint8), instances=instances, types=types)
 
 
@@ -253,3 +253,5 @@ def test_pictures_say_what_was_labelled_and_what_was_said(task):
         assert picture["title"].startswith("labelled other, said ") and picture["true"] is None
     else:
         assert ((picture["true"] > 0) == (picture["said"] > 0)).mean() > 0.99
+    if task == Task.NUCLEI:
+        assert picture["title"].startswith("3 nuclei, said 3")
