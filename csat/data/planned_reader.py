@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from csat.data.manifest import read_manifest
 from csat.data.plan import Intervals, Plan
@@ -51,4 +53,6 @@ class PlannedReader:
 
 
 def _columns(table):
-    return zip(table.column_names, table.combine_chunks().columns, strict=True)
+    """Name and column, texts without nulls: of a block that has nothing but nulls nobody could tell that they are texts."""
+    for name, column in zip(table.column_names, table.combine_chunks().columns, strict=True):
+        yield name, pc.fill_null(column, "") if pa.types.is_string(column.type) else column

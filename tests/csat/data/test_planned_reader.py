@@ -62,3 +62,17 @@ def test_a_position_is_the_same_tile_however_the_run_was_interrupted(manifest):
 def test_no_batch_is_larger_than_asked(manifest):
     _, _, batches = read_all(manifest, rows_at_once=3)
     assert max(len(batch[POSITION]) for batch in batches) == 3
+
+
+def test_a_slide_without_a_patient_has_columns_as_the_others(tmp_path):
+    paths = make_slides(tmp_path / "slides", num_slides=2, size_px=256, seed=1)
+    table = tmp_path / "slides.csv"
+    table.write_text(f"slide,patient\n{paths[0]},p1\n{paths[1]},\n")
+    slides = list_slides([str(table)])
+    tiling = TilingConfig(tile_px=TILE_PX)
+    writer = ManifestWriter(str(tmp_path / "manifest"), ManifestConfig(chunk_tiles=4), "f" * 64, slides=slides, tiling=tiling)
+    for slide in slides:
+        writer.add(slide, tile_slide(slide, tiling))
+    _, _, batches = read_all(writer.close())
+    assert {str(batch["patient"].dtype) for batch in batches} == {"object"}
+    assert {patient for batch in batches for patient in batch["patient"]} == {"p1", ""}
