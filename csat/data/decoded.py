@@ -99,4 +99,5 @@ def _view(value: pa.LargeBinaryScalar, dtype: type, shape: tuple[int, int], name
     if not value.is_valid:
         return None
     array = np.frombuffer(value.as_buffer(), dtype)
+    array.flags.writeable = False  # others read the same memory
     return array.reshape(*shape, 3) if name == "image" else array.reshape(shape)

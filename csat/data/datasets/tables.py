@@ -42,7 +42,7 @@ def read_rows(uri: str, *, needs: Sequence[str] = ()) -> list[Row]:
 
 def require_columns(columns: Sequence[str], needs: Sequence[str], uri: str) -> None:
     """Refuse a table that lacks a column. Raises DatasetError listing those that it has."""
-    if missing := [name for name in needs if name not in columns]:
+    if missing := [name for name in dict.fromkeys(needs) if name not in columns]:
         raise DatasetError(
             f"{uri}: there is no column {', '.join(map(repr, missing))}; its columns are: {', '.join(map(repr, columns))}"
         )
