@@ -88,21 +88,8 @@ def make_cells(config: "SweepConfig", space: tuple[Dimension, ...]) -> list[Cell
             for point in corners(space):
                 run = cell.read(point)
                 run.train.rows_per_worker(run.workers.num_workers)
-            _check_asha(config, cell, space)
             cells.append(cell)
     return cells
-
-
-def _check_asha(config: "SweepConfig", cell: Cell, space: tuple[Dimension, ...]) -> None:
-    if config.scheduler != "asha":
-        return
-    if any(dimension.name == "train.epochs" for dimension in space):
-        raise ConfigError("scheduler asha compares trials at equal epochs: leave train.epochs out of the search, or use none")
-    if space and not config.asha.grace_epochs < cell.config.train.epochs:
-        raise ConfigError(
-            f"{cell.name}: asha.grace_epochs {config.asha.grace_epochs:g} is not below train.epochs "
-            f"{cell.config.train.epochs}: no trial would ever be stopped. Lower it, or set --scheduler none"
-        )
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:

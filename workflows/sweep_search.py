@@ -19,25 +19,25 @@ from csat.evaluation.sweep import FAILED, PRUNED, Trial
 from csat.evaluation.sweep_table import duration
 from csat.training.run_folder import RunFolder
 from workflows.progress import LINE_EVERY_S
-from workflows.sweep_trial import EPOCH, METRIC, STANDS, run_trial
+from workflows.sweep_trial import EPOCH, METRIC, SHARE, STANDS, run_trial
 
 SCHEDULERS = ("asha", "none")
 RAY_FOLDER = "ray"  # of a cell: Tune's own notes, deleted with the cell's end
 MAX_DEATHS = 2  # of a trial's process, after which the trial counts as failed
 GROUP_DRIVER_CPUS = 0.1  # of a trial whose training is a group of workers beside it
-JUST_BEFORE_END = 0.999  # share of the epochs at which stopping a trial would still save something
+JUST_BEFORE_END = 0.999  # share of a trial's epochs from which stopping it saves nothing
 
 
 @dataclass(frozen=True, kw_only=True)
 class AshaConfig:
     """Asynchronous successive halving (Li et al. 2020): at each rung only the best share goes on."""
 
-    grace_epochs: float = 2.0  # first rung: no trial is stopped earlier
+    grace: float = 0.2  # share of its epochs that every trial may train: the first rung
     reduction_factor: float = 3.0  # one in so many goes on, and each rung is so many times later than the one before
 
     def __post_init__(self):
-        if not self.grace_epochs > 0:
-            raise ConfigError(f"asha.grace_epochs must be above 0, not {self.grace_epochs}")
+        if not 0 < self.grace < JUST_BEFORE_END:
+            raise ConfigError(f"asha.grace is a share of the epochs, above 0 and below 1, not {self.grace}")
         if not self.reduction_factor > 1:
             raise ConfigError(f"asha.reduction_factor must be above 1, not {self.reduction_factor}")
 
@@ -122,30 +122,31 @@ def make_scheduler(name: str, asha: AshaConfig, *, epochs: int, history: Sequenc
     if name == "none":
         return FIFOScheduler()
     scheduler = RecordedAsha(
-        time_attr=EPOCH,
+        time_attr=SHARE,
         metric=METRIC,
         mode="max",
-        grace_period=asha.grace_epochs,
+        grace_period=asha.grace,
         reduction_factor=asha.reduction_factor,
-        max_t=epochs * JUST_BEFORE_END,
+        max_t=JUST_BEFORE_END,
         stop_last_trials=False,  # a trial that has reached its end is judged and exported before it ends
     )
-    scheduler.learn(history)
+    scheduler.learn(history, epochs)
     return scheduler
 
 
 class RecordedAsha(ASHAScheduler):
     """ASHA whose decisions are written down and stand: what an earlier attempt let go on is not stopped when told again."""
 
-    def learn(self, history: Sequence[Trial]) -> None:
-        """Trials that ended before."""
+    def learn(self, history: Sequence[Trial], epochs: int) -> None:
+        """Trials that ended before; `epochs` of those whose settings do not say."""
         for trial in history:
             stand_in = SimpleNamespace(trial_id=f"earlier-{trial.number}")
             self.on_trial_add(None, stand_in)
             best = float("-inf")
             for epoch, metric in trial.curve:
                 best = max(best, metric)
-                super().on_trial_result(None, stand_in, {EPOCH: epoch, METRIC: best})
+                share = epoch / trial.params.get("train.epochs", epochs)
+                super().on_trial_result(None, stand_in, {SHARE: share, METRIC: best})
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         action = super().on_trial_result(tune_controller, trial, result)

@@ -25,7 +25,10 @@ from workflows.labelled_stream import Prepared
 logger = logging.getLogger(__name__)
 
 # What a trial reports.
-METRIC, EPOCH, STANDS = "metric", "epoch", "stands"  # the last: whatever it is, it is no reason to stop the trial
+METRIC = "metric"  # best so far
+EPOCH, SHARE = "epoch", "share"  # epochs done, and the share of all
+STANDS = "stands"  # whatever the metric is, it is no reason to stop the trial
+Report = Callable[[dict[str, Any]], None]  # takes the figures of a validation
 WATCH_EVERY_S = 1.0
 # A process is used for one trial after another: the thread of the last one may take this long to end.
 END_TIMEOUT_S = 120
@@ -57,8 +60,8 @@ def run_trial(config: dict[str, Any]) -> None:
     folder = RunFolder(settings.run_folder)
     if (folder.read_json("status.json") or {}).get("state") in ENDED:
         return  # its process died between the last word and the return
-    report = partial(_report, stands=config["stands"])
-    last_step = _replay(folder)
+    report = partial(_report, epochs=settings.train.epochs, stands=config["stands"])
+    last_step = _replay(folder, partial(report, stands=True))
     prepared = ray.get(ray.get_actor(config["data"]).get.remote())
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # the sweep has a line of its own for all of its trials
@@ -79,26 +82,21 @@ def run_trial(config: dict[str, Any]) -> None:
             torch.cuda.empty_cache()
 
 
-def _replay(folder: RunFolder) -> int:
+def _replay(folder: RunFolder, report: Report) -> int:
     """Tell Tune what an earlier attempt measured up to its last checkpoint. Returns that checkpoint's step."""
     step = Checkpoints(folder.path("checkpoints")).latest_cursor().step
     for line in read_metrics(folder.uri, "validation"):
         if line["step"] <= step:
-            _report(line, stands=True)
+            report(line)
     return step
 
 
-def _report(figures: dict[str, Any], *, stands: bool) -> None:
-    tune.report({METRIC: figures["best_metric"], EPOCH: figures["epoch"], STANDS: stands})
+def _report(figures: dict[str, Any], *, epochs: int, stands: bool) -> None:
+    epoch = figures["epoch"]
+    tune.report({METRIC: figures["best_metric"], EPOCH: epoch, SHARE: epoch / epochs, STANDS: stands})
 
 
-def _fit_in_group(
-    settings: FinetuneConfig,
-    plain: dict[str, Any],
-    prepared: Prepared,
-    report: Callable[[dict[str, Any]], None],
-    last_step: int,
-) -> None:
+def _fit_in_group(settings: FinetuneConfig, plain: dict[str, Any], prepared: Prepared, report: Report, last_step: int) -> None:
     """Several workers: Ray Train makes a group of them, and their validations are read from the run folder."""
     raised: list[BaseException] = []
 

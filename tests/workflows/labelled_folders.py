@@ -40,7 +40,7 @@ def sweep_settings(**more) -> dict:
         },
         "starts": {"nano": {"model": {"name": "csat_nano"}}},
         "search": {"train.optim.lr": {"loguniform": [1e-4, 1e-1]}, "train.optim.weight_decay": {"choice": [0.0, 0.1]}},
-        "asha": {"grace_epochs": 1, "reduction_factor": 2},
+        "asha": {"grace": 0.25, "reduction_factor": 2},
         "num_trials": 4,
         "final_seeds": 2,
         "max_concurrent": 2,

@@ -8,7 +8,7 @@ from csat.evaluation.sweep import Trial
 from csat.training.run_folder import RunFolder
 from workflows.sweep_search import AshaConfig, Progress, Resources, make_scheduler
 
-ASHA = AshaConfig(grace_epochs=1, reduction_factor=2)
+ASHA = AshaConfig(grace=0.125, reduction_factor=2)
 
 
 def ended(number, *metrics, state="finished"):
@@ -16,11 +16,11 @@ def ended(number, *metrics, state="finished"):
     return Trial(number=number, params={}, state=state, metric=max(metrics, default=None), curve=curve)
 
 
-def decide(scheduler, folder, metric, *, epoch=1.0, **more):
+def decide(scheduler, folder, metric, *, epoch=1.0, epochs=8, **more):
     trial = SimpleNamespace(trial_id=str(folder), config={"settings": {"run_folder": str(folder)}})
     if trial.trial_id not in scheduler._trial_info:
         scheduler.on_trial_add(None, trial)
-    return scheduler.on_trial_result(None, trial, {"metric": metric, "epoch": epoch, **more})
+    return scheduler.on_trial_result(None, trial, {"metric": metric, "epoch": epoch, "share": epoch / epochs, **more})
 
 
 def test_what_lags_behind_earlier_trials_is_stopped_and_marked(tmp_path):
@@ -39,15 +39,17 @@ def test_what_was_decided_before_stands(tmp_path):
 
 def test_no_trial_is_stopped_at_its_end(tmp_path):
     scheduler = make_scheduler("asha", ASHA, epochs=2, history=[ended(0, 0.8, 0.9)])
-    assert decide(scheduler, tmp_path / "a", 0.85) == TrialScheduler.CONTINUE
-    assert decide(scheduler, tmp_path / "a", 0.2, epoch=2.0) == TrialScheduler.CONTINUE
+    assert decide(scheduler, tmp_path / "a", 0.85, epochs=2) == TrialScheduler.CONTINUE
+    assert decide(scheduler, tmp_path / "a", 0.2, epoch=2.0, epochs=2) == TrialScheduler.CONTINUE
 
 
 def test_without_a_scheduler_every_trial_runs_to_its_end():
     assert type(make_scheduler("none", ASHA, epochs=2, history=[])) is FIFOScheduler
 
 
-@pytest.mark.parametrize(("settings", "word"), [({"grace_epochs": 0}, "grace_epochs"), ({"reduction_factor": 1}, "reduction")])
+@pytest.mark.parametrize(
+    ("settings", "word"), [({"grace": 0}, "grace"), ({"grace": 2}, "share"), ({"reduction_factor": 1}, "reduction")]
+)
 def test_rungs_that_cannot_be(settings, word):
     with pytest.raises(ConfigError, match=word):
         AshaConfig(**settings)
