@@ -7,7 +7,12 @@ import pytest
 import tifffile
 import torch
 
+from csat.data.datasets.contract import DatasetInfo, Task
+from csat.export import export_model, load_exported
 from csat.model.hovernet import HoVerNet
+from csat.model.registry import ModelConfig, build_model
+from csat.model.student import Student, StudentConfig
+from csat.responses import Kind, ResponseSpec
 from tests.workflows.conftest import arguments
 from workflows import pretrain
 
@@ -74,6 +79,44 @@ def test_a_teacher_of_another_resolution(tmp_path, slides, capsys):
     options = '{"mode": "fast", "random_weights": true, "width": 0.125}'
     settings = dict(teacher__name="hovernet", teacher__options=options, data__tile_px=256)
     assert "--data.mpp 0.25" in refuse(capsys, slides, tmp_path / "run", **settings)
+
+
+class TestATrainedTeacher:
+    """`--teacher FOLDER`: a run of finetune.py, or something that looks like one."""
+
+    @pytest.fixture
+    def run(self, tmp_path):
+        info = DatasetInfo(name="x", task=Task.NUCLEI, classes=(), mpp=0.25, licence="CC0", source="us", group="image")
+        model = build_model(ModelConfig(name="unet", options={"width": 4, "depth": 2}), info, load_exported)
+        export_model(model, str(tmp_path / "teacher" / "exported"), {"task": "nuclei", "mpp": 0.25, "tile_px": 64})
+        return tmp_path / "teacher"
+
+    def test_of_another_resolution(self, tmp_path, slides, capsys, run):
+        assert "--data.mpp 0.25" in refuse(capsys, slides, tmp_path / "run", teacher__name=run)
+
+    def test_of_another_tile_size(self, tmp_path, slides, capsys, run):
+        message = refuse(capsys, slides, tmp_path / "run", teacher__name=run, data__mpp=0.25, data__tile_px=62)
+        assert "does not take tiles of 62 px" in message and "60, 64" in message
+
+    def test_with_an_option_that_it_does_not_have(self, tmp_path, slides, capsys, run):
+        settings = {"teacher__name": run, "data__mpp": 0.25, "teacher__options": '{"mode": "fast"}'}
+        assert "no setting 'mode'" in refuse(capsys, slides, tmp_path / "run", **settings)
+
+    def test_that_has_not_finished(self, tmp_path, slides, capsys, run):
+        (run / "exported" / "config.json").unlink()
+        (run / "config.yaml").write_text("")
+        assert "let it finish" in refuse(capsys, slides, tmp_path / "run", teacher__name=run)
+
+    def test_that_is_a_folder_of_something_else(self, tmp_path, slides, capsys):
+        message = refuse(capsys, slides, tmp_path / "run", teacher__name=slides[0].parent)
+        assert "neither a run folder nor an exported model" in message and slides[0].name in message
+
+    def test_that_is_a_student(self, tmp_path, slides, capsys):
+        head = ResponseSpec(name="np", kind=Kind.PROBABILITY, channels=1)
+        student = Student(StudentConfig(backbone="csat_nano", decoder_channels=8), [head])
+        export_model(student, str(tmp_path / "rckd" / "exported"), {"teacher": {"name": "stain"}})
+        message = refuse(capsys, slides, tmp_path / "run", teacher__name=tmp_path / "rckd")
+        assert "imitates the teacher 'stain'" in message
 
 
 def test_an_unwritable_run_folder(tmp_path, slides, capsys):
