@@ -102,7 +102,7 @@ def write_run(
     uri: Any,
     parts: dict[str, Predictions],
     *,
-    name: str = "csat",
+    model: str = "csat",
     metric: str | None = None,
     state: str = "finished",
     macs: int = 1_180_000_000,
@@ -145,7 +145,7 @@ def write_run(
             "best_step": 4,
             "best_metric": 0.7,
             "seed": seed,
-            "model": {"name": name, "init": "scratch", "from_run": None},
+            "model": {"name": model, "init": "scratch", "from_run": None},
             "cost": {"params": 2_940_000, "macs": macs, "input_px": 224, "images_per_s": 25.7},
         },
     )

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import jsonargparse
 import yaml
@@ -99,7 +99,8 @@ def recipe_names() -> list[str]:
 
 def _join_lists(arguments: Sequence[str], config_class: type) -> list[str]:
     """`--slides a b` and `--slides a` as the one list that they mean: `--slides=["a", "b"]`."""
-    flags = {f"--{name}" for name, hint in get_type_hints(config_class).items() if hint == list[str]}
+    hints = get_type_hints(config_class)
+    flags = {f"--{name}" for name, hint in hints.items() if list[str] in (hint, *get_args(hint))}
     joined: list[str] = []
     rest = list(arguments)
     while rest:
@@ -110,8 +111,8 @@ def _join_lists(arguments: Sequence[str], config_class: type) -> list[str]:
         values = [value] if equals else []
         while not equals and rest and not rest[0].startswith("--"):
             values.append(rest.pop(0))
-        is_list = len(values) == 1 and values[0].lstrip().startswith("[")
-        joined.append(f"{flag}={values[0] if is_list else json.dumps(values)}")
+        is_written_out = len(values) == 1 and values[0].lstrip().startswith(("[", "{"))
+        joined.append(f"{flag}={values[0] if is_written_out else json.dumps(values)}")
     return joined
 
 

@@ -65,7 +65,7 @@ def test_what_is_not_defined_is_a_dash(tmp_path):
 def test_nothing_from_outside_is_markup(tmp_path):
     said = classified(classes=(EVIL, "b", "c"))
     said = replace(said, keys=tuple(EVIL + key for key in said.keys))
-    folder = write_run(tmp_path / "run", {"test": said}, name=EVIL)
+    folder = write_run(tmp_path / "run", {"test": said}, model=EVIL)
     data = folder.read_json("data.json")
     for key in ("name", "group"):
         data[key] = EVIL
