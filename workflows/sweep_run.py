@@ -41,7 +41,7 @@ def run_cell(
     """Do what is left of a cell.
 
     Args:
-        data_name: Of the `DataHolder` with the cell's data.
+        data_name: Under which the cell's data are shared.
     """
     train, is_group = cell.config.train, cell.config.workers.num_workers > 1
     num_trials = config.num_trials if space else 0

@@ -84,7 +84,7 @@ def run_trials(
 
     Args:
         folder: URI of the cell's folder.
-        data: Name of the `DataHolder`.
+        data: Name under which the data are shared.
     """
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # the run folders have it all
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # an interrupted sweep is not a finished one

@@ -94,8 +94,8 @@ class Study:
         if trial.state == FAILED or trial.metric is None:
             self._study.tell(asked, state=TrialState.FAIL)
         elif trial.state == PRUNED:
-            for epoch, metric in trial.curve:
-                asked.report(metric, round(epoch))
+            for step, (_, metric) in enumerate(trial.curve):
+                asked.report(metric, step)
             self._study.tell(asked, state=TrialState.PRUNED)
         else:
             self._study.tell(asked, trial.metric)
@@ -130,7 +130,6 @@ def _to_optuna(trial: Trial, distributions: Mapping[str, Any]) -> optuna.trial.F
     if trial.state == FAILED or trial.metric is None:
         return create_trial(**about, state=TrialState.FAIL)
     if trial.state == PRUNED:
-        values = {round(epoch): metric for epoch, metric in trial.curve}
-        last = values[max(values)]
-        return create_trial(**about, state=TrialState.PRUNED, value=last, intermediate_values=values)
+        values = [metric for _, metric in trial.curve]
+        return create_trial(**about, state=TrialState.PRUNED, value=values[-1], intermediate_values=dict(enumerate(values)))
     return create_trial(**about, value=trial.metric)

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import ray
 import ray.exceptions
 import torch
 from ray import tune
@@ -21,6 +20,7 @@ from csat.training.recorder import read_metrics
 from csat.training.run_folder import RunFolder
 from workflows.finetune import FinetuneConfig, fit, read_config
 from workflows.labelled_stream import Prepared
+from workflows.sweep_data import shared_data
 
 logger = logging.getLogger(__name__)
 
@@ -34,23 +34,12 @@ WATCH_EVERY_S = 1.0
 END_TIMEOUT_S = 120
 
 
-@ray.remote(num_cpus=0)
-class DataHolder:
-    """Holds the decoded data of one data set for all trials. They go when it is killed and its maker forgets them."""
-
-    def __init__(self, prepared: Prepared):
-        self.prepared = prepared
-
-    def get(self) -> Prepared:
-        return self.prepared
-
-
 def run_trial(config: dict[str, Any]) -> None:
     """Train one setting, or go on with it. How it went is in its run folder, an exception of the training too.
 
     Args:
-        config: `settings`, all of finetune.py; `data`, name of the `DataHolder`; `stands`, it is not to be stopped by others'
-            being better.
+        config: `settings`, all of finetune.py; `data`, under which name they are shared; `stands`, it is not to be stopped by
+            others' being better.
 
     Raises:
         RayError: something was lost that another attempt may find again.
@@ -62,7 +51,7 @@ def run_trial(config: dict[str, Any]) -> None:
         return  # its process died between the last word and the return
     report = partial(_report, epochs=settings.train.epochs, stands=config["stands"])
     last_step = _replay(folder, partial(report, stands=True))
-    prepared = ray.get(ray.get_actor(config["data"]).get.remote())
+    prepared = shared_data(config["data"])
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # the sweep has a line of its own for all of its trials
             if settings.workers.num_workers == 1:

@@ -17,8 +17,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the script runs from a checkout, installed or not
 
-import ray
-
 from csat.data import storage
 from csat.data.labelled import LabelledData
 from csat.errors import ConfigError, DatasetError, StorageError
@@ -32,10 +30,10 @@ from workflows.finetune import check as check_run
 from workflows.labelled_stream import decode
 from workflows.search_space import Dimension, corners, read_space
 from workflows.sweep_cells import Cell, make_cells, merge, unfold
+from workflows.sweep_data import share
 from workflows.sweep_run import finished_result, run_cell
 from workflows.sweep_search import GROUP_DRIVER_CPUS, SCHEDULERS, AshaConfig, Progress
 from workflows.sweep_study import SEARCHERS
-from workflows.sweep_trial import DataHolder
 from workflows.tracking import MlflowTracker
 
 logger = logging.getLogger("tune")
@@ -119,7 +117,8 @@ def sweep(config: SweepConfig, plain: dict[str, Any]) -> int:
         progress = Progress(num_runs=len(cells) * per_cell, num_done=len(results) * per_cell)
         for key in dict.fromkeys(cell.data_key for cell in waiting):
             members = [cell for cell in waiting if cell.data_key == key]
-            with _SharedData(members[0], data[key]) as name:
+            name = f"data of {members[0].folder}"
+            with share(name, decode(members[0].config.data, data[key])):
                 for cell in members:
                     results[cell.name] = run_cell(cell, config, space, data_name=name, progress=progress, tracker=tracker)
     else:
@@ -160,23 +159,6 @@ def finish(folder: RunFolder, results: list[CellResult], space: tuple[Dimension,
     folder.set_status("finished")
     print(f"{text}\nreport: {folder.path('report.html')}")
     return 1 if any(not result.seeds for result in results) else 0
-
-
-class _SharedData:
-    """Decoded data of the cells of one data set, in the object store for as long as the context lasts."""
-
-    def __init__(self, cell: Cell, data: LabelledData):
-        self.cell, self.data = cell, data
-
-    def __enter__(self) -> str:
-        """Returns the name of the `DataHolder`."""
-        name = f"data of {self.cell.folder}"
-        self._holder = DataHolder.options(name=name).remote(decode(self.cell.config.data, self.data))
-        ray.get(self._holder.get.remote())  # it holds the data before this process forgets them
-        return name
-
-    def __exit__(self, *exception: object) -> None:
-        ray.kill(self._holder)
 
 
 def _check_resources(config: SweepConfig, cells: list[Cell]) -> None:

@@ -1,6 +1,5 @@
 from dataclasses import dataclass, field
 from typing import Any
-from typing import Any
 
 import pytest
 

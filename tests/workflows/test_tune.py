@@ -101,7 +101,7 @@ class TestRefusals:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 class TestWithACluster:
     pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -241,7 +241,7 @@ def in_the_middle(cell):
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_a_sweep_in_a_bucket(s3, tmp_path, run_alone):
     """Images and run folder in a bucket, Ray Tune's own notes too."""
     folder = make_folder(tmp_path / "a", num_groups=6, per_group=2)
