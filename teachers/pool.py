@@ -11,7 +11,9 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 
+from csat.data.augment import ColourAugment, ColourConfig
 from csat.data.transforms import apply_d4_tiles, d4_of
 from csat.errors import ConfigError, TeacherError
 from csat.responses import OK, POSITION, QUARANTINED, REASON, RESPONSE_PREFIX, STATUS, TEACHER_S, TILE
@@ -37,6 +39,8 @@ class TeacherStage:
         device: str = "cpu",
         expected_sha256: str | None = None,
         view_seed: int | None = None,
+        colour: ColourConfig | None = None,
+        colour_seed: int = 0,
         loader: Callable[..., Teacher] = load_teacher,
     ):
         """
@@ -46,6 +50,9 @@ class TeacherStage:
             expected_sha256: Of the weights that the driver saw; None: not compared.
             view_seed: Tiles are put into their view (`d4_of`) *before* the teacher sees them, and leave the stage in it: for
                 responses that cannot be carried through a transform afterwards. None: tiles stay as they are.
+            colour: Colours of tiles are changed by this before the teacher sees them, and they leave the stage so: for methods
+                that show teacher and student the same colours. None: they stay as they are.
+            colour_seed: Says how, with the position of the tile.
             loader: `load_teacher`, or a stand-in of the same signature.
 
         Raises:
@@ -54,6 +61,7 @@ class TeacherStage:
         cv2.setNumThreads(1)  # OpenCV would take every core of the node, whatever Ray gave this actor
         self.teacher = loader(name, weights, options, device=device, wanted=wanted)
         self.view_seed = view_seed
+        self.colour, self.colour_seed = ColourAugment(colour) if colour else None, colour_seed
         self._good_tile: np.ndarray | None = None  # one that this teacher has answered
         self._num_failed = 0
         spec = self.teacher.spec
@@ -80,6 +88,8 @@ class TeacherStage:
         tiles = columns[TILE]
         if self.view_seed is not None:
             tiles = apply_d4_tiles(tiles, d4_of(columns[POSITION], self.view_seed))
+        if self.colour is not None:
+            tiles = self._recolour(tiles, columns[POSITION])
         status, reasons = np.array(columns[STATUS]), np.array(columns[REASON], dtype=object)
         rows = np.flatnonzero(status == OK)
         answers, failures = self._answer(np.ascontiguousarray(tiles[rows]))
@@ -95,6 +105,15 @@ class TeacherStage:
         seconds = np.zeros(len(tiles), np.float32)
         seconds[rows] = (time.perf_counter() - start) / max(len(rows), 1)
         return {**columns, TILE: tiles, STATUS: status, REASON: reasons, **responses, TEACHER_S: seconds}
+
+    def _recolour(self, tiles: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """uint8 `[B, H, W, 3]` in other colours: one at a time, since a batch in floats would be twelve times its bytes."""
+        recoloured = np.empty_like(tiles)
+        for index, (tile, position) in enumerate(zip(tiles, positions.tolist(), strict=True)):
+            image = torch.tensor(tile).permute(2, 0, 1)[None].float() / 255
+            image = self.colour(image, torch.tensor([position]), self.colour_seed)[0]
+            recoloured[index] = (image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        return recoloured
 
     def _answer(self, tiles: np.ndarray) -> tuple[dict[int, dict[str, np.ndarray]], dict[int, str]]:
         """Per tile its responses, or why there are none: `(answers, reasons)`, both by index into `tiles`."""

@@ -9,10 +9,12 @@ What it answers follows from the task that it was trained for:
 | | `tp` | probability | one per type, background first; absent where the nuclei have no types |
 | segmentation | `mask` | logits | one per class, by cell |
 | classification | `label` | logits | one per class, for the tile as a whole |
+| any, of a timm backbone | `features` | features | the backbone's last map; only where the option `features` asks for it |
 
 `np`, `hv` and `tp` are those of the teacher `hovernet`, so that one takes the other's place. Classes come as logits, not as
 probabilities: a softened comparison (a temperature above 1) needs what float16 probabilities round away, and a student that
-learned them has the very heads that finetune.py looks for. All of them move with their tile under flips and rotations.
+learned them has the very heads that finetune.py looks for. All of them move with their tile under flips and rotations, but for
+`features`: the pool turns the tile before a model that answers those sees it.
 
 Dense responses come at the model's own resolution: HoVer-Net's and the U-Net's at the tile's, a timm backbone's at every
 second pixel of the image that it sees. HoVer-Net's margin is cut away.
@@ -41,6 +43,7 @@ from teachers.contract import Teacher, select_responses, sha256_of
 from teachers.torch_teacher import Precision, TorchTeacher
 
 NAME = "run"
+FEATURES = "features"
 TYPES = "tp"  # the response whose classes are answered as probabilities
 LARGEST_PX = 1024  # of the tile sizes that the spec lists; a larger tile would only need more memory
 
@@ -51,6 +54,7 @@ class RunOptions:
 
     precision: Precision = "float32"  # or "bfloat16": autocast
     micro_batch: int = 16  # tiles on the device at once
+    features: bool = False  # answer the backbone's last feature map too, which method resolution learns
 
 
 class TrainedTeacher(TorchTeacher):
@@ -75,7 +79,8 @@ def load(options: RunOptions, *, weights: str | None, device: str, wanted: Seque
 
     Raises:
         ConfigError: no such folder, an unfinished run, weights that do not fit.
-        TeacherError: no folder was given, or it holds a student of pretrain.py, which imitates a teacher.
+        TeacherError: no folder was given, it holds a student of pretrain.py, which imitates a teacher, or a model without a
+            last feature map was asked for one.
     """
     if not weights:
         raise TeacherError(f"teacher {NAME!r} is a run folder of finetune.py: say which with --teacher FOLDER")
@@ -91,7 +96,7 @@ def load(options: RunOptions, *, weights: str | None, device: str, wanted: Seque
         model, sha256 = load_exported(str(copy)), sha256_of(copy / weights_name(config))
     spec = TeacherSpec(
         name=NAME,
-        responses=select_responses([_response(model, head) for head in model.responses], wanted, teacher=NAME),
+        responses=select_responses(_responses(model, options, weights), wanted, teacher=NAME),
         mpp=metadata.get("mpp"),
         tile_px=_tile_sizes(model, metadata.get("tile_px")),
         weights_sha256=sha256,
@@ -99,6 +104,20 @@ def load(options: RunOptions, *, weights: str | None, device: str, wanted: Seque
         source=_source(folder, config, metadata),
     )
     return TrainedTeacher(model, spec, device=device, precision=options.precision, micro_batch=options.micro_batch)
+
+
+def _responses(model: nn.Module, options: RunOptions, weights: str) -> list[ResponseSpec]:
+    """Everything that the model answers; it answers its last map too from here on, where that is asked for."""
+    responses = [_response(model, head) for head in model.responses]
+    if not options.features:
+        return responses
+    if not isinstance(model, Student) or any(response.name == FEATURES for response in responses):
+        names = ", ".join(response.name for response in responses)
+        raise TeacherError(
+            f"teacher {NAME!r}: {weights} holds a {type(model).__name__} that answers {names}, and features is the last map "
+            "of a timm backbone: leave the option out, or choose a run of such a model"
+        )
+    return [*responses, model.add_last_map(FEATURES)]
 
 
 def _response(model: nn.Module, head: ResponseSpec) -> ResponseSpec:

@@ -28,6 +28,7 @@ from csat.data.sources import SlideRow, list_slides
 from csat.data.synthetic import make_slides
 from csat.data.tiling import TilingConfig
 from csat.errors import ConfigError, NonFiniteLossError, StorageError, TeacherError
+from csat.methods.contract import Method
 from csat.methods.registry import wanted_responses
 from csat.model.student import StudentConfig
 from csat.responses import TeacherSpec
@@ -133,12 +134,12 @@ def pretrain(config: PretrainConfig, plain: dict[str, Any]) -> int:
         pool=config.pool,
         workers=config.workers,
         ray_config=config.ray,
-        slot_bytes=_stream_config(config, folder, spec, job_check.plan).bytes_per_tile() * config.manifest.chunk_tiles,
+        slot_bytes=_stream_config(config, folder, spec, job_check.plan, method).bytes_per_tile() * config.manifest.chunk_tiles,
     )
     cluster.check_run_folder_is_shared(folder.uri)
     manifest = _tile(config, folder, slides)
     plan = _plan(config, manifest)
-    stream = _stream_config(config, folder, spec, plan, view_seed=method.seed if method.view_in_pool else None)
+    stream = _stream_config(config, folder, spec, plan, method)
     job = _make_job(config, folder, spec, plan)
     _print_plan(config, slides, manifest, stream)
 
@@ -226,9 +227,7 @@ def _make_job(config: PretrainConfig, folder: RunFolder, spec: TeacherSpec, plan
     )
 
 
-def _stream_config(
-    config: PretrainConfig, folder: RunFolder, spec: TeacherSpec, plan: Plan, view_seed: int | None = None
-) -> StreamConfig:
+def _stream_config(config: PretrainConfig, folder: RunFolder, spec: TeacherSpec, plan: Plan, method: Method) -> StreamConfig:
     teacher = TeacherConfig(name=config.teacher.name, weights=config.teacher.weights, options=_teacher_options(config))
     return StreamConfig(
         manifest_uri=folder.path("manifest"),
@@ -239,7 +238,9 @@ def _stream_config(
         teacher=teacher,
         teacher_sha256=spec.weights_sha256,
         responses=wanted_responses(config.method.name, config.method.options, spec),
-        view_seed=view_seed,
+        view_seed=method.seed if method.view_in_pool else None,
+        colour=method.colour_in_pool,
+        colour_seed=method.seed,
     )
 
 

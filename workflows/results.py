@@ -154,7 +154,8 @@ def _evaluate(
     """The exported student against the teacher on the held-out tiles, through the same readers and teacher pool."""
     chunks = holdout.chunks
     plan = Plan(chunks["rows"], chunks["part"], num_epochs=1, seed=seed)
-    held_out = replace(stream, manifest_uri=folder.path("manifest", "holdout"), plan=plan, view_seed=None)
+    as_scanned = {"view_seed": None, "colour": None}
+    held_out = replace(stream, manifest_uri=folder.path("manifest", "holdout"), plan=plan, **as_scanned)
     judged = make_stream(held_out, Intervals()).map_batches(
         Judge,
         fn_constructor_kwargs=dict(

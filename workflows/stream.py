@@ -9,6 +9,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext, ExecutionOptions, ExecutionResources
 from ray.train import DataConfig
 
+from csat.data.augment import ColourConfig
 from csat.data.plan import Intervals, Plan
 from csat.data.planned_reader import SLOT, PlannedReader
 from csat.data.read import TileReader
@@ -35,6 +36,8 @@ class StreamConfig:
     teacher_sha256: str  # every actor checks that it loaded this teacher
     responses: tuple[ResponseSpec, ...]
     view_seed: int | None = None  # put tiles into their view before the teacher, by this seed; None: the trainer carries it
+    colour: ColourConfig | None = None  # change the colours of tiles before the teacher by this; None: as they were scanned
+    colour_seed: int = 0  # of those colours
 
     def bytes_per_tile(self) -> int:
         """Of one row on its way: pixels and responses."""
@@ -75,6 +78,8 @@ def make_stream(config: StreamConfig, done: Intervals) -> ray.data.Dataset:
                 device="cuda" if config.pool.gpus_per_actor else "cpu",
                 expected_sha256=config.teacher_sha256,
                 view_seed=config.view_seed,
+                colour=config.colour,
+                colour_seed=config.colour_seed,
             ),
             batch_size=config.pool.batch_size,
             num_cpus=config.pool.cpus_per_actor,

@@ -1,10 +1,13 @@
 """What the training loop may know about a method: its parts, its turns, and its named loss terms per tile."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
+from csat.data.augment import ColourConfig
+from csat.model.student import Student, StudentConfig
 from csat.responses import Batch, ResponseSpec, TargetSpec, TeacherSpec
 
 
@@ -23,6 +26,8 @@ class Method(nn.Module, ABC):
         weights: Weight of every term that `forward` returns, by name.
         view_in_pool: The teacher pool puts tiles in their spatial view before the teacher sees them (`seed` says which
             view), and the method therefore transforms nothing.
+        colour_in_pool: The teacher pool changes the colours of tiles by this before the teacher sees them (`seed` says how),
+            and the method therefore changes none: teacher and student see the same colours. None: the pool changes none.
         seed: Seed of everything random about a tile.
     """
 
@@ -31,6 +36,7 @@ class Method(nn.Module, ABC):
     targets: tuple[TargetSpec, ...] = ()
     weights: dict[str, float]
     view_in_pool: bool = False
+    colour_in_pool: ColourConfig | None = None
     seed: int = 0
 
     @classmethod
@@ -41,6 +47,11 @@ class Method(nn.Module, ABC):
         Raises:
             TeacherError: the teacher lacks one; names the method's need and what the teacher has.
         """
+
+    @classmethod
+    def make_student(cls, config: StudentConfig, responses: Sequence[ResponseSpec]) -> Student:
+        """The student that learns these responses; called by methods without labels only."""
+        return Student(config, responses)
 
     @abstractmethod
     def part(self, turn: str) -> nn.Module:

@@ -10,14 +10,16 @@ from csat.data.datasets.contract import DatasetInfo
 from csat.errors import ConfigError
 from csat.methods.contract import Method
 from csat.methods.rckd import RCKD, RCKDConfig
+from csat.methods.resolution import Resolution, ResolutionConfig
 from csat.methods.supervised import Supervised, SupervisedConfig
-from csat.model.student import Student, StudentConfig
+from csat.model.student import StudentConfig
 from csat.responses import ResponseSpec, TeacherSpec
 from csat.settings import read_settings
 
 # Without labels: pretrain.py.
 METHODS: dict[str, tuple[type, type[Method]]] = {
     "rckd": (RCKDConfig, RCKD),
+    "resolution": (ResolutionConfig, Resolution),
 }
 # With labels: finetune.py.
 LABELLED_METHODS: dict[str, tuple[type, type[Method]]] = {
@@ -68,7 +70,7 @@ def build_method(
     config = read_options(name, options)
     _, method_class = METHODS[name]
     responses = method_class.needs(config, teacher)
-    student = Student(student_config, responses)
+    student = method_class.make_student(student_config, responses)
     student.check_tile(tile_px)
     return method_class(config, student, responses, tile_px=tile_px, downsample=student_config.downsample)
 

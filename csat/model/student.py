@@ -53,13 +53,23 @@ class Student(PartedModel):
     Attributes:
         config: As given.
         responses: As given; `heads` has one head for each, under its name.
+        last_map: Names of the dense features that are the backbone's last map.
         stride_px: Coarsest stride in use. Images are padded to multiples of it, and predictions cut back.
         step_px: The student's image edges must be multiples of it: the coarsest stride of its dense predictions.
         mean, std: Normalisation of the backbone, `[1, 3, 1, 1]`, for images in [0, 1].
     """
 
-    def __init__(self, config: StudentConfig, responses: Sequence[ResponseSpec]):
-        """Raises ConfigError for a backbone that timm does not have or that gives no feature maps."""
+    def __init__(self, config: StudentConfig, responses: Sequence[ResponseSpec], *, last_map: Sequence[str] = ()):
+        """
+        Args:
+            config: What it is made of.
+            responses: What it predicts.
+            last_map: Names of dense features that are not predicted by the decoder but are the backbone's last map, at its own
+                stride; through a 1x1 convolution where its channels are not the response's.
+
+        Raises:
+            ConfigError: a backbone that timm does not have or that gives no feature maps.
+        """
         super().__init__()
         self.config = config
         self.downsample = config.downsample
@@ -79,10 +89,11 @@ class Student(PartedModel):
         self.stride_px = strides_px[-1]
         self._probe_px = data["input_size"][-1] if data.get("fixed_input_size") else max(64, 2 * self.stride_px)
         in_channels = [x.shape[1] for x in self._probe_backbone(self._probe_px)[1]]
+        self.last_channels = in_channels[-1]
         self.decoder = DenseDecoder(in_channels, strides_px, config.decoder_channels)
-        self.reset_heads(responses)
+        self.reset_heads(responses, last_map=last_map)
 
-    def reset_heads(self, responses: Sequence[ResponseSpec]) -> None:
+    def reset_heads(self, responses: Sequence[ResponseSpec], *, last_map: Sequence[str] = ()) -> None:
         """Fresh heads for other responses, over the same backbone and decoder: how a student moves to its next task.
 
         Every parameter trains again, except those that none of the new heads reaches.
@@ -93,12 +104,10 @@ class Student(PartedModel):
         names = [spec.name for spec in responses]
         if not names or len(set(names)) < len(names):
             raise ConfigError(f"a student needs at least one response, and their names must differ; got {names}")
-        self.responses = tuple(responses)
+        self.responses, self.last_map = tuple(responses), tuple(last_map)
         device = self.mean.device
         self.heads = nn.ModuleDict({spec.name: self._make_head(spec) for spec in responses}).to(device)
-        self._needs_dense = any(spec.is_dense for spec in responses)
-        self._needs_global = any(not spec.is_dense for spec in responses)
-        self.step_px = max((self.prediction_stride_px(spec) for spec in responses if spec.is_dense), default=1)
+        self._find_needs()
         if self.config.channels_last:
             self.to(memory_format=torch.channels_last)
         self._freeze_unused()
@@ -112,7 +121,8 @@ class Student(PartedModel):
 
         Returns:
             Name → prediction. Dense ones cover the whole image, `[B, C, H/2, W/2]`; dense features, with their hundreds of
-            channels, lie at the power of two nearest below their own stride instead. Global ones `[B, C]`. A probability with
+            channels, lie at the power of two nearest below their own stride instead, and those of `last_map` at `stride_px`.
+            Global ones `[B, C]`. A probability with
             one channel is a logit for a sigmoid, one with several channels and `LOGITS` are logits for a softmax; all else
             are values as they are.
         """
@@ -129,9 +139,12 @@ class Student(PartedModel):
         if self.config.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
         last, features = self._run_backbone(x)
-        decoded = self.decoder(features) if self._needs_dense else None
+        decoded = self.decoder(features) if self._needs_decoder else None
         pooled = self.backbone.forward_head(last, pre_logits=True) if self._needs_global else None
-        predictions = {spec.name: self.heads[spec.name](decoded if spec.is_dense else pooled) for spec in self.responses}
+        predictions = {}
+        for spec in self.responses:
+            source = features[-1] if spec.name in self.last_map else decoded if spec.is_dense else pooled
+            predictions[spec.name] = self.heads[spec.name](source)
         if below or beside:
             for spec in filter(lambda spec: spec.is_dense, self.responses):
                 stride_px = self.prediction_stride_px(spec)
@@ -170,23 +183,49 @@ class Student(PartedModel):
 
     def prediction_stride_px(self, spec: ResponseSpec) -> int:
         """Pixels of the student's image per cell of a dense prediction."""
+        if spec.name in self.last_map:
+            return self.stride_px
         stride_px = PREDICTION_STRIDE_PX
         if spec.kind == Kind.FEATURES:  # hundreds of channels: at the teacher's own resolution, not finer
             stride_px = max(stride_px, spec.stride_px // self.config.downsample)
         return min(2 ** (stride_px.bit_length() - 1), self.stride_px)
 
     def parts(self) -> dict[str, list[nn.Module]]:
-        decoder = [self.decoder] if self._needs_dense else []
+        decoder = [self.decoder] if self._needs_decoder else []
         return {BACKBONE: [self.backbone], DECODER: decoder, HEADS: list(self.heads.values())}
 
     def backbone_layers(self) -> dict[str, int]:
         return {f"backbone.{name}": layer for name, layer in layers_of(self.backbone, self.config.backbone).items()}
 
+    def add_last_map(self, name: str) -> ResponseSpec:
+        """Answer the backbone's last map as well, as it is: what a classifier teaches in resolution-based distillation.
+
+        Returns:
+            What it answers under that name.
+        """
+        stride_px = self.stride_px * self.config.downsample
+        spec = ResponseSpec(
+            name=name, kind=Kind.FEATURES, channels=self.last_channels, stride_px=stride_px, symmetry=Symmetry.NONE
+        )
+        self.responses, self.last_map = (*self.responses, spec), (*self.last_map, name)
+        self.heads[name] = self._make_head(spec)
+        self._find_needs()
+        return spec
+
     def backbone_state_dict(self) -> dict[str, Tensor]:
         """The backbone's weights under the names of `timm.create_model(config.backbone, num_classes=0)`."""
         return self.backbone.state_dict()
 
+    def _find_needs(self) -> None:
+        """Which parts the responses need, and the step of the images."""
+        self._needs_decoder = any(spec.is_dense and spec.name not in self.last_map for spec in self.responses)
+        self._needs_global = any(not spec.is_dense for spec in self.responses)
+        self.step_px = max((self.prediction_stride_px(spec) for spec in self.responses if spec.is_dense), default=1)
+
     def _make_head(self, spec: ResponseSpec) -> nn.Module:
+        if spec.name in self.last_map:
+            is_same = spec.channels == self.last_channels
+            return nn.Identity() if is_same else nn.Conv2d(self.last_channels, spec.channels, 1)
         if not spec.is_dense:
             return GlobalHead(self.backbone.head_hidden_size, spec.channels)
         finest_px, wanted_px = self.decoder.stride_px, self.prediction_stride_px(spec)
@@ -248,6 +287,7 @@ def save_student(student: Student, folder: Path, metadata: dict) -> None:
         "backbone": student.config.backbone,
         "student": asdict(student.config),
         "responses": [asdict(spec) for spec in student.responses],
+        "last_map": list(student.last_map),
         "mean": student.mean.flatten().tolist(),
         "std": student.std.flatten().tolist(),
         "stride_px": student.stride_px,
@@ -278,7 +318,8 @@ def load_student(folder: Path, *, responses: Sequence[ResponseSpec] | None = Non
                 f"{folder} holds a student with {name} {stored['student'][name]!r}, not {value!r}: drop the setting"
             )
     config = replace(StudentConfig(**stored["student"]), **{**changes, "pretrained": False})
-    student = Student(config, [spec_from_json(spec) for spec in stored["responses"]])
+    specs = [spec_from_json(spec) for spec in stored["responses"]]
+    student = Student(config, specs, last_map=stored.get("last_map", ()))
     path = Path(folder) / "student.safetensors"
     try:
         state = load_file(path)

@@ -2,7 +2,9 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 
+from csat.data.augment import ColourAugment, ColourConfig
 from csat.data.transforms import apply_d4_tiles, d4_of
 from csat.errors import ConfigError, TeacherError
 from csat.responses import FILTERED, OK, POSITION, QUARANTINED, REASON, STATUS, TEACHER_S, TILE
@@ -152,6 +154,19 @@ def test_the_view_is_applied_before_the_teacher_and_leaves_with_the_tile():
     assert (seen != columns[TILE]).any()
     np.testing.assert_array_equal(out[TILE], seen)
     np.testing.assert_array_equal(out["response_hv"], FakeTeacher().respond(seen)["hv"])
+
+
+def test_colours_are_changed_before_the_teacher_and_leave_with_the_tile():
+    columns, colour = rows(6, status=[OK] * 5 + [QUARANTINED]), ColourConfig(brightness=0.5, saturation=0.5)
+    out = stage(view_seed=7, colour=colour, colour_seed=3)(columns)
+    turned = apply_d4_tiles(columns[TILE], d4_of(columns[POSITION], 7))
+    images = torch.from_numpy(turned).permute(0, 3, 1, 2).float() / 255
+    seen = ColourAugment(colour)(images, torch.from_numpy(np.array(columns[POSITION])), 3)
+    seen = (seen * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    assert np.abs(seen.astype(int) - turned).mean() > 5
+    np.testing.assert_allclose(out[TILE].astype(int), seen, atol=1)  # one tile at a time rounds another way
+    np.testing.assert_array_equal(out["response_features"][:5], FakeTeacher().respond(out[TILE][:5])["features"])
+    np.testing.assert_array_equal(stage(colour=None)(columns)[TILE], columns[TILE])
 
 
 def test_every_actor_checks_that_it_has_the_drivers_weights():

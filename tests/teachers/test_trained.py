@@ -298,3 +298,36 @@ class TestBadInput:
     def test_an_unknown_option(self, tmp_path):
         with pytest.raises(ConfigError, match="no setting 'mode'.*precision, micro_batch"):
             load_teacher(write_run(tmp_path, fresh("unet", Task.NUCLEI), Task.NUCLEI), options={"mode": "fast"})
+
+
+class TestFeatures:
+    """The last map of a classifier, which resolution-based distillation learns."""
+
+    def test_they_are_the_backbones_last_map(self, tmp_path):
+        run = write_run(tmp_path, fresh("csat_nano", Task.CLASSIFICATION, downsample=2), Task.CLASSIFICATION)
+        teacher, tiles = load_teacher(run, options={"features": True}), noise(3, 64)
+        label, features = teacher.spec.responses
+        assert (label.name, features.name) == ("label", "features")
+        assert (features.kind, features.channels, features.stride_px) == (Kind.FEATURES, 96, 32)
+        assert features.symmetry == Symmetry.NONE  # the pool has to show it the turned tile
+        answers, model = teacher.respond(tiles), load_exported(f"{run}/exported")
+        with torch.inference_mode():
+            images = (torch.tensor(tiles).permute(0, 3, 1, 2) / 255).unflatten(3, (32, 2)).unflatten(2, (32, 2)).mean((3, 5))
+            expected = model.backbone.forward_features((images - model.mean) / model.std)
+            logits = model(images)["label"]
+        np.testing.assert_allclose(answers["features"], expected.numpy(), atol=2e-2, rtol=2e-3)
+        np.testing.assert_allclose(answers["label"], logits.numpy(), atol=2e-2, rtol=2e-3)
+        assert [spec.name for spec in wanted_responses("resolution", {}, teacher.spec)] == ["label", "features"]
+
+    def test_they_come_only_where_they_are_asked_for(self, tmp_path):
+        spec = describe_teacher(write_run(tmp_path, fresh("csat_nano", Task.CLASSIFICATION), Task.CLASSIFICATION))
+        assert [response.name for response in spec.responses] == ["label"]
+        with pytest.raises(TeacherError, match="resolution needs a feature map.*'run' does not give; it gives: label"):
+            wanted_responses("resolution", {}, spec)
+
+    def test_a_model_without_a_backbone_has_none(self, tmp_path):
+        run = write_run(tmp_path, fresh("unet", Task.CLASSIFICATION), Task.CLASSIFICATION)
+        with pytest.raises(
+            TeacherError, match="UNetModel that answers label, and features is the last map of a timm backbone"
+        ):
+            describe_teacher(run, options={"features": True})

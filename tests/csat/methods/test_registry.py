@@ -54,7 +54,7 @@ def test_settings_of_a_recipe_become_the_config():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("rkcd", {}, "no method 'rkcd'; there is: rckd"),
+        ("rkcd", {}, "no method 'rkcd' here; there is: rckd, resolution"),
         (
             "rckd",
             {"temprature": 2},

@@ -1,0 +1,365 @@
+"""Resolution-based distillation: its needs, terms, views, colours, the saving, a step, and two processes against one."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from csat.data.augment import ColourConfig
+from csat.data.transforms import apply_d4, apply_d4_tiles, d4_of
+from csat.errors import ConfigError, TeacherError
+from csat.losses.distribution import logits_kl
+from csat.losses.resized import resized_error
+from csat.methods.registry import build_method
+from csat.methods.resolution import Resolution, ResolutionConfig
+from csat.model.cost import count_cost
+from csat.model.student import Student, StudentConfig, load_student, save_student
+from csat.responses import Batch, Kind, ResponseSpec, Symmetry, TeacherSpec
+
+TILE_PX = 64
+LOGITS = ResponseSpec(name="label", kind=Kind.LOGITS, channels=3, stride_px=None)
+FEATURES = ResponseSpec(name="features", kind=Kind.FEATURES, channels=6, stride_px=8, symmetry=Symmetry.NONE)
+MOVING = replace(FEATURES, symmetry=Symmetry.SCALAR)  # features that are known to move with their tile
+SPECS = (LOGITS, FEATURES)
+NO_COLOUR = ColourConfig(stain_scale=0.0, stain_shift=0.0, brightness=0.0, contrast=0.0, saturation=0.0)
+
+
+class TinyStudent(nn.Module):
+    """Logits and a map at an eighth of its image; keeps the images that it last saw."""
+
+    def __init__(self, specs: tuple[ResponseSpec, ...] = SPECS):
+        super().__init__()
+        torch.manual_seed(0)
+        self.names = [spec.name for spec in specs]
+        self.trunk = nn.Sequential(
+            nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.GELU(), nn.Conv2d(8, specs[1].channels, 4, stride=4), nn.GELU()
+        )
+        self.fc = nn.Linear(specs[1].channels, specs[0].channels)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        self.seen = images
+        features = self.trunk(images)
+        return dict(zip(self.names, (self.fc(features.mean((2, 3))), features), strict=True))
+
+
+def make_method(specs: tuple[ResponseSpec, ...] = SPECS, *, downsample: int = 2, **settings) -> Resolution:
+    return Resolution(ResolutionConfig(**settings), TinyStudent(specs), specs, tile_px=TILE_PX, downsample=downsample)
+
+
+def make_batch(num_tiles: int = 4, specs: tuple[ResponseSpec, ...] = SPECS, size: tuple[int, int] = (TILE_PX,) * 2) -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    tiles = torch.randint(0, 256, (num_tiles, 3, *size), generator=generator, dtype=torch.uint8)
+    logits = torch.randn(num_tiles, specs[0].channels, generator=generator)
+    cells = [edge // specs[1].stride_px for edge in size]
+    features = torch.randn(num_tiles, specs[1].channels, *cells, generator=generator)
+    responses = {specs[0].name: logits.half(), specs[1].name: features.half()}
+    return Batch(tiles=tiles, positions=torch.arange(100, 100 + num_tiles), responses=responses)
+
+
+def make_teacher(*specs: ResponseSpec) -> TeacherSpec:
+    return TeacherSpec(name="fake", responses=specs, mpp=0.5)
+
+
+class TestNeeds:
+    def test_the_logits_and_the_map_are_found_among_what_the_teacher_gives(self):
+        pooled = ResponseSpec(name="pooled", kind=Kind.FEATURES, channels=9, stride_px=None)
+        mask = ResponseSpec(name="mask", kind=Kind.LOGITS, channels=2)
+        teacher = make_teacher(pooled, FEATURES, mask, LOGITS)
+        assert Resolution.needs(ResolutionConfig(), teacher) == (LOGITS, FEATURES)
+
+    def test_one_of_several_is_named(self):
+        other = replace(FEATURES, name="tokens", channels=9)
+        teacher = make_teacher(LOGITS, FEATURES, other)
+        with pytest.raises(
+            TeacherError, match=r"'fake' gives several: features .*, tokens .*Name one with --method.options.features"
+        ):
+            Resolution.needs(ResolutionConfig(), teacher)
+        assert Resolution.needs(ResolutionConfig(features="tokens"), teacher) == (LOGITS, other)
+
+    @pytest.mark.parametrize(
+        ("specs", "config", "words"),
+        [
+            ((LOGITS,), {}, ["a feature map of the whole tile", "teacher 'fake' does not give", "label (logits, 3 ch, tile)"]),
+            (
+                (FEATURES,),
+                {},
+                ["logits of 2 or more classes", "features (features, 6 ch, map)", "--teacher.options.features true"],
+            ),
+            (SPECS, {"logits": "grade"}, ["the response 'grade' as logits", "label (logits"]),
+            ((replace(LOGITS, channels=1), FEATURES), {}, ["2 or more classes"]),
+            ((LOGITS, replace(FEATURES, crop_px=8)), {}, ["whole tile"]),
+            ((), {}, ["it gives: nothing"]),
+        ],
+    )
+    def test_a_teacher_without_them(self, specs, config, words):
+        with pytest.raises(TeacherError) as error:
+            Resolution.needs(ResolutionConfig(**config), make_teacher(*specs))
+        for word in ("resolution needs", *words):
+            assert word in str(error.value)
+
+
+class TestTerms:
+    def test_they_are_the_formulas(self):
+        method, batch = make_method(temperature=2.0, resize="max_pool").eval(), make_batch(3)
+        terms = method(batch)
+        assert list(terms) == list(method.weights) == ["soft", "pix"]
+        assert all(term.shape == (3,) and term.dtype == torch.float32 and (term > 0).all() for term in terms.values())
+        predictions = method.student(torch.nn.functional.avg_pool2d(batch.tiles.float() / 255, 2))
+        assert predictions["features"].shape[2:] == (4, 4) and batch.responses["features"].shape[2:] == (8, 8)
+        torch.testing.assert_close(terms["soft"], logits_kl(predictions["label"], batch.responses["label"], 2.0))
+        torch.testing.assert_close(
+            terms["pix"], resized_error(predictions["features"], batch.responses["features"], "max_pool")
+        )
+
+    def test_the_total_is_the_weighted_sum(self):
+        method = make_method(weights={"pix": 0.5})
+        terms = {"soft": torch.tensor([1.0, 2.0]), "pix": torch.tensor([4.0, 0.0])}
+        assert method.total(terms).tolist() == [3.0, 2.0]
+
+    def test_half_precision(self):
+        method, batch = make_method().eval(), make_batch()
+        whole = method(batch)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            half = method(batch)
+        for name, term in half.items():
+            assert term.dtype == torch.float32
+            torch.testing.assert_close(term, whole[name], atol=0.02, rtol=0.02)
+
+    def test_images_of_any_size_one_at_a_time(self):
+        """The terms of a rectangle, and the gradient of three accumulated images of three sizes."""
+        method, total = make_method(), []
+        for size in ((64, 64), (96, 32), (128, 160)):
+            terms = method(make_batch(1, size=size))
+            assert method.student.seen.shape == (1, 3, size[0] // 2, size[1] // 2)
+            method.total(terms).sum().backward()
+            total.append(method.student.fc.weight.grad.clone())
+        assert all(each.isfinite().all() for each in total) and not torch.equal(total[0], total[1])
+
+
+class TestViews:
+    def test_features_of_unknown_symmetry_leave_the_view_to_the_pool(self):
+        method, batch = make_method(seed=3), make_batch(8)
+        assert method.view_in_pool and not make_method(flips_and_rotations=False).view_in_pool
+        method(batch)
+        torch.testing.assert_close(method.student.seen, torch.nn.functional.avg_pool2d(batch.tiles / 255, 2))
+
+    def test_features_that_move_are_carried(self):
+        specs = (LOGITS, MOVING)
+        method, batch = make_method(specs, downsample=1, seed=3), make_batch(8, specs)
+        assert not method.view_in_pool
+        method(batch)
+        index = d4_of(batch.positions, seed=3)
+        assert len(index.unique()) > 3
+        torch.testing.assert_close(method.student.seen, apply_d4(batch.tiles, index) / 255)
+        method.eval()(batch)
+        torch.testing.assert_close(method.student.seen, batch.tiles / 255)
+
+    def test_colours_are_left_to_the_pool(self):
+        """Teacher and student see the same colours: the method changes none, and says what the pool should do."""
+        method, batch = make_method(), make_batch(2)
+        assert method.colour_in_pool == ColourConfig(brightness=0.5, contrast=0.5, saturation=0.5)
+        method(batch)
+        torch.testing.assert_close(method.student.seen, torch.nn.functional.avg_pool2d(batch.tiles / 255, 2))
+        assert make_method(augment=NO_COLOUR).colour_in_pool is None
+
+    @pytest.mark.parametrize("index", range(8))
+    def test_carried_features_are_those_of_the_moved_tile(self, index, monkeypatch):
+        """The student is the teacher, asked again about the tile that the method shows it."""
+        specs = (LOGITS, replace(MOVING, channels=3))
+        rng = np.random.default_rng(0)
+        tiles = rng.integers(0, 256, (2, TILE_PX, TILE_PX, 3), dtype=np.uint8)
+
+        def say(tiles: np.ndarray) -> dict[str, Tensor]:
+            images = torch.from_numpy(np.ascontiguousarray(tiles)).permute(0, 3, 1, 2).float() / 255
+            features = torch.nn.functional.avg_pool2d(images, 8)
+            return {"label": 5 * features.mean((2, 3)), "features": features}
+
+        class Again(nn.Module):
+            def forward(self, images: Tensor) -> dict[str, Tensor]:
+                return say((images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
+
+        views = torch.full((2,), index, dtype=torch.uint8)
+        monkeypatch.setattr("csat.methods.resolution.d4_of", lambda positions, seed: views)
+        method = Resolution(ResolutionConfig(), Again(), specs, tile_px=TILE_PX)
+        batch = Batch(tiles=torch.from_numpy(tiles).permute(0, 3, 1, 2), positions=torch.arange(2), responses=say(tiles))
+        assert all(term.max() < 1e-6 for term in method(batch).values())
+        if index:  # features that stayed where they were would be noticed
+            batch.responses["features"] = apply_d4(batch.responses["features"], views)
+            turned = apply_d4_tiles(tiles, views.numpy())
+            assert resized_error(say(turned)["features"], say(tiles)["features"], "max_pool").min() > 1e-3
+
+
+class TestTheRealStudent:
+    TEACHER = make_teacher(LOGITS, replace(FEATURES, channels=256, stride_px=32))
+
+    def build(self, backbone: str = "resnet10_gn", downsample: int = 2, tile_px: int = 128, **options) -> Resolution:
+        torch.manual_seed(0)
+        config = StudentConfig(backbone=backbone, downsample=downsample)
+        return build_method("resolution", options, config, self.TEACHER, tile_px=tile_px)
+
+    def batch(self, num_tiles: int = 2, tile_px: int = 128) -> Batch:
+        return make_batch(num_tiles, self.TEACHER.responses, (tile_px, tile_px))
+
+    def test_its_features_are_the_last_map_of_its_backbone_as_in_the_paper(self):
+        student = self.build().student.eval()
+        backbone = timm.create_model("resnet10_gn", num_classes=0).eval()
+        backbone.load_state_dict(student.backbone_state_dict())
+        images = torch.rand(1, 3, 64, 96)
+        with torch.no_grad():
+            predictions = student(images)
+            torch.testing.assert_close(
+                predictions["features"], backbone.forward_features((images - student.mean) / student.std), atol=1e-5, rtol=1e-4
+            )
+        assert list(student.heads["features"].parameters()) == []
+        head = student.heads["label"].fc
+        torch.testing.assert_close(predictions["label"], head(predictions["features"].mean((2, 3))), atol=1e-5, rtol=1e-4)
+
+    def test_another_backbone_has_a_convolution_to_the_teachers_channels(self):
+        student = self.build("csat_nano").student
+        assert isinstance(student.heads["features"], nn.Conv2d)
+        assert student(torch.rand(1, 3, 64, 64))["features"].shape == (1, 256, 4, 4)
+
+    @pytest.mark.parametrize("backbone", ["resnet10_gn", "csat_nano"])
+    def test_every_parameter_gets_a_gradient(self, backbone):
+        method = self.build(backbone)
+        method.total(method(self.batch())).sum().backward()
+        assert [name for name, p in method.named_parameters() if p.requires_grad and p.grad is None] == []
+        assert not any(p.requires_grad for p in method.student.decoder.parameters())
+
+    def test_it_learns_a_fixed_batch(self):
+        method, batch = self.build("csat_nano"), self.batch()
+        before = method(batch)
+        optimiser = torch.optim.Adam(method.part("student").parameters(), lr=1e-3)
+        for _ in range(10):
+            optimiser.zero_grad()
+            method.total(method(batch)).mean().backward()
+            optimiser.step()
+        after = method(batch)
+        assert all(after[name].mean() < before[name].mean() for name in before)
+
+    def test_it_is_stored_and_loaded(self, tmp_path):
+        student = self.build("csat_nano").student.eval()
+        save_student(student, tmp_path, {})
+        loaded, images = load_student(tmp_path), torch.rand(1, 3, 64, 64)
+        assert loaded.last_map == ("features",)
+        with torch.no_grad():
+            for name, prediction in student(images).items():
+                assert torch.equal(loaded(images)[name], prediction)
+
+    def test_the_next_task_takes_the_backbone_and_a_fresh_decoder(self):
+        student = self.build("csat_nano").student
+        student.reset_heads([ResponseSpec(name="np", kind=Kind.PROBABILITY, channels=1)])
+        assert student.last_map == () and student.step_px == 2
+        assert all(p.requires_grad for p in student.decoder.parameters())
+
+    @pytest.mark.parametrize("backbone", ["resnet10_gn", "resnet18"])
+    def test_halving_the_resolution_saves_four_times(self, backbone):
+        """At 1/2, 1/4 and 1/8 the student multiplies 4, 16 and 64 times less, heads included."""
+        macs = []
+        for factor in (1, 2, 4, 8):
+            student = Student(StudentConfig(backbone=backbone, downsample=factor), (LOGITS,)).eval()
+            macs.append(count_cost(_Only(student), (1, 3, 512 // factor, 512 // factor))["macs"])
+        assert [macs[0] / each for each in macs[1:]] == pytest.approx([4, 16, 64], rel=2e-3)
+
+    @pytest.mark.parametrize(
+        ("settings", "words"),
+        [
+            ({"downsample": 3}, "multiple of 96 px .*downsample 3.*not 128 px: set --data.tile_px to 96 or 192"),
+            ({"downsample": 8}, "multiple of 256 px .*stride 32 x downsample 8.*not 128 px: set --data.tile_px to 256"),
+            ({"tile_px": 96, "downsample": 1, "backbone": "resnet_10"}, "no model 'resnet_10'"),
+        ],
+    )
+    def test_a_tile_that_the_factor_does_not_divide(self, settings, words):
+        with pytest.raises(ConfigError, match=words):
+            self.build(**settings)
+
+
+class _Only(nn.Module):
+    def __init__(self, student: Student):
+        super().__init__()
+        self.student = student
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.student(images)["label"]
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("settings", "named"),
+        [
+            ({"resize": "nearest"}, "one of max_pool, bicubic, both"),
+            ({"temperature": 0.0}, "temperature"),
+            ({"weights": {"kl": 1.0}}, "no term of resolution: kl; its terms are: soft, pix"),
+            ({"weights": {"pix": -1.0}}, "weights.pix"),
+            ({"weights": {"soft": 0, "pix": 0}}, "every weight is 0"),
+        ],
+    )
+    def test_a_value_that_cannot_be(self, settings, named):
+        with pytest.raises(ConfigError, match=named):
+            ResolutionConfig(**settings)
+
+    def test_a_tile_that_does_not_fit(self):
+        with pytest.raises(ConfigError, match="downsample 3 does not divide the 64 px tile"):
+            make_method(downsample=3)
+        with pytest.raises(ConfigError, match="'features' covers 60 px"):
+            Resolution(ResolutionConfig(), TinyStudent(), SPECS, tile_px=60)
+
+    def test_a_batch_without_its_responses(self):
+        batch = make_batch(2)
+        batch.responses["features"] = batch.responses["features"][..., 1:]
+        with pytest.raises(TeacherError, match=r"'features' of a 64 x 64 px tile must be \[2, 6, 8, 8\], got \[2, 6, 8, 7\]"):
+            make_method()(batch)
+        del batch.responses["label"]
+        with pytest.raises(TeacherError, match=r"'label' of a 64 x 64 px tile must be \[2, 3\], got nothing"):
+            make_method()(batch)
+
+
+def test_the_only_part_is_the_student():
+    method = make_method()
+    assert method.turns == ("student",) and method.part("student") is method.student
+    with pytest.raises(KeyError):
+        method.part("critic")
+
+
+SPLIT = 3  # of 8 tiles: ranks hold 3 and 5
+
+
+def train_on_part(rank: int, folder: str) -> None:
+    """One rank of two: backward of the sum over its tiles, DDP's mean, the scaling by world / tiles, a step."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    batch, rows = make_batch(8), slice(0, SPLIT) if rank == 0 else slice(SPLIT, None)
+    part = Batch(
+        tiles=batch.tiles[rows],
+        positions=batch.positions[rows],
+        responses={name: response[rows] for name, response in batch.responses.items()},
+    )
+    method = DistributedDataParallel(make_method())
+    terms = method(part)
+    (method.module.total(terms).sum() * 2 / 8).backward()
+    gradients = {name: parameter.grad for name, parameter in method.module.named_parameters()}
+    torch.save({"terms": {name: term.detach() for name, term in terms.items()}, "gradients": gradients}, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_with_ragged_halves_agree_with_one(tmp_path: Path):
+    torch.multiprocessing.spawn(train_on_part, args=(str(tmp_path),), nprocs=2)
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    method = make_method()
+    terms = method(make_batch(8))
+    method.total(terms).mean().backward()
+    for name, term in terms.items():
+        torch.testing.assert_close(torch.cat([rank["terms"][name] for rank in ranks]), term.detach(), atol=1e-5, rtol=1e-5)
+    for name, parameter in method.named_parameters():
+        assert parameter.grad.abs().max() > 1e-4, name  # or agreement would say nothing
+        for rank in ranks:
+            torch.testing.assert_close(rank["gradients"][name], parameter.grad, atol=1e-5, rtol=1e-5)
