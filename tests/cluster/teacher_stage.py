@@ -11,9 +11,9 @@ import time
 import ray
 import ray.data
 
-NUM_BATCHES = 120
+NUM_BATCHES = 100
 SECONDS_PER_BATCH = 0.5
-DOWN_TIMEOUT_S = 90.0
+DOWN_TIMEOUT_S = 120.0
 
 
 class SlowTeacher:
@@ -52,7 +52,9 @@ def main() -> None:
     while note() > 0 and time.monotonic() - started < finished_s + DOWN_TIMEOUT_S:
         time.sleep(0.5)
     changes = [counts[i] for i in range(len(counts)) if i == 0 or counts[i][1] != counts[i - 1][1]]
-    print("RESULT " + json.dumps({"ids": sorted(ids), "changes": changes, "finished_s": finished_s}))
+    print(
+        "RESULT " + json.dumps({"num_batches": NUM_BATCHES, "ids": sorted(ids), "changes": changes, "finished_s": finished_s})
+    )
 
 
 if __name__ == "__main__":
