@@ -4,12 +4,12 @@ The choice follows from the seed and the names alone (a hash), so it is the same
 """
 
 from collections.abc import Sequence
-from hashlib import blake2b
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from csat.data.counter_hash import hash_text
 from csat.data.sources import SlideRow
 from csat.data.tiling import TILE_SCHEMA
 from csat.errors import ConfigError
@@ -40,7 +40,7 @@ class SlideHoldout:
                 f"--manifest.holdout_by slide keeps whole slides (patients) from training, and there is only {len(groups)}: "
                 "nothing would remain to train on. Use --manifest.holdout_by tile, or --manifest.holdout_fraction 0"
             )
-        ranked = sorted(groups, key=lambda group: _hash(seed, group))
+        ranked = sorted(groups, key=lambda group: hash_text(group, seed=seed))
         count = min(max(1, round(fraction * len(groups))), len(groups) - 1) if len(groups) > 1 else 0
         self._chosen, self._known = frozenset(ranked[:count]), frozenset(groups)
 
@@ -51,7 +51,7 @@ class SlideHoldout:
         return np.array(held, dtype=np.uint8)[groups.indices.to_numpy()]
 
     def _is_held_out(self, group: str) -> bool:
-        return group in self._chosen if group in self._known else _hash(self.seed, group) < self.fraction
+        return group in self._chosen if group in self._known else hash_text(group, seed=self.seed) < self.fraction
 
 
 class BlockHoldout:
@@ -90,11 +90,11 @@ class BlockHoldout:
     def _choose(self, slide: str, blocks: np.ndarray, usable: np.ndarray) -> np.ndarray:
         """Which of the blocks that hold a whole tile: `fraction` of them, rounded up or down by chance, and at least one of
         the first slide that has several."""
-        count = int(self.fraction * len(usable) + _hash(self.seed, slide))
+        count = int(self.fraction * len(usable) + hash_text(slide, seed=self.seed))
         if count == 0 and not self._found_any and len(usable) > 1:
             count = 1
         self._found_any = self._found_any or count > 0
-        keys = [_hash(self.seed, f"{slide}|{'|'.join(map(str, block))}") for block in blocks[usable].tolist()]
+        keys = [hash_text(f"{slide}|{'|'.join(map(str, block))}", seed=self.seed) for block in blocks[usable].tolist()]
         return usable[np.argsort(keys)[:count]]
 
 
@@ -121,8 +121,3 @@ class TileSample:
         keys = np.concatenate([self._keys, self._rng.random(table.num_rows)])
         kept = np.sort(np.argsort(keys, kind="stable")[: self.size])  # in the order of their coming
         self.table, self._keys = pa.concat_tables([self.table, table]).take(kept).combine_chunks(), keys[kept]
-
-
-def _hash(seed: int, name: str) -> float:
-    """A number in [0, 1) that follows from a name."""
-    return int.from_bytes(blake2b(f"{seed}|{name}".encode(), digest_size=7).digest(), "big") / 2.0**56

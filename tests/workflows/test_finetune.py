@@ -291,6 +291,7 @@ def test_a_group_in_two_parts(tmp_path, capsys):
         ({"metric": "acuracy"}, ["acuracy", "balanced_accuracy"]),
         ({"method": {"name": "rckd"}}, ["rckd is a method of pretrain.py"]),
         ({"method": {"options": {"class_weights": "heavy"}}}, ["none or balanced", "heavy"]),
+        ({"data": {"sampling": "balanced"}, "method": {"options": {"class_weights": "balanced"}}}, ["choose one of the two"]),
         ({"train": {"batch_size": 7}, "workers": {"num_workers": 2}}, ["7 does not divide"]),
         ({"data": {"sets": {"glass": "somewhere"}}}, ["glass", "glas"]),
         ({"data": {"mpp": 0.5}}, ["0.5", "resolution"]),
