@@ -26,6 +26,14 @@ RAY_FOLDER = "ray"  # of a cell: Tune's own notes, deleted with the cell's end
 MAX_DEATHS = 2  # of a trial's process, after which the trial counts as failed
 GROUP_DRIVER_CPUS = 0.1  # of a trial whose training is a group of workers beside it
 JUST_BEFORE_END = 0.999  # share of a trial's epochs from which stopping it saves nothing
+TUNE_SETTINGS = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the run folders have it all
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # an interrupted sweep is not a finished one
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that fails before its first validation has nothing to report
+    "TUNE_WARN_THRESHOLD_S": "10",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own tables; the older ones obey `verbose`
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,10 +94,7 @@ def run_trials(
         folder: URI of the cell's folder.
         data: Name under which the data are shared.
     """
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # the run folders have it all
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # an interrupted sweep is not a finished one
-    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # Tune's own tables; the older ones obey `verbose`
+    os.environ.update(TUNE_SETTINGS)
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)  # misses the loggers' files
     storage.delete(storage.join(folder, RAY_FOLDER))
     store, path = storage.arrow_filesystem(folder)

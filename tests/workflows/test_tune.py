@@ -99,6 +99,23 @@ class TestRefusals:
         self.refuse(capsys, images, tmp_path, ["a x nano"], search=search)
 
 
+@pytest.fixture(scope="module")
+def finished(ray_cluster, images, tmp_path_factory):
+    """One good data set and one whose every training fails, from two starts."""
+    folder = tmp_path_factory.mktemp("sweep")
+    argv = command(
+        folder,
+        folder / "run",
+        data_root=str(images),
+        data_sets={"a": data_settings("a"), "frail": {**data_settings("b"), **FRAIL}},
+        starts={"nano": {"model.name": "csat_nano"}, "wide": {"model": {"name": "csat_nano", "decoder_channels": 12}}},
+        search={"train.optim.weight_decay": {"uniform": [0.0, 0.2]}},
+        num_trials=2,
+        max_concurrent=1,
+    )
+    return folder / "run", argv, tune.main(argv)
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
@@ -115,22 +132,6 @@ class TestWithACluster:
     )
     def test_more_than_the_cluster_has(self, images, tmp_path, capsys, argument, words):
         refuse(capsys, [*command(tmp_path, tmp_path / "run", data_root=str(images)), argument], *words)
-
-    @pytest.fixture(scope="class")
-    def finished(self, ray_cluster, images, tmp_path_factory):
-        """One good data set and one whose every training fails, from two starts."""
-        folder = tmp_path_factory.mktemp("sweep")
-        argv = command(
-            folder,
-            folder / "run",
-            data_root=str(images),
-            data_sets={"a": data_settings("a"), "frail": {**data_settings("b"), **FRAIL}},
-            starts={"nano": {"model.name": "csat_nano"}, "wide": {"model": {"name": "csat_nano", "decoder_channels": 12}}},
-            search={"train.optim.weight_decay": {"uniform": [0.0, 0.2]}},
-            num_trials=2,
-            max_concurrent=1,
-        )
-        return folder / "run", argv, tune.main(argv)
 
     def test_it_ends_in_a_table(self, finished):
         folder, _, code = finished
