@@ -8,11 +8,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import timm
+import yaml
 from safetensors.torch import load_file
 
-from csat.export import load_exported
+from csat.data.datasets.contract import DatasetInfo, Task
+from csat.export import export_model, load_exported
+from csat.model.registry import ModelConfig, build_model
 from csat.training.checkpoints import Checkpoints
 from csat.training.recorder import read_metrics
+from teachers.contract import sha256_of
 from tests.workflows.conftest import arguments, kill_group
 from workflows import pretrain
 
@@ -125,6 +129,28 @@ def test_the_report_has_its_pictures(finished):
     page = (folder / "report.html").read_text()
     assert "teacher_vs_known.nuclei.dice" in page
     assert page.count("data:image/png;base64,") == 2
+
+
+def test_a_fine_tuned_run_is_a_teacher(ray_cluster, slides, tmp_path, monkeypatch):
+    """`--teacher FOLDER`, relative: the record says which model that was, and by another name it is the same run."""
+    info = DatasetInfo(
+        name="x", task=Task.NUCLEI, classes=("a",), mpp=0.5, licence="CC BY 4.0", source="our ward", group="image"
+    )
+    model = build_model(ModelConfig(name="unet", options={"width": 4, "depth": 2}), info, load_exported)
+    export_model(model, str(tmp_path / "teacher" / "exported"), {"task": "nuclei", "mpp": 0.5, "licence": "CC BY 4.0"})
+    monkeypatch.chdir(tmp_path)
+    assert pretrain.main(arguments(slides, "run", teacher__name="teacher")) == 0
+    teacher = read_json(tmp_path / "run", "teacher.json")
+    assert teacher["weights_sha256"] == sha256_of(tmp_path / "teacher" / "exported" / "model.safetensors")
+    assert teacher["licence"] == "CC BY 4.0" and [each["name"] for each in teacher["responses"]] == ["np", "hv", "tp"]
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert config["teacher"]["name"] == "run" and config["teacher"]["weights"] == str(tmp_path / "teacher")
+    student = load_exported(str(tmp_path / "run" / "exported"))
+    assert {spec.name for spec in student.responses} == {"np", "hv", "tp"}
+    metadata = read_json(tmp_path / "run", "exported/config.json")["metadata"]
+    assert metadata["teacher"]["weights_sha256"] == teacher["weights_sha256"]
+    again = arguments(slides, tmp_path / "run", teacher__name="run", teacher__weights=tmp_path / "teacher" / ".")
+    assert pretrain.main(again) == 0
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(ray_cluster, slides, tmp_path, capsys):
