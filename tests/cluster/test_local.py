@@ -8,16 +8,19 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.files import CLUSTER, ROOT
-from tests.cluster.nodes import end, environment, kill_all_from, running_from, start, wait_for
+from tests.cluster.nodes import end, environment, running_from, start, wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 JOB = """
 import os, ray, csat
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
 ray.init(log_to_driver=False)
-where = ray.remote(scheduling_strategy="SPREAD", num_cpus=1)(lambda: ray.util.get_node_ip_address())
-print("NODES", sorted((node["NodeManagerAddress"], node["Resources"]["CPU"]) for node in ray.nodes()))
-print("WORKED", sorted(set(ray.get([where.remote() for _ in range(4)], timeout=120))), os.environ["CSAT_CLUSTER_LIMITS"])
+where = ray.remote(lambda: ray.util.get_node_ip_address())
+nodes = sorted((node["NodeManagerAddress"], node["Resources"]["CPU"], node["NodeID"]) for node in ray.nodes())
+print("NODES", [node[:2] for node in nodes])
+worked = [where.options(scheduling_strategy=On(node[2], soft=False)).remote() for node in nodes]
+print("WORKED", ray.get(worked, timeout=120), os.environ["CSAT_CLUSTER_LIMITS"])
 """
 
 
@@ -73,9 +76,9 @@ def test_two_nodes_take_a_job_and_leave_nothing(tmp_path):
         logs = [path for path in Path(folder).rglob("*") if path.is_file() and path != token]
         assert len(logs) > 10
         assert not [path for path in logs if secret.encode() in path.read_bytes()], "the token was logged"
-        assert end(script) == 143
-        assert not Path(folder).exists() and not running_from(folder)
     finally:
-        script.kill()
-        if folder is not None:
-            kill_all_from(folder)
+        status = end(script)
+        left = running_from(folder) if folder is not None else []
+        for process in left:
+            process.kill()
+    assert status == 143 and not left and not Path(folder).exists()
