@@ -20,6 +20,7 @@ TINT = 0.35  # how much of a class's colour lies over the image
 OUTLINE = (255, 235, 0)
 GAP_PX = 6
 MOST_NUMBERS = 15  # classes from which a confusion matrix has colours only
+LOG_FROM = 10.0  # times that the dearest model costs of the cheapest, from which the axis is logarithmic
 FEW_COLORS, MANY_COLORS = "tab10", "tab20"  # palettes
 
 
@@ -146,9 +147,14 @@ def pareto(groups: Mapping[str, Mapping[str, Any]], costs: Mapping[str, Mapping[
             axes.annotate(label(name), (cost, found["value"]), xytext=(7, 5), textcoords="offset points", fontsize=8)
         best = frontier([(cost, found["value"]) for cost, found, _ in points], more_is_better=more_is_better)
         axes.plot(*zip(*best, strict=True), color="0.6", ls="--", lw=1, zorder=0) if best else None
-        axes.set(xlabel=title, ylabel=label(metric), xscale="log")
+        axes.set(xlabel=title, ylabel=label(metric))
         axes.grid(color="0.93")
         axes.margins(x=0.15)
+        costs_shown = [cost for cost, _, _ in points]
+        if costs_shown and max(costs_shown) > LOG_FROM * min(costs_shown):
+            axes.set_xscale("log")
+        else:
+            axes.set_xlim(left=0)
     return None if is_empty else figure_uri(figure)
 
 

@@ -215,15 +215,15 @@ def test_the_worst_images_are_shown(tmp_path, exported):
 @pytest.mark.timeout(600)
 def test_judged_on_other_images(ray_cluster, tmp_path, exported, images, capsys):
     other = make_folder(tmp_path / "another", num_groups=4, per_group=2, seed=3)
-    option = "--data.sets.folder.options.group_pattern=^([a-z]+[0-9]+)_"
-    argv = [f"--data.sets.folder.path={other}", option, "--split=all", "--data.memory_gb=0.05", "--report_samples=2"]
+    argv = [_sets(other), "--split=all", "--data.memory_gb=0.05", "--report_samples=2"]
     assert run_verb(tmp_path, {"a": exported[0], "b": exported[1]}, *argv) == 0
     result = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert (result["samples"], result["units"], result["part"]) == (16, 8, "all")
     assert (tmp_path / "out" / "report.html").read_text().count("data:image/jpeg") == 2
     # The models were not trained for these images; for the ones that they have seen it would say so.
     capsys.readouterr()
-    seen = [f"--data.sets.folder.path={images}", option, "--split=test", "--overwrite=true"]
+    same_parts = ["--data.split.val_fraction=0.25", "--data.split.test_fraction=0.25"]
+    seen = [_sets(images), *same_parts, "--split=test", "--overwrite=true"]
     assert run_verb(tmp_path, {"a": exported[0]}, *seen) == 2
     assert "has seen" in capsys.readouterr().err
     assert run_verb(tmp_path, {"a": exported[0]}, *seen, "--accept_leakage=true", "--data.memory_gb=0.05") == 0
@@ -243,10 +243,14 @@ def test_judged_on_other_images(ray_cluster, tmp_path, exported, images, capsys)
 def test_other_images_of_other_classes_are_refused(ray_cluster, tmp_path, exported, capsys):
     other = make_folder(tmp_path / "another", num_groups=4, per_group=1)
     (other / "violet").rename(other / "blue")
-    argv = [f"--data.sets.folder.path={other}", "--split=all"]
+    argv = [_sets(other), "--split=all"]
     assert run_verb(tmp_path, {"a": exported[0]}, *argv) == 2
     message = capsys.readouterr().err
     assert "pink, violet" in message and "blue, pink" in message
+
+
+def _sets(folder):
+    return f"--data.sets={json.dumps(data_settings(str(folder))['data']['sets'])}"
 
 
 def _config(uri):
