@@ -1,4 +1,4 @@
-"""Resolution-based distillation through the whole path: slides, a teacher that sees turned, recoloured tiles, DDP, evaluation."""
+"""Resolution-based distillation through the whole path: slides, a teacher of turned, recoloured tiles, DDP, evaluation."""
 
 import json
 
