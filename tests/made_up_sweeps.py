@@ -4,7 +4,7 @@ import json
 
 from csat.evaluation.predictions import write_predictions
 from csat.training.run_folder import RunFolder
-from tests.made_up import classified
+from tests.made_up import CLASSES, classified
 
 
 def write_trial(uri, metrics=(), *, state="finished", error=None):
@@ -29,5 +29,7 @@ def write_seed(uri, *, seed=0, skill=1.5, part="test", images_per_s=100.0, num_s
     folder = RunFolder(str(uri))
     write_predictions(folder.path("predictions", f"{part}.parquet"), classified(seed, skill=skill, num_samples=num_samples))
     cost = {"params": 2_500_000, "macs": 400_000_000, "images_per_s": images_per_s}
-    folder.write_json("evaluation.json", {"metric": "balanced_accuracy", "cost": cost})
+    about = {"task": "classification", "classes": CLASSES, "metric": "balanced_accuracy"}
+    folder.write_json("evaluation.json", {**about, "cost": cost})
+    folder.write_text("config.yaml", "{}")
     return folder.uri

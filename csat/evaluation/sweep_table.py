@@ -10,9 +10,10 @@ from typing import Any
 from csat.data import storage
 from csat.errors import DatasetError
 from csat.evaluation.bootstrap import NUM_BOOTSTRAPS
+from csat.evaluation.comparison import JudgedRun, read_run
 from csat.evaluation.downstream import evaluate_all
-from csat.evaluation.predictions import Predictions, read_predictions
 from csat.evaluation.sweep import FAILED, PRUNED, CellResult
+from csat.evaluation.text_table import NOTHING, align, figure, limits
 from csat.training.run_folder import RunFolder
 
 JUDGED_ON = ("test", "val")  # the first of these parts that the runs have predictions of
@@ -68,23 +69,19 @@ def make_table(cells: Sequence[CellResult], *, num_bootstraps: int = NUM_BOOTSTR
     rows = []
     for data_set in dict.fromkeys(cell.data_set for cell in cells):
         mine = [cell for cell in cells if cell.data_set == data_set]
-        runs = {cell.start: [_read_run(uri) for uri in cell.seeds] for cell in mine if cell.seeds}
+        part = next((_part_of(cell.seeds[0]) for cell in mine if cell.seeds), None)
+        runs = {cell.start: [read_run(uri, part) for uri in cell.seeds] for cell in mine if cell.seeds}
         found, note = _compare(runs, num_bootstraps)
-        rows += [_row(cell, runs.get(cell.start, []), found.get(cell.start), note) for cell in mine]
+        rows += [_row(cell, runs.get(cell.start, []), part, found.get(cell.start), note) for cell in mine]
     return rows
 
 
 def to_text(rows: Sequence[Row]) -> str:
     """For a terminal: aligned columns."""
     lines = [HEADER, *(_cells_of(row) for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADER))]
-    is_text = {HEADER.index(name) for name in LEFT_ALIGNED}
-    aligned = [
-        "  ".join(cell.ljust(width) if column in is_text else cell.rjust(width) for column, (cell, width) in enumerate(pairs))
-        for pairs in (list(zip(line, widths, strict=True)) for line in lines)
-    ]
+    table = align(lines, left=[HEADER.index(name) for name in LEFT_ALIGNED])
     notes = [f"{row.data_set} x {row.start}: {row.note}" for row in rows if row.note]
-    return "\n".join(line.rstrip() for line in [*aligned, *notes])
+    return "\n".join([table, *notes])
 
 
 def to_csv(rows: Sequence[Row]) -> str:
@@ -106,19 +103,19 @@ def _cells_of(row: Row) -> tuple[str, ...]:
     return (
         row.data_set,
         row.start,
-        "-" if row.metric is None else row.metric if row.part == "test" else f"{row.metric} ({row.part})",
-        _figure(row.value, ".3f"),
-        _limits(row.low, row.high, ".3f"),
-        _figure(row.std, ".3f"),
+        NOTHING if row.metric is None else row.metric if row.part == "test" else f"{row.metric} ({row.part})",
+        figure(row.value),
+        limits(row.low, row.high),
+        figure(row.std),
         str(row.seeds),
-        _figure(row.difference, "+.3f"),
-        _limits(row.difference_low, row.difference_high, "+.3f"),
-        _figure(row.parameters, ".3f", 1e6),
-        _figure(row.macs, ".3f", 1e9),
-        _figure(row.images_per_s, ".1f"),
+        figure(row.difference, "+.3f"),
+        limits(row.difference_low, row.difference_high, "+.3f"),
+        figure(row.parameters, ".3f", 1e6),
+        figure(row.macs, ".3f", 1e9),
+        figure(row.images_per_s, ".1f"),
         f"{row.trials} ({others})" if others else str(row.trials),
         duration(row.wall_s),
-        in_words(row.params) or "-",
+        in_words(row.params) or NOTHING,
     )
 
 
@@ -136,33 +133,13 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{second:02d}"
 
 
-def _figure(value: float | None, form: str, unit: float = 1.0) -> str:
-    return "-" if value is None else format(value / unit, form)
-
-
-def _limits(low: float | None, high: float | None, form: str) -> str:
-    return "-" if low is None or high is None else f"[{low:{form}}, {high:{form}}]"
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What the table needs of one finished run."""
-
-    evaluation: dict[str, Any]
-    part: str
-    predictions: Predictions
-
-
-def _read_run(uri: str) -> _Run:
+def _part_of(uri: str) -> str:
+    """What the runs of a data set were judged on: the test part where there is one."""
     folder = RunFolder(uri)
-    for part in JUDGED_ON:
-        path = folder.path("predictions", f"{part}.parquet")
-        if storage.exists(path):
-            return _Run(folder.read_json("evaluation.json"), part, read_predictions(path))
-    raise DatasetError(f"{uri} has no predictions of {' or '.join(JUDGED_ON)}: was its folder changed?")
+    return next((part for part in JUDGED_ON if storage.exists(folder.path("predictions", f"{part}.parquet"))), JUDGED_ON[0])
 
 
-def _compare(runs: dict[str, list[_Run]], num_bootstraps: int) -> tuple[dict[str, dict[str, Any]], str | None]:
+def _compare(runs: dict[str, list[JudgedRun]], num_bootstraps: int) -> tuple[dict[str, dict[str, Any]], str | None]:
     """Figures by start, each against the first; and why there is no comparison where there can be none."""
     if not runs:
         return {}, None
@@ -179,7 +156,7 @@ def _compare(runs: dict[str, list[_Run]], num_bootstraps: int) -> tuple[dict[str
         return alone, f"not compared with the first start: {error}".partition("\n")[0]
 
 
-def _row(cell: CellResult, runs: list[_Run], found: dict[str, Any] | None, note: str | None) -> Row:
+def _row(cell: CellResult, runs: list[JudgedRun], part: str | None, found: dict[str, Any] | None, note: str | None) -> Row:
     states = [trial.state for trial in cell.trials]
     about = dict(
         data_set=cell.data_set,
@@ -194,16 +171,16 @@ def _row(cell: CellResult, runs: list[_Run], found: dict[str, Any] | None, note:
     if found is None:
         return Row(**about)
     metric = runs[0].evaluation["metric"]
-    figure, difference = found["figures"][metric], (found["against_first"] or {}).get(metric, {})
+    measured, difference = found["figures"][metric], (found["against_first"] or {}).get(metric, {})
     cost = runs[0].evaluation["cost"]
     return Row(
         **about,
         metric=metric,
-        part=runs[0].part,
-        value=figure["value"],
-        low=figure["low"],
-        high=figure["high"],
-        std=figure["std"],
+        part=part,
+        value=measured["value"],
+        low=measured["low"],
+        high=measured["high"],
+        std=measured["std"],
         seeds=len(runs),
         difference=difference.get("difference"),
         difference_low=difference.get("low"),
