@@ -17,6 +17,7 @@ import numpy as np
 
 NUM_BOOTSTRAPS = 10_000
 INTERVAL = (2.5, 97.5)  # percentiles
+FEW_GROUPS = 20  # below which a percentile interval tends to be too narrow
 NUMBERS_AT_ONCE = 4_000_000  # weights by sample that are in memory at a time
 
 

@@ -13,7 +13,7 @@ from csat.data import storage
 from csat.data.datasets.contract import Task
 from csat.errors import ConfigError, DatasetError, StorageError
 from csat.evaluation import text_table
-from csat.evaluation.bootstrap import NUM_BOOTSTRAPS
+from csat.evaluation.bootstrap import FEW_GROUPS, NUM_BOOTSTRAPS
 from csat.evaluation.downstream import confusion_of, evaluate_all, figures_of
 from csat.evaluation.predictions import Predictions, read_predictions
 from csat.training.run_folder import RunFolder
@@ -205,10 +205,10 @@ def to_text(result: Mapping[str, Any]) -> str:
     others = [["", *groups]]
     for name in names:
         cells = [group["figures"][name] for group in groups.values()]
-        others.append(
-            [name, *(f"{text_table.figure(each['value'])} {text_table.limits(each['low'], each['high'])}" for each in cells)]
-        )
+        others.append([name, *(_with_limits(each["value"], each["low"], each["high"]) for each in cells)])
     about = f"{result['part']}: {result['samples']:,} images of {result['units']:,} groups"
+    if result["units"] < FEW_GROUPS:
+        about += f"; with fewer than about {FEW_GROUPS} groups, intervals tend to be too narrow"
     return f"{about}\n{text_table.align(lines)}\n\n{text_table.align(others)}"
 
 
@@ -227,6 +227,10 @@ def to_csv(result: Mapping[str, Any]) -> str:
                 + [cost["params"], cost["macs"], cost["images_per_s"]]
             )
     return table.getvalue()
+
+
+def _with_limits(value: float | None, low: float | None, high: float | None) -> str:
+    return text_table.NOTHING if value is None else f"{text_table.figure(value)} {text_table.limits(low, high)}"
 
 
 def _learned(run: JudgedRun) -> str:

@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 
 from csat.data.datasets.contract import Task
+from csat.evaluation.bootstrap import FEW_GROUPS
 from csat.evaluation.classification import LOWER_IS_BETTER
 from csat.evaluation.downstream import protocol_of
 from csat.evaluation.downstream_figures import confusion_matrix, forest, pareto, picture
-from csat.evaluation.downstream_report import FEW_GROUPS, legend
+from csat.evaluation.downstream_report import legend
 from csat.evaluation.page import render
 from csat.training.run_folder import RunFolder
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from csat.data import storage
 from csat.data.datasets.contract import Task
+from csat.evaluation.bootstrap import FEW_GROUPS
 from csat.evaluation.classification import LOWER_IS_BETTER
 from csat.evaluation.downstream import confusion_of, protocol_of, tally_of
 from csat.evaluation.downstream_figures import class_colors, confusion_matrix, learning_curves, picture, reliability
@@ -18,7 +19,6 @@ from csat.training.recorder import read_metrics
 from csat.training.run_folder import RunFolder
 
 JUDGED = ("test", "val")  # parts that a run may have been judged on; the first that is there is shown
-FEW_GROUPS = 20  # below which a percentile interval tends to be too narrow
 MOST_LISTED = 20
 
 
