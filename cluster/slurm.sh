@@ -4,8 +4,8 @@
 #   sbatch --nodes=4 --cpus-per-task=16 --gpus-per-task=2 cluster/slurm.sh \
 #       python workflows/pretrain.py --config rckd --slides '/data/slides/*.svs' --run_folder /scratch/runs/rckd
 #
-# Run it from the checkout, on a file system that every node sees, with the project's environment activated. A job that is
-# preempted or runs out of time goes on with the same command: --requeue does that by itself.
+# Run it from the checkout, on a file system that every node sees, with the project's environment activated. The same command
+# goes on with an interrupted run; after a preemption or a lost node, --requeue gives it again by itself.
 #SBATCH --job-name=csat
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -43,7 +43,7 @@ stop() {
     local status=$?
     trap - EXIT TERM INT
     if [[ -n ${driver:-} ]]; then kill "$driver" 2>/dev/null || true; fi
-    for step in "${steps[@]}"; do kill "$step" 2>/dev/null || true; done # srun passes it on; Ray ends its own processes
+    for step in "${steps[@]}"; do kill "$step" 2>/dev/null || true; done # SLURM ends every process of a step
     for step in "${steps[@]}"; do wait "$step" 2>/dev/null || true; done
     rm -rf "$token"
     if ((status == 0)); then
@@ -61,7 +61,9 @@ common=(--block --num-cpus "$SLURM_CPUS_PER_TASK" --num-gpus "${SLURM_GPUS_ON_NO
     --dashboard-agent-listen-port 0 --min-worker-port 0 --max-worker-port 0)
 [[ -z ${OBJECT_STORE_BYTES:-} ]] || common+=(--object-store-memory "$OBJECT_STORE_BYTES")
 
-address=$(srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | tr ' ' '\n' | grep -m1 -F .)
+# As Ray sees it: the host name may stand for loopback, which other nodes cannot reach.
+address=$(srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" \
+    python -c "import ray.util; print(ray.util.get_node_ip_address())")
 srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" \
     ray start --head --node-ip-address "$address" --port "$gcs_port" --temp-dir "$temp" \
     --ray-client-server-port "$client_port" --dashboard-host 127.0.0.1 --dashboard-port "$dashboard_port" "${common[@]}" &

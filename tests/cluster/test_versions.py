@@ -60,5 +60,10 @@ def test_boto3_fits_the_botocore_that_s3fs_brings():
     assert wanted.specifier.contains(pinned("cluster/requirements.txt", "boto3"))  # boto3 x.y.z needs botocore x.y.z
 
 
+def test_the_tests_check_against_the_launchers_own_client():
+    package = "google-api-python-client"
+    assert pinned("tests/requirements.txt", package) == pinned("cluster/requirements.txt", package)
+
+
 def test_the_readme_names_the_image():
     assert image_tag() in read("README.md")
