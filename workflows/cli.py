@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import logging
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -11,9 +12,12 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 import jsonargparse
 import yaml
+from ray.train import TrainingFailedError
 
-from csat.errors import ConfigError
+from csat.errors import ConfigError, DatasetError, NonFiniteLossError, StorageError, TeacherError
 from csat.settings import no_such_key, unknown_keys
+
+logger = logging.getLogger(__name__)
 
 Config = TypeVar("Config")
 
@@ -22,9 +26,46 @@ RECIPES = Path(__file__).parent / "recipes"
 SHORT_FORMS = {"--teacher": "--teacher.name", "--method": "--method.name"}
 EXIT_CODE = 2  # of a setting that cannot work, as argparse has it
 
-
 # What a mapping of settings becomes when dotted paths below it are set: (mapping, path → value) → mapping.
 Merge = Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]
+
+
+def run(
+    work: Callable[[Config, dict[str, Any]], int],
+    config_class: type[Config],
+    description: str,
+    argv: Sequence[str] | None = None,
+    *,
+    nested: Mapping[str, Merge] | None = None,
+) -> int:
+    """A verb from its command line to its exit code: what a user can mend ends in one sentence, never in a traceback.
+
+    Args:
+        work: The verb: (configuration, the same as plain values) → exit code.
+        config_class, description, argv, nested: As `parse` takes them.
+
+    Returns:
+        That of `work`; 1 where training failed, 2 for a setting or an input that cannot work, 130 where it was interrupted.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        return work(*parse(config_class, description, argv, nested=nested))
+    except (ConfigError, DatasetError, StorageError, TeacherError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_CODE
+    except NonFiniteLossError as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        return 1
+    except TrainingFailedError as error:
+        logger.debug("the whole story", exc_info=True)
+        print(
+            f"training failed: {last_line(error)}\nWhat was committed is safe: run the same command to go on",
+            file=sys.stderr,
+        )
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: run the same command to go on", file=sys.stderr)
+        return 130
 
 
 def parse(

@@ -66,17 +66,8 @@ class EvaluateConfig:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the verb. Returns the exit code: 0 done, 2 a setting or an input that cannot work."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
-    try:
-        config, plain = cli.parse(EvaluateConfig, __doc__, argv)
-        return evaluate(config, plain)
-    except (ConfigError, DatasetError, StorageError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return cli.EXIT_CODE
-    except KeyboardInterrupt:
-        print("interrupted: run the same command again", file=sys.stderr)
-        return 130
+    """Run the verb. Returns the exit code, see `cli.run`."""
+    return cli.run(evaluate, EvaluateConfig, __doc__, argv)
 
 
 def evaluate(config: EvaluateConfig, plain: dict[str, Any]) -> int:

@@ -20,13 +20,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the script runs from a checkout, installed or not
 
-import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from csat.data.labelled import LabelledConfig, LabelledData, assemble
 from csat.data.splits import PARTS
-from csat.errors import ConfigError, DatasetError, NonFiniteLossError, StorageError, TeacherError
+from csat.errors import ConfigError, NonFiniteLossError
 from csat.evaluation import downstream
 from csat.model.registry import ModelConfig
 from csat.settings import read_settings
@@ -80,27 +79,8 @@ class FinetuneConfig:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the verb. Returns the exit code: 0 done (or done before), 1 failed, 2 a setting or an input that cannot work."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
-    try:
-        config, plain = cli.parse(FinetuneConfig, __doc__, argv)
-        return finetune(config, plain)
-    except (ConfigError, DatasetError, StorageError, TeacherError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return cli.EXIT_CODE
-    except NonFiniteLossError as error:
-        print(f"stopped: {error}", file=sys.stderr)
-        return 1
-    except ray.train.TrainingFailedError as error:
-        logger.debug("the whole story", exc_info=True)
-        print(
-            f"training failed: {cli.last_line(error)}\nWhat was committed is safe: run the same command to go on",
-            file=sys.stderr,
-        )
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: run the same command to go on from the last checkpoint", file=sys.stderr)
-        return 130
+    """Run the verb. Returns the exit code, see `cli.run`; 0 also where the run was done before."""
+    return cli.run(finetune, FinetuneConfig, __doc__, argv)
 
 
 def read_config(settings: dict[str, Any]) -> tuple[FinetuneConfig, dict[str, Any]]:

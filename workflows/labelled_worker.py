@@ -1,19 +1,16 @@
 """What runs in a worker that trains on labels: build the model, train it, keep its best weights, judge and export them."""
 
-import io
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import ray
 import ray.train
 import torch
 from torch import nn
 
-from csat.data import storage
 from csat.data.datasets.contract import Sample
 from csat.data.labelled import LabelledData
 from csat.data.labelled_reader import LabelledReader, SampleOrder, read_here
@@ -23,7 +20,7 @@ from csat.errors import NonFiniteLossError
 from csat.evaluation import downstream
 from csat.evaluation.downstream_report import write_downstream_report
 from csat.evaluation.predict import View, predict, show
-from csat.evaluation.predictions import Predictions, concatenate
+from csat.evaluation.predictions import Predictions, concatenate, write_predictions
 from csat.export import export_model, exported_folder, load_exported, read_exported_config
 from csat.methods.contract import Method
 from csat.methods.registry import build_labelled_method
@@ -217,9 +214,7 @@ def _write_results(
     """predictions/, evaluation.json and exported/."""
     config, data = job.config, job.prepared.data
     for part, said in predictions.items():
-        buffer = io.BytesIO()
-        pq.write_table(said.to_table(), buffer)
-        storage.write_bytes(folder.path("predictions", f"{part}.parquet"), buffer.getvalue())
+        write_predictions(folder.path("predictions", f"{part}.parquet"), said)
     figures = {
         part: downstream.evaluate([said], num_bootstraps=config.num_bootstraps, seed=config.data.split.seed)
         for part, said in predictions.items()

@@ -27,7 +27,7 @@ from csat.data.plan import Plan
 from csat.data.sources import SlideRow, list_slides
 from csat.data.synthetic import make_slides
 from csat.data.tiling import TilingConfig
-from csat.errors import ConfigError, NonFiniteLossError, StorageError, TeacherError
+from csat.errors import ConfigError, NonFiniteLossError
 from csat.methods.contract import Method
 from csat.methods.registry import wanted_responses
 from csat.model.student import StudentConfig
@@ -89,27 +89,8 @@ class PretrainConfig:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the verb. Returns the exit code: 0 done (or done before), 1 failed, 2 a setting or an input that cannot work."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
-    try:
-        config, plain = cli.parse(PretrainConfig, __doc__, argv)
-        return pretrain(config, plain)
-    except (ConfigError, StorageError, TeacherError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return cli.EXIT_CODE
-    except NonFiniteLossError as error:
-        print(f"stopped: {error}", file=sys.stderr)
-        return 1
-    except ray.train.TrainingFailedError as error:
-        logger.debug("the whole story", exc_info=True)
-        print(
-            f"training failed: {cli.last_line(error)}\nWhat was committed is safe: run the same command to go on",
-            file=sys.stderr,
-        )
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: run the same command to go on from the last checkpoint", file=sys.stderr)
-        return 130
+    """Run the verb. Returns the exit code, see `cli.run`; 0 also where the run was done before."""
+    return cli.run(pretrain, PretrainConfig, __doc__, argv)
 
 
 def pretrain(config: PretrainConfig, plain: dict[str, Any]) -> int:

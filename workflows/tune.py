@@ -85,17 +85,8 @@ class SweepConfig:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the verb. Returns the exit code: 0 done (or done before), 1 a cell failed, 2 a setting or input that cannot work."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
-    try:
-        config, plain = cli.parse(SweepConfig, __doc__, argv, nested=NESTED)
-        return sweep(config, plain)
-    except (ConfigError, DatasetError, StorageError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return cli.EXIT_CODE
-    except KeyboardInterrupt:
-        print("interrupted: run the same command to go on", file=sys.stderr)
-        return 130
+    """Run the verb. Returns the exit code, see `cli.run`; 1 also where a cell failed."""
+    return cli.run(sweep, SweepConfig, __doc__, argv, nested=NESTED)
 
 
 def sweep(config: SweepConfig, plain: dict[str, Any]) -> int:

@@ -141,8 +141,8 @@ def _check_resolution(name: str, samples: Sequence[Sample], mpp: float | None) -
     for sample in samples:
         if sample.mpp is None:
             raise ConfigError(
-                f"data.mpp {mpp} was asked for and the set {name} does not state its resolution: say it with "
-                f"--data.sets.{name}.mpp, or leave data.mpp out to use images as they are"
+                f"data.mpp {mpp} was asked for and the set {name} does not state its resolution: say it beside "
+                f"the path, --data.sets.{name} '{{path: …, mpp: …}}', or leave data.mpp out to use images as they are"
             )
         if sample.mpp > MOST_ENLARGING * mpp:
             raise ConfigError(

@@ -206,7 +206,10 @@ def test_enlarging_is_refused(table):
 
 def test_a_resolution_needs_images_that_state_theirs(table):
     settings = table(rows_of())
-    with pytest.raises(ConfigError, match="set mine does not state its resolution: say it with --data.sets.mine.mpp"):
+    with pytest.raises(
+        ConfigError,
+        match="set mine does not state its resolution: say it beside the path, --data.sets.mine '{path: …, mpp: …}'",
+    ):
         assemble(LabelledConfig(sets={"mine": settings}, mpp=0.5))
     data = assemble(LabelledConfig(sets={"mine": settings | {"mpp": 0.4}}, mpp=0.5, split=HALVES))
     assert {sample.mpp for sample in data.samples} == {0.4}
