@@ -3,6 +3,7 @@
 import json
 import time
 
+import psutil
 import pytest
 import yaml
 
@@ -146,7 +147,8 @@ class TestWithACluster:
         assert wide["parameters"] > nano["parameters"]
         for row in frail:
             assert (row["seeds"], row["failed"], row["value"]) == (0, 2, None)
-            assert row["note"].startswith("all 2 trials failed; the first: step 1")
+            assert row["note"].startswith("all 2 trials failed; the first: step")
+            assert "not finite" in row["note"]
         assert (folder / "table.csv").read_text().count("\n") == 5
         assert (folder / "report.html").read_text().count("data:image/png") == 4
 
@@ -177,6 +179,17 @@ class TestWithACluster:
         _, argv, _ = finished
         refuse(capsys, [*argv, "--base.train.epochs=5"], "base.train.epochs: was 4, is 5")
 
+    def test_trials_of_two_workers(self, ray_cluster, images, tmp_path):
+        """Each trial is a group under Ray Train; its validations reach Tune all the same."""
+        workers = ["--base.workers.num_workers=2", "--base.workers.cpus_per_worker=0.5", "--base.train.epochs=3"]
+        settings = dict(num_trials=1, final_seeds=1, max_concurrent=1)
+        argv = command(tmp_path, tmp_path / "run", data_root=str(images), **settings)
+        assert tune.main([*argv, *workers]) == 0
+        result = check_cell(tmp_path / "run" / "cells" / "a" / "nano", num_trials=1, num_seeds=1)
+        assert all(trial["metric"] is not None for trial in result["trials"])
+        (lines,) = [read_metrics(uri, "validation") for uri in result["seeds"]]
+        assert [round(line["epoch"]) for line in lines] == [1, 2, 3]
+
 
 def check_cell(cell, *, num_trials, num_seeds):
     """All runs have ended, each of them trained every step once."""
@@ -200,7 +213,10 @@ def check_cell(cell, *, num_trials, num_seeds):
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_a_killed_sweep_goes_on_where_it_was(images, tmp_path, run_alone):
-    """SIGKILL to driver and cluster while a trial runs; the same command ends with the same number of trials."""
+    """SIGKILL to driver and cluster while a trial runs; the same command ends with the same number of trials.
+
+    On the way, the processes of running trials are killed too: those trials are gone on with in others.
+    """
     folder, log = tmp_path / "run", tmp_path / "log"
     sets = {name: data_settings(name) for name in ("a", "b")}
     settings = dict(data_root=str(images), data_sets=sets, num_trials=4, final_seeds=1)
@@ -208,10 +224,7 @@ def test_a_killed_sweep_goes_on_where_it_was(images, tmp_path, run_alone):
     cell = folder / "cells" / "a" / "nano"
 
     first = run_alone(argv, log, "tune")
-    deadline = time.monotonic() + 700
-    while not in_the_middle(cell):
-        assert first.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
-        time.sleep(0.05)
+    wait_for(lambda: in_the_middle(cell), first, log)
     kill_group(first)
     before = read_json(cell, "search.json")["trials"]
     ended = {path.parent: path.stat().st_mtime_ns for path in cell.glob("trials/*/status.json") if has_ended(path.parent)}
@@ -219,6 +232,15 @@ def test_a_killed_sweep_goes_on_where_it_was(images, tmp_path, run_alone):
     assert not (cell / "cell.json").exists()
 
     second = run_alone(argv, log, "tune")
+    wait_for(lambda: in_the_middle(folder / "cells" / "b" / "nano"), second, log)
+    trainers = [
+        process
+        for process in psutil.Process(second.pid).children(recursive=True)
+        if "ray::ImplicitFunc" in " ".join(process.cmdline())
+    ]
+    assert trainers
+    for process in trainers:
+        process.kill()
     assert second.wait(timeout=700) == 0, log.read_text()[-3000:]
     for name in ("a", "b"):
         check_cell(folder / "cells" / name / "nano", num_trials=4, num_seeds=1)
@@ -227,6 +249,13 @@ def test_a_killed_sweep_goes_on_where_it_was(images, tmp_path, run_alone):
     for run, changed in ended.items():
         assert (run / "status.json").stat().st_mtime_ns == changed, f"{run} was trained again"
     assert [row["seeds"] for row in read_json(folder, "table.json")] == [1, 1]
+
+
+def wait_for(is_so, process, log):
+    deadline = time.monotonic() + 700
+    while not is_so():
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+        time.sleep(0.05)
 
 
 def has_ended(run):
