@@ -30,10 +30,11 @@ TUNE_SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the run folders have it all
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # an interrupted sweep is not a finished one
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that fails before its first validation has nothing to report
-    "TUNE_WARN_THRESHOLD_S": "10",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own tables; the older ones obey `verbose`
 }
+# Loggers: one misses the files of the loggers that are switched off, the other counts half seconds.
+TUNE_CHATTER = ("ray.tune.analysis.experiment_analysis", "ray.tune.utils.util")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +96,8 @@ def run_trials(
         data: Name under which the data are shared.
     """
     os.environ.update(TUNE_SETTINGS)
-    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)  # misses the loggers' files
+    for name in TUNE_CHATTER:
+        logging.getLogger(name).setLevel(logging.ERROR)
     storage.delete(storage.join(folder, RAY_FOLDER))
     store, path = storage.arrow_filesystem(folder)
     tuner = tune.Tuner(

@@ -54,9 +54,7 @@ class SweepConfig:
     starts: dict[str, Any]  # name → settings of finetune.py that make the initialisation: model.name, model.init, …
     base: dict[str, Any] = field(default_factory=dict)  # settings of finetune.py that all runs share
     data_root: str | None = None  # folder that relative paths of data sets lie in; None: the current one
-    search: dict[str, Any] = field(
-        default_factory=dict
-    )  # setting of finetune.py → {loguniform: [1.0e-4, 1.0e-2]} and the like
+    search: dict[str, Any] = field(default_factory=dict)  # setting of finetune.py → {loguniform: [low, high]} and the like
     num_trials: int = 8  # settings tried in each cell
     searcher: str = "optuna"  # optuna (TPE) or random
     scheduler: str = "asha"  # asha (stops what lags behind) or none
