@@ -1,8 +1,9 @@
 """Plain settings, as from a YAML recipe, into a frozen config dataclass: types checked, unknown keys refused."""
 
 import difflib
+import json
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from typing import Any, TypeVar, get_type_hints
 
 import jsonargparse
@@ -36,6 +37,17 @@ def read_settings(config_class: type[Config], settings: Mapping[str, Any] | None
         raise
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
         raise ConfigError(f"{what} ({', '.join(valid_keys(config_class))}): {error}") from error
+
+
+def completed(config_class: type, plain: Mapping[str, Any]) -> dict[str, Any]:
+    """A resolved configuration of an earlier version, with the defaults of the settings that have come since.
+
+    Where this version cannot read it (a setting has gone), it comes back as it is.
+    """
+    try:
+        return json.loads(json.dumps(asdict(read_settings(config_class, plain, what="the earlier run"))))
+    except ConfigError:
+        return dict(plain)
 
 
 def valid_keys(config_class: type, prefix: str = "") -> list[str]:

@@ -79,7 +79,7 @@ def evaluate(config: EvaluateConfig, plain: dict[str, Any]) -> int:
     check_groups(groups)
     first = next(iter(groups.values()))[0]
     metric = check_metric(first.task, first.classes, config.metric or first.evaluation["metric"])
-    folder.open(plain, overwrite=config.overwrite)
+    folder.open(plain, overwrite=config.overwrite, config_class=EvaluateConfig)
     folder.set_status("running")
     groups, seen = _judge_on_other_data(config, folder, groups, device) if config.data else (groups, {})
     result = compare_runs(groups, part=config.split, metric=metric, num_bootstraps=config.num_bootstraps, seed=config.seed)

@@ -93,7 +93,7 @@ def finetune(config: FinetuneConfig, plain: dict[str, Any]) -> int:
     """All of it, top to bottom."""
     folder = RunFolder(config.run_folder)
     config.train.rows_per_worker(config.workers.num_workers)
-    folder.open(plain, overwrite=config.overwrite)
+    folder.open(plain, overwrite=config.overwrite, config_class=FinetuneConfig)
     if folder.is_finished():
         print(f"this run is finished: nothing to do\n{where(folder)}")
         return 0
@@ -158,7 +158,7 @@ def fit(
         NonFiniteLossError, TrainingFailedError: training stopped; the last checkpoint is intact.
     """
     folder = RunFolder(config.run_folder)
-    folder.open(plain, overwrite=config.overwrite)
+    folder.open(plain, overwrite=config.overwrite, config_class=FinetuneConfig)
     if folder.is_finished():
         return folder.read_json("evaluation.json")
     _write_data(folder, prepared)

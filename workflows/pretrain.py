@@ -100,7 +100,7 @@ def pretrain(config: PretrainConfig, plain: dict[str, Any]) -> int:
     check_counts(readers=config.readers, pool=config.pool)
     config.train.rows_per_worker(config.workers.num_workers)
     spec = _describe_teacher(config)
-    is_rerun = folder.open(plain, overwrite=config.overwrite)
+    is_rerun = folder.open(plain, overwrite=config.overwrite, config_class=PretrainConfig)
     if is_rerun and folder.is_finished():
         print(f"this run is finished: nothing to do\n{results.where(folder)}")
         return 0

@@ -93,7 +93,7 @@ def sweep(config: SweepConfig, plain: dict[str, Any]) -> int:
     space = read_space(config.search)
     cells = make_cells(config, space)
     tracker = MlflowTracker(config.mlflow, storage.base_name(folder.uri)) if config.mlflow is not None else None
-    folder.open(plain, overwrite=config.overwrite)
+    folder.open(plain, overwrite=config.overwrite, config_class=SweepConfig)
     results = {cell.name: result for cell in cells if (result := finished_result(cell)) is not None}
     waiting = [cell for cell in cells if cell.name not in results]
     if waiting:

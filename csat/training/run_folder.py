@@ -26,6 +26,7 @@ import yaml
 
 from csat.data import storage
 from csat.errors import ConfigError
+from csat.settings import completed
 
 # What a rerun may change: how the work is spread over machines and how often it is reported, never what is learned from what.
 FREE_SETTINGS = (
@@ -76,12 +77,14 @@ class RunFolder:
     def write_text(self, name: str, text: str) -> None:
         storage.write_bytes(self.path(name), text.encode())
 
-    def open(self, config: Mapping[str, Any], *, overwrite: bool) -> bool:
+    def open(self, config: Mapping[str, Any], *, overwrite: bool, config_class: type | None = None) -> bool:
         """Make the folder this run's own, or find that it already is.
 
         Args:
             config: The resolved configuration, plain values only.
             overwrite: Delete a run of another configuration instead of refusing.
+            config_class: What `config` was read into: a run of an earlier version, which lacks the settings that have come
+                since, is gone on with where these are at their defaults. None: every setting must have been there.
 
         Returns:
             Whether an earlier attempt of the same run is gone on with.
@@ -94,6 +97,8 @@ class RunFolder:
         config_path = self.path("config.yaml")
         if storage.exists(config_path):
             earlier = yaml.safe_load(storage.read_bytes(config_path))
+            if config_class is not None:
+                earlier = completed(config_class, earlier)
             differences = compare_configs(earlier, config)
             if not differences:
                 self.write_text("config.yaml", yaml.safe_dump(dict(config), sort_keys=False))

@@ -1,4 +1,5 @@
 import os
+from dataclasses import dataclass, field
 
 import pytest
 
@@ -33,6 +34,35 @@ def test_another_configuration_is_refused_with_the_difference(tmp_path):
     folder.set_status("finished")
     assert folder.open(changed(epochs=3), overwrite=True) is False
     assert not folder.is_finished(), "overwriting forgets the earlier run"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaterSettings:
+    """As CONFIG, with a group of settings that CONFIG's version did not have."""
+
+    teacher: dict
+    train: dict
+    workers: dict
+    cache: dict = field(default_factory=lambda: {"gb": 0})
+
+
+def test_a_run_of_an_earlier_version_goes_on_where_new_settings_are_at_their_defaults(tmp_path):
+    folder = RunFolder(str(tmp_path / "run"))
+    folder.open(CONFIG, overwrite=False)
+    folder.set_status("running")
+    with pytest.raises(ConfigError, match=r"cache\.gb: was not set, is 0"):
+        folder.open({**CONFIG, "cache": {"gb": 0}}, overwrite=False)
+    with pytest.raises(ConfigError, match=r"cache\.gb: was 0, is 5"):
+        folder.open({**CONFIG, "cache": {"gb": 5}}, overwrite=False, config_class=LaterSettings)
+    assert folder.open({**CONFIG, "cache": {"gb": 0}}, overwrite=False, config_class=LaterSettings) is True
+
+
+def test_a_run_with_a_setting_that_has_gone_is_another_run(tmp_path):
+    folder = RunFolder(str(tmp_path / "run"))
+    folder.open({**CONFIG, "gone": 1}, overwrite=False)
+    folder.set_status("running")
+    with pytest.raises(ConfigError, match="gone: was 1, is not set"):
+        folder.open(CONFIG, overwrite=False, config_class=LaterSettings)
 
 
 def test_a_run_that_never_began_may_be_corrected(tmp_path):
