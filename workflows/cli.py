@@ -12,6 +12,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 import jsonargparse
 import yaml
+from ray.exceptions import RayError
 from ray.train import TrainingFailedError
 
 from csat.errors import ConfigError, DatasetError, NonFiniteLossError, StorageError, TeacherError
@@ -45,7 +46,7 @@ def run(
         config_class, description, argv, nested: As `parse` takes them.
 
     Returns:
-        That of `work`; 1 where training failed, 2 for a setting or an input that cannot work, 130 where it was interrupted.
+        That of `work`; 1 where training or Ray failed, 2 for a setting or an input that cannot work, 130 where it was interrupted.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     try:
@@ -56,12 +57,10 @@ def run(
     except NonFiniteLossError as error:
         print(f"stopped: {error}", file=sys.stderr)
         return 1
-    except TrainingFailedError as error:
+    except (TrainingFailedError, RayError) as error:
         logger.debug("the whole story", exc_info=True)
-        print(
-            f"training failed: {last_line(error)}\nWhat was committed is safe: run the same command to go on",
-            file=sys.stderr,
-        )
+        what = "training failed" if isinstance(error, TrainingFailedError) else "Ray stopped"
+        print(f"{what}: {last_line(error)}\nWhat was committed is safe: run the same command to go on", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted: run the same command to go on", file=sys.stderr)

@@ -8,8 +8,7 @@ import torch
 
 from csat.data.datasets.contract import DatasetInfo, Sample, Task
 from csat.data.decoded import SampleSource
-from csat.data.labelled import LabelledConfig, assemble
-from csat.data.splits import PARTS
+from csat.data.labelled import LabelledConfig, assemble, assemble_to_judge
 from csat.errors import ConfigError, DatasetError
 from csat.evaluation.comparison import JudgedRun
 from csat.evaluation.predict import View, predict, show
@@ -72,15 +71,11 @@ def other_data(run: JudgedRun, config: LabelledConfig, part: str, *, accept_leak
     exported = read_exported_config(exported_folder(run.uri))["metadata"]
     mpp = config.mpp or mine["mpp"] or (exported.get("mpp") if mine["fit"] == "crop" else None)
     config = replace(config, task=run.task, tile_px=mine["tile_px"], fit=mine["fit"], mpp=mpp)
-    data = assemble(config)
+    data = assemble_to_judge(config, None if part == EVERY_PART else part)
     info = _common_info(run, data.info)
-    samples = tuple(data.samples) if part == EVERY_PART else data.parts[part]
-    if not samples:
-        raise DatasetError(f"there are no samples in the {part} part of {data.info.name}; say --split with another, or all")
     if not accept_leakage:
-        judged = replace(data, parts={**dict.fromkeys(PARTS, ()), "test": samples})
-        check_leakage(ModelConfig(init="run", from_run=run.uri), judged)
-    return _run_data(decode(config, replace(data, info=info)), samples, run)
+        check_leakage(ModelConfig(init="run", from_run=run.uri), data)
+    return _run_data(decode(config, replace(data, info=info)), data.parts["test"], run)
 
 
 def judge(run: JudgedRun, data: RunData, *, device: torch.device) -> Predictions:

@@ -1,6 +1,6 @@
 """Labelled data of a run: which sets, at which resolution, in which parts. Metadata only: nothing is decoded."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -8,7 +8,7 @@ from csat.data.augment_joint import JointConfig
 from csat.data.datasets.contract import DatasetInfo, LabelledSet, Sample, Task
 from csat.data.datasets.registry import DATASETS, read_dataset
 from csat.data.splits import PARTS, SplitConfig, check_classes, check_images, keep_fraction, renamed, split_set
-from csat.errors import ConfigError
+from csat.errors import ConfigError, DatasetError
 from csat.settings import read_settings
 
 MOST_ENLARGING = 1.5  # how many times finer than an image is its tiles may be asked for
@@ -92,9 +92,7 @@ def assemble(config: LabelledConfig) -> LabelledData:
     """
     parts: dict[str, list[Sample]] = {part: [] for part in PARTS}
     infos = []
-    for name, settings in config.sets.items():
-        chosen = _set_config(name, settings)
-        found = _read_set(name, chosen, config)
+    for name, chosen, found in _read_sets(config):
         infos.append(found.info)
         for part, samples in split_set(found, _split_config(chosen, config)).items():
             parts[part] += renamed(samples, name) if len(config.sets) > 1 else samples
@@ -108,6 +106,36 @@ def assemble(config: LabelledConfig) -> LabelledData:
     parts["train"] = kept
     check_classes(parts, info.task, info.classes)
     return LabelledData(info, tuple(infos), {part: tuple(samples) for part, samples in parts.items()}, unlabelled)
+
+
+def assemble_to_judge(config: LabelledConfig, part: str | None) -> LabelledData:
+    """What finished models are judged on, as the test part: nothing has to be left to train on.
+
+    Args:
+        part: That is taken: the official one where every set has it, else what `assemble` draws; None: all samples.
+
+    Raises:
+        ConfigError, DatasetError: as `assemble`; or there is no sample in that part.
+    """
+    sets = list(_read_sets(config))
+    info = _merge([found.info for _, _, found in sets])
+    is_official = config.split.official and all(any(each.split == part for each in found.samples) for _, _, found in sets)
+    if part is not None and not is_official:
+        samples = assemble(config).parts[part]
+    else:
+        chosen = {name: [each for each in found.samples if part in (None, each.split)] for name, _, found in sets}
+        samples = [each for name, mine in chosen.items() for each in (renamed(mine, name) if len(sets) > 1 else mine)]
+    if not samples:
+        raise DatasetError(f"there are no samples in the {part} part of {info.name}; say --split with another, or all")
+    test = tuple(sorted(samples, key=lambda sample: sample.key))
+    return LabelledData(info, tuple(found.info for _, _, found in sets), {**dict.fromkeys(PARTS, ()), "test": test})
+
+
+def _read_sets(config: LabelledConfig) -> Iterator[tuple[str, SetConfig, LabelledSet]]:
+    """Name, settings and metadata of each set."""
+    for name, settings in config.sets.items():
+        chosen = _set_config(name, settings)
+        yield name, chosen, _read_set(name, chosen, config)
 
 
 def _set_config(name: str, settings: Any) -> SetConfig:

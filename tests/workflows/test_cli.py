@@ -2,8 +2,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from ray.exceptions import WorkerCrashedError
 
-from csat.errors import ConfigError
+from csat.errors import ConfigError, NonFiniteLossError
 from csat.settings import valid_keys
 from workflows import cli
 from workflows.benchmark import BenchmarkConfig
@@ -148,3 +149,22 @@ def test_the_printed_configuration_has_it(capsys):
     with pytest.raises(SystemExit):
         nest("--base.a.b", "3", "--print_config")
     assert "a.b: 3" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (ConfigError("tile_px must be even"), 2, "error: tile_px must be even"),
+        (NonFiniteLossError("step 3: loss is not finite"), 1, "stopped: step 3"),
+        (WorkerCrashedError(), 1, "Ray stopped: The worker died unexpectedly"),
+        (KeyboardInterrupt(), 130, "run the same command to go on"),
+    ],
+)
+def test_how_a_verb_ends(capsys, error, code, words):
+    def work(config, plain):
+        raise error
+
+    assert cli.run(work, Verb, "", BASE) == code
+    said = capsys.readouterr().err
+    assert words in said
+    assert "Traceback" not in said

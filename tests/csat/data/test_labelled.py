@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from csat.data.datasets.contract import Task
-from csat.data.labelled import LabelledConfig, assemble
+from csat.data.labelled import LabelledConfig, assemble, assemble_to_judge
 from csat.data.splits import PARTS, SplitConfig
 from csat.errors import ConfigError, DatasetError
 
@@ -150,6 +150,30 @@ def test_nuclei_of_sets_with_different_types_become_nuclei_without(tmp_path, tab
     both = assemble(LabelledConfig(sets={"typed": typed, "plain": plain}, task="nuclei"))
     assert both.info.classes == ()
     assert both.info.task == Task.NUCLEI
+
+
+def test_a_set_that_only_has_a_test_part_can_be_judged_on(table):
+    sets = {"mine": table(rows_of(num_groups=3, split="test"))}
+    with pytest.raises(DatasetError, match="no sample of class"):
+        assemble(LabelledConfig(sets=sets))
+    for part in ("test", None):
+        assert sizes(assemble_to_judge(LabelledConfig(sets=sets), part)) == {"train": 0, "val": 0, "test": 6}
+    with pytest.raises(DatasetError, match="no sample of class"):
+        assemble_to_judge(LabelledConfig(sets=sets), "val")
+
+
+def test_parts_to_judge_on_are_the_official_ones_else_those_that_a_run_would_draw(folder, table):
+    rows = [row | {"split": "train" if number < 16 else "test"} for number, row in enumerate(rows_of())]
+    official = LabelledConfig(sets={"mine": table(rows)}, split=HALVES)
+    assert {sample.group for sample in assemble_to_judge(official, "test").samples} == {f"patient {n}" for n in range(8, 12)}
+    drawn = LabelledConfig(sets={"a": folder("a"), "b": folder("b")}, split=HALVES)
+    for part in PARTS:
+        assert {sample.key for sample in assemble_to_judge(drawn, part).samples} == {
+            sample.key for sample in assemble(drawn).parts[part]
+        }
+    assert {sample.key for sample in assemble_to_judge(drawn, None).samples} == {
+        sample.key for sample in assemble(drawn).samples
+    }
 
 
 def test_an_image_of_two_sets_in_two_parts_is_refused(folder):
