@@ -46,7 +46,7 @@ def run(
         config_class, description, argv, nested: As `parse` takes them.
 
     Returns:
-        That of `work`; 1 where training or Ray failed, 2 for a setting or an input that cannot work, 130 where it was interrupted.
+        That of `work`; 1 where training or Ray failed, 2 for a setting or an input that cannot work, 130 where interrupted.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     try:
