@@ -1,9 +1,12 @@
 """Which tiles are kept from training, to measure the student on: whole slides (patients), or blocks of slides.
 
-The choice follows from the seed and the names alone (a hash), so it is the same on every machine and in every run.
+The choice follows from the seed and the names alone (a hash), so it is the same on every machine and in every run. The name is
+the patient's, else the slide's file name, so that the same slides in another folder or bucket hold out the same ones; where a
+file name repeats, the folders above it that tell them apart belong to it.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -34,13 +37,17 @@ class SlideHoldout:
     def __init__(self, fraction: float, seed: int, slides: Sequence[SlideRow]):
         self.fraction, self.seed = fraction, seed
         # Patients of a parquet stand in its rows: they are not known before it is read, and are judged one by one.
+        self._names = {
+            **short_names(row.slide for row in slides),
+            **{row.patient: row.patient for row in slides if row.patient},
+        }
         groups = sorted({row.patient or row.slide for row in slides if row.kind != "parquet" or row.patient})
         if len(groups) < 2 and all(row.kind != "parquet" for row in slides):
             raise ConfigError(
                 f"--manifest.holdout_by slide keeps whole slides (patients) from training, and there is only {len(groups)}: "
                 "nothing would remain to train on. Use --manifest.holdout_by tile, or --manifest.holdout_fraction 0"
             )
-        ranked = sorted(groups, key=lambda group: hash_text(group, seed=seed))
+        ranked = sorted(groups, key=lambda group: hash_text(self._names[group], seed=seed))
         count = min(max(1, round(fraction * len(groups))), len(groups) - 1) if len(groups) > 1 else 0
         self._chosen, self._known = frozenset(ranked[:count]), frozenset(groups)
 
@@ -51,7 +58,9 @@ class SlideHoldout:
         return np.array(held, dtype=np.uint8)[groups.indices.to_numpy()]
 
     def _is_held_out(self, group: str) -> bool:
-        return group in self._chosen if group in self._known else hash_text(group, seed=self.seed) < self.fraction
+        if group in self._known:
+            return group in self._chosen
+        return hash_text(self._names.get(group, group), seed=self.seed) < self.fraction
 
 
 class BlockHoldout:
@@ -64,10 +73,12 @@ class BlockHoldout:
         fraction: Share of the blocks.
         seed: Of the choice.
         block_tiles: Edge of a block, in edges of a tile.
+        slides: Every slide that will come.
     """
 
-    def __init__(self, fraction: float, seed: int, block_tiles: int):
+    def __init__(self, fraction: float, seed: int, block_tiles: int, slides: Sequence[SlideRow]):
         self.fraction, self.seed, self.block_tiles = fraction, seed, block_tiles
+        self._names = short_names(row.slide for row in slides)
         self._found_any = False
 
     def __call__(self, table: pa.Table) -> np.ndarray:
@@ -83,7 +94,8 @@ class BlockHoldout:
         where = where.reshape(4, -1)
         inside_one = (where == where[0]).all(axis=0)
         held = np.zeros(len(blocks), dtype=bool)
-        held[self._choose(table["slide"][0].as_py(), blocks, np.unique(where[0, inside_one]))] = True
+        name = self._names[table["slide"][0].as_py()]
+        held[self._choose(name, blocks, np.unique(where[0, inside_one]))] = True
         held = held[where]
         return np.where(held.all(axis=0), HELD_OUT, np.where(held.any(axis=0), LEFT_OUT, TRAIN)).astype(np.uint8)
 
@@ -96,6 +108,26 @@ class BlockHoldout:
         self._found_any = self._found_any or count > 0
         keys = [hash_text(f"{slide}|{'|'.join(map(str, block))}", seed=self.seed) for block in blocks[usable].tolist()]
         return usable[np.argsort(keys)[:count]]
+
+
+def short_names(slides: Iterable[str]) -> Mapping[str, str]:
+    """The shortest end of each slide's path that no other slide has: its file name, and folders where that repeats.
+
+    Args:
+        slides: Absolute paths or URIs; the same one may come again.
+
+    Returns:
+        Slide → name.
+    """
+    parts = {slide: slide.split("/") for slide in slides}
+    names = {slide: path[-1] for slide, path in parts.items()}
+    for depth in range(2, max((len(path) for path in parts.values()), default=0) + 1):
+        counts = Counter(names.values())
+        repeated = [slide for slide, name in names.items() if counts[name] > 1]
+        if not repeated:
+            break
+        names |= {slide: "/".join(parts[slide][-depth:]) for slide in repeated}
+    return names
 
 
 class TileSample:

@@ -201,7 +201,7 @@ class ManifestWriter:
         if config.holdout_fraction > 0 and config.holdout_by == "slide":
             self._choose = SlideHoldout(config.holdout_fraction, config.seed, slides)
         elif config.holdout_fraction > 0:
-            self._choose = BlockHoldout(config.holdout_fraction, config.seed, config.holdout_block_tiles)
+            self._choose = BlockHoldout(config.holdout_fraction, config.seed, config.holdout_block_tiles, slides)
         self._window: list[pa.Table] = []
         self._parts: list[dict] = []
         self._held = TileSample(config.max_holdout_tiles, config.seed)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from csat.data import storage
+from csat.data.holdout import short_names
 from csat.data.manifest import CHUNK_DTYPE, PARQUET_RUN_TILES, ManifestConfig, ManifestWriter, fingerprint, read_manifest
 from csat.data.plan import Plan
 from csat.data.sources import SlideRow
@@ -32,6 +33,7 @@ def _table(row: SlideRow, count: int, *, columns: int = 20, step_px: int = 512, 
     values |= dict(
         x_px=index % columns * step_px, y_px=index // columns * step_px, level=np.ones(count), read_px=np.full(count, 256)
     )
+    values |= dict(width_px=np.full(count, 256), height_px=np.full(count, 256))
     values |= dict(
         footprint_px=np.full(count, footprint_px), mpp=np.full(count, 0.5), tissue=np.ones(count), row=np.zeros(count)
     )
@@ -246,6 +248,27 @@ def test_no_more_held_out_tiles_are_kept_than_asked(tmp_path):
     held = _read(manifest.holdout())
     assert len(held) == 30 and manifest.num_tiles == 300 and manifest.index["holdout"]["not_kept"] == 270
     assert len({row["slide"] for row in held}) == 3  # a sample of all, not the first that came
+
+
+@pytest.mark.parametrize("by", ["slide", "tile"])
+def test_the_same_slides_in_another_folder_hold_out_the_same_tiles(tmp_path, by):
+    def held_in(folder: str) -> set[tuple]:
+        rows = [SlideRow(slide=f"{folder}/{name}.svs", kind="wsi") for name in ("a/1", "b/1", *"23456789")]
+        config = ManifestConfig(holdout_fraction=0.3, holdout_by=by, max_holdout_tiles=1000)
+        held = _read(_write(tmp_path / folder.replace("/", "_"), rows, [100] * len(rows), config).holdout())
+        return {(row["slide"].removeprefix(folder), row["x_px"], row["y_px"]) for row in held}
+
+    assert held_in("/slides") == held_in("s3://bucket/other/place")
+
+
+def test_a_name_is_as_long_as_it_takes_to_be_unique():
+    slides = ["/data/a/x.svs", "/data/b/x.svs", "/data/b/y.svs", "/z/b/x.svs"]
+    assert dict(short_names(slides)) == {
+        "/data/a/x.svs": "a/x.svs",
+        "/data/b/x.svs": "data/b/x.svs",
+        "/data/b/y.svs": "y.svs",
+        "/z/b/x.svs": "z/b/x.svs",
+    }
 
 
 def test_one_slide_cannot_be_held_out_whole(tmp_path):
