@@ -10,6 +10,7 @@ from ray.data import ActorPoolStrategy, DataContext, ExecutionOptions, Execution
 from ray.train import DataConfig
 
 from csat.data.augment import ColourConfig
+from csat.data.crashes import CrashLog
 from csat.data.plan import Intervals, Plan
 from csat.data.planned_reader import SLOT, PlannedReader
 from csat.data.read import TileReader
@@ -56,6 +57,7 @@ def make_stream(config: StreamConfig, done: Intervals) -> ray.data.Dataset:
         cache=slide_cache(config.readers),
         max_open_slides=config.readers.max_open_slides,
         max_background=config.readers.max_background,
+        crashes=CrashLog(config.manifest_uri),
     )
     slots = np.arange(config.plan.first_slot(done), config.plan.num_slots)
     blocks = [pa.table({SLOT: block}) for block in np.array_split(slots, min(len(slots), MAX_BLOCKS) or 1)]

@@ -5,10 +5,13 @@ from collections import OrderedDict
 
 import numpy as np
 
+from csat.data.crashes import CrashLog
+from csat.data.pyramid import read_shrunk
+from csat.data.ragged import of_arrays
 from csat.data.slide_cache import SlideCache
 from csat.data.slides import SlideReader, open_slide, read_tile
 from csat.errors import SlideError
-from csat.responses import FILTERED, OK, QUARANTINED, READ_S, REASON, STATUS, TILE
+from csat.responses import FILTERED, OK, QUARANTINED, READ_S, REASON, STATUS, STUDENT_TILE, TILE
 
 MAX_HELD_BYTES = 512 * 2**20  # decoded images and parquet row groups that open readers may hold together
 MAX_FAILURES = 1024  # slides that could not be opened and are remembered, so that each of their tiles costs nothing
@@ -25,19 +28,35 @@ class TileReader:
     """
 
     def __init__(
-        self, *, tile_px: int, cache: SlideCache | None = None, max_open_slides: int = 16, max_background: float | None = None
+        self,
+        *,
+        tile_px: int,
+        cache: SlideCache | None = None,
+        max_open_slides: int = 16,
+        max_background: float | None = None,
+        crashes: CrashLog | None = None,
+        whole: bool = False,
+        student_factor: int | None = None,
     ):
         """
         Args:
-            tile_px: Edge of every tile that comes out.
+            tile_px: Edge of every tile that comes out; of a whole image, what its edges are made multiples of.
             cache: Of slides in buckets.
             max_open_slides: Readers kept open. Best no fewer than a window of the manifest has slides: its tiles are mixed.
             max_background: Tiles with a larger share of near-white pixels are filtered; None: none is.
+            whole: Each row is an image of its own size (`width_px`, `height_px` of the manifest), which is padded with white,
+                to the right and below, to multiples of `tile_px`.
+            student_factor: Read each tile at 1 / student_factor of its resolution too, from the lower pyramid level where
+                there is one; divides `tile_px`. None: the student's pixels are made from the tile's later.
+            crashes: Remembers slides that crash the process, for the one that takes its place; None: nothing does.
         """
         self.tile_px = tile_px
         self.cache = cache
         self.max_open_slides = max_open_slides
         self.max_background = max_background
+        self.crashes = crashes
+        self.whole = whole
+        self.student_factor = student_factor
         self._readers: OrderedDict[str, SlideReader] = OrderedDict()
         self._failures: OrderedDict[str, SlideError] = OrderedDict()
 
@@ -45,17 +64,21 @@ class TileReader:
         """Add pixels to rows.
 
         Args:
-            columns: Of the manifest: slide, kind, x_px, y_px, level, read_px, row; others pass through.
+            columns: Of the manifest: slide, kind, x_px, y_px, level, read_px, row, for whole images width_px and height_px;
+                others pass through.
 
         Returns:
             The same columns in the same order, and TILE uint8 `[B, tile_px, tile_px, 3]` (zeros where it is not OK), STATUS,
-            REASON ("code: message", "" where OK) and READ_S (opening a slide counts for the first tile that needs it).
+            REASON ("code: message", "" where OK) and READ_S (opening a slide counts for the first tile that needs it). Whole
+            images come as object `[B]` of `[height, width, 3]`, `[tile_px, tile_px, 3]` where not OK. With `student_factor`
+            also STUDENT_TILE, the same but for its size.
 
         Raises:
             StorageError: the fault is not the slide's: the node's disk is full, the store is out of reach.
         """
         num_rows = len(columns["slide"])
-        tiles = np.zeros((num_rows, self.tile_px, self.tile_px, 3), np.uint8)
+        tiles = self._black(num_rows, 1)
+        student_tiles = None if self.student_factor is None else self._black(num_rows, self.student_factor)
         status = np.full(num_rows, OK, np.uint8)
         reasons = np.full(num_rows, "", object)
         seconds = np.zeros(num_rows, np.float32)
@@ -67,25 +90,45 @@ class TileReader:
                 self._let_go(current)
                 current = slide
             try:
+                if self.crashes is not None:
+                    self.crashes.enter(slide)
                 where = {name: int(columns[name][index]) for name in ("x_px", "y_px", "level", "read_px", "row")}
-                tile = read_tile(self._reader(slide, str(columns["kind"][index])), **where, tile_px=self.tile_px)
+                size = (int(columns["width_px"][index]), int(columns["height_px"][index])) if self.whole else self.tile_px
+                reader = self._reader(slide, str(columns["kind"][index]))
+                tile = read_tile(reader, **where, tile_px=size)
                 background = 0.0 if self.max_background is None else background_fraction(tile)
                 if self.max_background is not None and background > self.max_background:
                     status[index], reasons[index] = FILTERED, f"background: {background:.3f} of the tile is near-white"
                 else:
-                    tiles[index] = tile
+                    if student_tiles is not None:
+                        student_tile = read_shrunk(reader, tile, **where, factor=self.student_factor)
+                        student_tiles[index] = self._padded(student_tile, self.tile_px // self.student_factor)
+                    tiles[index] = self._padded(tile, self.tile_px)
             except SlideError as error:
                 status[index], reasons[index] = QUARANTINED, f"{error.reason}: {error}"
             seconds[index] = time.perf_counter() - start
         self._let_go(current)
+        if self.crashes is not None:
+            self.crashes.leave()
         for slide in [slide for slide, reader in self._readers.items() if _lease(reader) and _lease(reader).is_evicted]:
             self._readers.pop(slide).close()  # an evicted file takes room until it is closed
-        return {**columns, TILE: tiles, STATUS: status, REASON: reasons, READ_S: seconds}
+        more = {} if student_tiles is None else {STUDENT_TILE: student_tiles}
+        return {**columns, TILE: tiles, **more, STATUS: status, REASON: reasons, READ_S: seconds}
 
     def close(self) -> None:
         """Close every slide. The reader may be used again."""
         while self._readers:
             self._readers.popitem()[1].close()
+
+    def _black(self, num_rows: int, factor: int) -> np.ndarray:
+        """The column before anything is read."""
+        tiles = np.zeros((num_rows, self.tile_px // factor, self.tile_px // factor, 3), np.uint8)
+        return of_arrays(list(tiles)) if self.whole else tiles
+
+    def _padded(self, tile: np.ndarray, step_px: int) -> np.ndarray:
+        """Glass to the right and below, to multiples of `step_px`; nothing where the edges are."""
+        below, beside = -tile.shape[0] % step_px, -tile.shape[1] % step_px
+        return np.pad(tile, ((0, below), (0, beside), (0, 0)), constant_values=255) if below or beside else tile
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_readers": OrderedDict(), "_failures": OrderedDict()}
