@@ -43,6 +43,7 @@ QUARANTINE_REASONS = (
     "no_mpp",  # a resolution was asked for and the slide does not state its own
     "needs_upsampling",  # the finest level is coarser than the wanted mpp
     "too_small",  # the image is smaller than one tile
+    "too_large",  # an image that was to be seen as a whole has a longer edge than allowed
     "no_tissue",  # no tile with enough tissue
     "teacher_error",  # the teacher raised on this tile
     "teacher_nonfinite",  # the teacher answered NaN or infinity

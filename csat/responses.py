@@ -3,10 +3,11 @@
 A teacher is anything that turns uint8 tiles into *named, spatially described tensors*; a method is anything that turns
 (tile, responses) into named loss terms. Neither knows the other: they meet here.
 
-Geometry. The teacher sees a square tile of `tile_px` pixels. A dense response covers the tile less `crop_px` on each
-side, one cell per `stride_px` pixels: `[channels, n, n]` with `n = (tile_px - 2 * crop_px) // stride_px`. A response with
-`stride_px=None` describes the tile as a whole: `[channels]`. The student may see the same tile at another resolution:
-alignment goes through the covered fraction of the tile, never through pixel counts.
+Geometry. The teacher sees a square tile of `tile_px` pixels, or a whole image of its own height and width: what is said here
+for a square holds for each edge of a rectangle. A dense response covers the tile less `crop_px` on each side, one cell per
+`stride_px` pixels: `[channels, n, n]` with `n = (tile_px - 2 * crop_px) // stride_px`. A response with `stride_px=None`
+describes the tile as a whole: `[channels]`. The student may see the same tile at another resolution: alignment goes through
+the covered fraction of the tile, never through pixel counts.
 """
 
 from dataclasses import dataclass, field
@@ -60,24 +61,30 @@ class ResponseSpec:
     def is_dense(self) -> bool:
         return self.stride_px is not None
 
-    def shape(self, tile_px: int) -> tuple[int, ...]:
+    def shape(self, tile_px: int | tuple[int, int]) -> tuple[int, ...]:
         """Shape of this response for one tile: `(C, n, n)`, or `(C,)` where the response is global.
+
+        Args:
+            tile_px: Edge of the tile, or (height, width) of an image: then the shape is `(C, rows, columns)`.
 
         Raises:
             ConfigError: the tile is too small for the crop, or the stride does not divide what the crop leaves.
         """
         if not self.is_dense:
             return (self.channels,)
+        edges = (tile_px, tile_px) if isinstance(tile_px, int) else tile_px
+        return (self.channels, *(self._cells(edge) for edge in edges))
+
+    def _cells(self, tile_px: int) -> int:
         covered_px = tile_px - 2 * self.crop_px
         if covered_px <= 0 or covered_px % self.stride_px:
             raise ConfigError(
                 f"response {self.name!r} covers {covered_px} px of a {tile_px} px tile at stride {self.stride_px}: "
                 f"choose a tile size of {2 * self.crop_px} + a multiple of {self.stride_px} px"
             )
-        n = covered_px // self.stride_px
-        return (self.channels, n, n)
+        return covered_px // self.stride_px
 
-    def num_bytes(self, tile_px: int) -> int:
+    def num_bytes(self, tile_px: int | tuple[int, int]) -> int:
         """Bytes of this response for one tile as it travels (float16)."""
         return 2 * torch.Size(self.shape(tile_px)).numel()
 
@@ -151,7 +158,8 @@ class TargetSpec:
 POSITION = "position"  # int64, place in the run's plan: epoch * tiles + rank in that epoch's order
 STATUS = "status"  # uint8, one of the three below
 REASON = "reason"  # str, "" where the status is OK, else "code: message"
-TILE = "tile"  # uint8 [tile_px, tile_px, 3], RGB; zeros where the status is not OK
+TILE = "tile"  # uint8 [tile_px, tile_px, 3], RGB; of a whole image [height, width, 3]; zeros where the status is not OK
+STUDENT_TILE = "student_tile"  # the same field in the student's own pixels; only where they are read by themselves
 READ_S = "read_s"  # float32, seconds of reading spent on this tile
 TEACHER_S = "teacher_s"  # float32, seconds of the teacher spent on this tile
 RESPONSE_PREFIX = "response_"  # float16 [C, n, n] or [C], one column per response
@@ -165,16 +173,18 @@ class Batch:
     """What a method sees: tiles and the teacher's responses to them, on the training device.
 
     Attributes:
-        tiles: uint8 `[B, 3, tile_px, tile_px]`, RGB.
+        tiles: uint8 `[B, 3, tile_px, tile_px]`, RGB; of whole images `[B, 3, height, width]`, all of one size.
         responses: name → float `[B, C, n, n]` or `[B, C]`, detached, for the tile as it stands in `tiles`.
         targets: name → what a person labelled, by `TargetSpec`; empty for methods without labels.
         positions: int64 `[B]`, place in the plan: the only source of randomness per tile.
+        student_tiles: uint8, `tiles` at the student's resolution where it was read by itself; None: shrink `tiles`.
     """
 
     tiles: Tensor
     positions: Tensor
     responses: dict[str, Tensor] = field(default_factory=dict)
     targets: dict[str, Tensor] = field(default_factory=dict)
+    student_tiles: Tensor | None = None
 
     def __len__(self) -> int:
         return self.tiles.shape[0]

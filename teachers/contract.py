@@ -47,8 +47,8 @@ class Teacher(ABC):
             tiles: uint8 `[B, H, W, 3]`, RGB, B >= 1. May be read-only: copy before writing, or before `torch.from_numpy`.
 
         Returns:
-            name → float16 `[B, C, n, n]` (dense) or `[B, C]` (global), for every response in `spec`. Values beyond
-            float16's range become infinite: the pool quarantines the tile.
+            name → float16 `[B, C, n, n]` (dense; of rectangles `[B, C, rows, columns]`) or `[B, C]` (global), for every
+            response in `spec`. Values beyond float16's range become infinite: the pool quarantines the tile.
         """
 
 
@@ -70,7 +70,9 @@ def select_responses(
     return tuple(spec for spec in responses if spec.name in wanted)
 
 
-def check_responses(responses: dict[str, np.ndarray], spec: TeacherSpec, *, num_tiles: int, tile_px: int) -> None:
+def check_responses(
+    responses: dict[str, np.ndarray], spec: TeacherSpec, *, num_tiles: int, tile_px: int | tuple[int, int]
+) -> None:
     """Refuse an answer that does not fit the teacher's own spec: a bug in the teacher, not a bad tile.
 
     Raises:
@@ -83,7 +85,7 @@ def check_responses(responses: dict[str, np.ndarray], spec: TeacherSpec, *, num_
         expected, came = (num_tiles, *response.shape(tile_px)), responses[response.name].shape
         if came != expected:
             raise TeacherError(
-                f"teacher {spec.name!r}, response {response.name!r}: {num_tiles} tiles of {tile_px} px should give "
+                f"teacher {spec.name!r}, response {response.name!r}: {num_tiles} tiles of {_size(tile_px)} px should give "
                 f"{list(expected)} and gave {list(came)}: its stride_px, crop_px or channels are described wrongly"
             )
 
@@ -141,6 +143,11 @@ def sha256_of_settings(options: Any, *, version: int) -> str:
 def teacher_manifest(spec: TeacherSpec) -> dict[str, Any]:
     """What a run writes about its teacher (`teacher.json`), JSON-ready: name, hash, licence, mpp, responses and the rest."""
     return json.loads(json.dumps(asdict(spec)))  # tuples and enums become what JSON would make of them
+
+
+def _size(tile_px: int | tuple[int, int]) -> str:
+    edges = {tile_px} if isinstance(tile_px, int) else dict.fromkeys(tile_px)
+    return " x ".join(map(str, edges))
 
 
 def _no_such_file(path: Path, *, teacher: str, expected: str) -> str:

@@ -14,9 +14,21 @@ import numpy as np
 import torch
 
 from csat.data.augment import ColourAugment, ColourConfig
+from csat.data.ragged import of_arrays, rows_by_size, take_rows
 from csat.data.transforms import apply_d4_tiles, d4_of
 from csat.errors import ConfigError, TeacherError
-from csat.responses import OK, POSITION, QUARANTINED, REASON, RESPONSE_PREFIX, STATUS, TEACHER_S, TILE
+from csat.responses import (
+    OK,
+    POSITION,
+    QUARANTINED,
+    REASON,
+    RESPONSE_PREFIX,
+    STATUS,
+    STUDENT_TILE,
+    TEACHER_S,
+    TILE,
+    ResponseSpec,
+)
 from teachers.contract import Teacher, check_responses
 from teachers.registry import load_teacher
 
@@ -75,39 +87,43 @@ class TeacherStage:
         """Answer a batch.
 
         Args:
-            columns: With POSITION, TILE, STATUS and REASON; the arrays may be read-only and are left alone.
+            columns: With POSITION, TILE, STATUS and REASON; the arrays may be read-only and are left alone. Whole images, each
+                of its own size, come as an object array, and are answered in groups of one size. STUDENT_TILE, where it is
+                there, gets the view and the colours of TILE.
 
         Returns:
             The same columns and rows, in order, and `RESPONSE_PREFIX + name` float16 per response (zeros where the status is
-            not OK) and TEACHER_S. A tile on which the teacher raised, or answered NaN or infinity, is QUARANTINED.
+            not OK; an object array for dense ones of whole images) and TEACHER_S. A tile on which the teacher raised, or
+            answered NaN or infinity, is QUARANTINED.
 
         Raises:
             TeacherError: the answer does not fit the teacher's spec; or the teacher fails on everything.
         """
         start = time.perf_counter()
-        tiles = columns[TILE]
-        if self.view_seed is not None:
-            tiles = apply_d4_tiles(tiles, d4_of(columns[POSITION], self.view_seed))
-        if self.colour is not None:
-            tiles = self._recolour(tiles, columns[POSITION])
+        seen = {name: self._as_seen(columns[name], columns[POSITION]) for name in (TILE, STUDENT_TILE) if name in columns}
+        tiles = seen[TILE]
         status, reasons = np.array(columns[STATUS]), np.array(columns[REASON], dtype=object)
         rows = np.flatnonzero(status == OK)
-        answers, failures = self._answer(np.ascontiguousarray(tiles[rows]))
-
-        for index, reason in failures.items():
-            status[rows[index]], reasons[rows[index]] = QUARANTINED, reason
-        responses = {}
-        for spec in self.teacher.spec.responses:
-            response = np.zeros((len(tiles), *spec.shape(tiles.shape[1])), np.float16)
-            for index, answer in answers.items():
-                response[rows[index]] = answer[spec.name]
-            responses[RESPONSE_PREFIX + spec.name] = response
+        answers: dict[int, dict[str, np.ndarray]] = {}  # by row
+        for group in rows_by_size(tiles, rows):
+            answered, failures = self._answer(np.ascontiguousarray(take_rows(tiles, group)))
+            answers |= {int(group[index]): answer for index, answer in answered.items()}
+            for index, reason in failures.items():
+                status[group[index]], reasons[group[index]] = QUARANTINED, reason
+        responses = {RESPONSE_PREFIX + spec.name: _column(spec, tiles, answers) for spec in self.teacher.spec.responses}
         seconds = np.zeros(len(tiles), np.float32)
         seconds[rows] = (time.perf_counter() - start) / max(len(rows), 1)
-        return {**columns, TILE: tiles, STATUS: status, REASON: reasons, **responses, TEACHER_S: seconds}
+        return {**columns, **seen, STATUS: status, REASON: reasons, **responses, TEACHER_S: seconds}
+
+    def _as_seen(self, tiles: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """The tiles in their view and colours, where this stage gives them any."""
+        if self.view_seed is not None:
+            tiles = apply_d4_tiles(tiles, d4_of(positions, self.view_seed))
+        return tiles if self.colour is None else self._recolour(tiles, positions)
 
     def _recolour(self, tiles: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """uint8 `[B, H, W, 3]` in other colours: one at a time, since a batch in floats would be twelve times its bytes."""
+        """uint8 `[B, H, W, 3]`, or object `[B]` of images, in other colours: one at a time, since a batch in floats would be
+        twelve times its bytes."""
         recoloured = np.empty_like(tiles)
         for index, (tile, position) in enumerate(zip(tiles, positions.tolist(), strict=True)):
             image = torch.tensor(tile).permute(2, 0, 1)[None].float() / 255
@@ -154,7 +170,7 @@ class TeacherStage:
         """The teacher's answer, checked for shape, as float16. Raises whatever the teacher raises, and TeacherError."""
         spec = self.teacher.spec
         responses = self.teacher.respond(tiles)
-        check_responses(responses, spec, num_tiles=len(tiles), tile_px=tiles.shape[1])
+        check_responses(responses, spec, num_tiles=len(tiles), tile_px=tiles.shape[1:3])
         with np.errstate(over="ignore"):  # too large for float16 becomes infinite, and so is quarantined
             return {
                 response.name: np.asarray(responses[response.name]).astype(np.float16, copy=False)
@@ -188,6 +204,18 @@ class TeacherStage:
                 f"teacher {name!r} failed on a whole batch, and now on a tile that it answered before: {error}. Its device or "
                 "its memory is lost; run the same command again to go on from the last checkpoint"
             ) from error
+
+
+def _column(spec: ResponseSpec, tiles: np.ndarray, answers: Mapping[int, Mapping[str, np.ndarray]]) -> np.ndarray:
+    """One response of every row, float16, zeros where there is no answer."""
+    if spec.is_dense and tiles.dtype == object:
+        empty = (np.zeros(spec.shape(tile.shape[:2]), np.float16) for tile in tiles)
+        return of_arrays([answers[row][spec.name] if row in answers else zeros for row, zeros in enumerate(empty)])
+    size = tiles.shape[1:3] if spec.is_dense else 0
+    column = np.zeros((len(tiles), *spec.shape(size)), np.float16)
+    for row, answer in answers.items():
+        column[row] = answer[spec.name]
+    return column
 
 
 def _is_finite(values: np.ndarray) -> np.ndarray:

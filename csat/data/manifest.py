@@ -12,6 +12,7 @@ slides and settings give the same bytes.
 
 import io
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -72,6 +73,7 @@ class Manifest:
         chunks: structured array of CHUNK_DTYPE, one entry per chunk in manifest order: number of the part, number of the
             chunk in that part, running number of its first tile, rows (tiles).
         slides: how many were "given", "tiled" and "quarantined".
+        largest_px: width and height of the largest tile as the teacher sees it; tile_px where all are squares.
         index: all of index.json.
     """
 
@@ -83,6 +85,7 @@ class Manifest:
     parts: tuple[str, ...]
     chunks: np.ndarray
     slides: dict[str, int]
+    largest_px: tuple[int, int]
     index: dict
 
     def locate(self, chunk_index: int) -> tuple[int, int]:
@@ -106,6 +109,9 @@ class Manifest:
                 f"cannot read chunk {chunk} of {uri}: {error}. Was the manifest changed while in use? Delete {self.uri} "
                 "and run again to make it anew"
             ) from error
+        for name in ("width_px", "height_px"):  # an earlier version wrote squares only, and did not say their edge
+            if name not in table.column_names:
+                table = table.append_column(name, pa.repeat(pa.scalar(self.tile_px, pa.int32()), table.num_rows))
         return table.cast(TILE_SCHEMA)
 
     def holdout(self) -> "Manifest | None":
@@ -155,6 +161,7 @@ def read_manifest(uri: str, fingerprint: str | None = None, *, missing_ok: bool 
         uri=uri,
         parts=tuple(part["file"] for part in index["parts"]),
         chunks=chunks,
+        largest_px=tuple(index.get("largest_px", (index["tile_px"],) * 2)),
         index=index,
         **{name: index[name] for name in ("fingerprint", "num_tiles", "tile_px", "mpp", "slides")},
     )
@@ -174,7 +181,10 @@ def fingerprint(
     if sizes is None:
         with ThreadPoolExecutor(16) as pool:
             sizes = [found and found.size_bytes for found in pool.map(storage.info, (row.slide for row in slides))]
-    digest = sha256(json.dumps([VERSION, asdict(tiling), asdict(config)], sort_keys=True).encode())
+    how = asdict(tiling)
+    if not tiling.whole:  # an earlier version's manifest of tiles stays the same one: it knew neither
+        del how["whole"], how["max_px"]
+    digest = sha256(json.dumps([VERSION, how, asdict(config)], sort_keys=True).encode())
     for row, size in zip(slides, sizes, strict=True):
         digest.update(json.dumps([*astuple(row), size]).encode() + b"\n")
     return digest.hexdigest()
@@ -206,6 +216,7 @@ class ManifestWriter:
         self._parts: list[dict] = []
         self._held = TileSample(config.max_holdout_tiles, config.seed)
         self._num_between = 0
+        self._largest_px = (0, 0)
         self._quarantine = QuarantineBuffer()
         for folder in (uri, storage.join(uri, HOLDOUT)):
             _clear(folder)
@@ -215,6 +226,7 @@ class ManifestWriter:
         assert table.schema.equals(TILE_SCHEMA), table.schema
         assert not table.num_rows or table["slide"][0].as_py() == slide_row.slide, slide_row
         self._slides["tiled"] += 1
+        self._largest_px = max(self._largest_px, _largest(table), key=math.prod)
         if self._choose is not None and table.num_rows:
             side = self._choose(table)
             self._held.add(table.filter(pa.array(side == HELD_OUT)))
@@ -287,6 +299,7 @@ class ManifestWriter:
             "fingerprint": self.fingerprint,
             "num_tiles": sum(sum(part["chunks"]) for part in parts),
             "tile_px": self.tiling.tile_px,
+            "largest_px": self._largest_px,
             "mpp": self.tiling.mpp,
             "slides": dict(self._slides),
             "quarantine_reasons": dict(sorted(self._quarantine.counts.items())),
@@ -294,6 +307,15 @@ class ManifestWriter:
             "parts": parts,
         }
         storage.write_bytes(storage.join(folder, INDEX), json.dumps(index, indent=1).encode())
+
+
+def _largest(table: pa.Table) -> tuple[int, int]:
+    """Width and height of the row with the largest area; (0, 0) where there is none."""
+    width, height = (table[name].to_numpy() for name in ("width_px", "height_px"))
+    if not table.num_rows:
+        return 0, 0
+    index = (width.astype(np.int64) * height).argmax()
+    return int(width[index]), int(height[index])
 
 
 def _compact(table: pa.Table) -> pa.Table:

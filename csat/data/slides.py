@@ -20,6 +20,7 @@ from csat.data.parquet_tiles import ParquetReader
 from csat.data.slide_cache import Lease, SlideCache, fetch_bytes
 from csat.errors import ConfigError, SlideError
 
+LEVEL_TOLERANCE = 1.01  # a level this much coarser than wanted still serves, and is then read without resampling
 TILE_CACHE_BYTES = 64 * 2**20  # decoded tiles that OpenSlide keeps, per process, not per slide (its default: 32 MiB a slide)
 THUMBNAIL_BLOCK_PX = 2048  # edge of what is decoded at once for a thumbnail; a single-level slide may have 10 gigapixels
 UNREADABLE_RGB = (190, 110, 170)  # counts as tissue, so that each tile below is tried, and quarantined, by itself
@@ -123,7 +124,7 @@ def no_mpp_error(uri: str) -> SlideError:
 
 
 def read_tile(
-    reader: SlideReader, *, x_px: int, y_px: int, level: int, read_px: int, tile_px: int, row: int = 0
+    reader: SlideReader, *, x_px: int, y_px: int, level: int, read_px: int, tile_px: int | tuple[int, int], row: int = 0
 ) -> np.ndarray:
     """One tile at its final size.
 
@@ -132,21 +133,24 @@ def read_tile(
         x_px: Left edge in level-0 pixels.
         y_px: Upper edge in level-0 pixels.
         level: Level to read.
-        read_px: Edge to read at that level; resized to `tile_px` by area when that is smaller, bicubic when larger.
-        tile_px: Edge of the result.
+        read_px: Longer edge to read at that level; resized to `tile_px` by area when that is smaller, bicubic when larger.
+        tile_px: Edge of the result, or its (width, height).
         row: Row of a parquet.
 
     Returns:
-        uint8 `[tile_px, tile_px, 3]`, RGB.
+        uint8 `[tile_px, tile_px, 3]` or `[height, width, 3]`, RGB.
 
     Raises:
         SlideError: "unreadable".
     """
-    pixels = reader.read(x_px, y_px, level, read_px, row=row)
-    if read_px == tile_px:
+    size = (tile_px, tile_px) if isinstance(tile_px, int) else tile_px
+    longer_px = max(size)
+    read_size = tuple(max(1, round(edge * read_px / longer_px)) for edge in size)
+    pixels = reader.read(x_px, y_px, level, read_size, row=row)
+    if read_px == longer_px:
         return pixels
-    shrinks = read_px > tile_px
-    return cv2.resize(pixels, (tile_px, tile_px), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    shrinks = read_px > longer_px
+    return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
 
 
 class OpenSlideReader:

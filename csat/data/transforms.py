@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from csat.data.counter_hash import hash_positions
+from csat.data.ragged import of_arrays
 from csat.responses import ResponseSpec, Symmetry
 
 NUM_SYMMETRIES = 8
@@ -81,19 +82,20 @@ def apply_d4_tiles(tiles: np.ndarray, index: np.ndarray) -> np.ndarray:
     """`apply_d4` for tiles on their way to a teacher.
 
     Args:
-        tiles: uint8 `[B, H, H, 3]`.
+        tiles: uint8 `[B, H, H, 3]`, or object `[B]` of images `[height, width, 3]`, each of its own size.
         index: integers `[B]` in 0..7.
 
     Returns:
-        A new array of the same shape.
+        A new array of the same shape; an image that is transposed changes height and width.
     """
+    if tiles.dtype == object:
+        turned = (_turn_tile(tile, bits) for tile, bits in zip(tiles, np.asarray(index).tolist(), strict=True))
+        return of_arrays([np.ascontiguousarray(tile) for tile in turned])
     if tiles.ndim != 4 or tiles.shape[1] != tiles.shape[2]:
         raise ValueError(f"expected square tiles [B, H, H, 3], got {list(tiles.shape)}")
     seen = np.empty_like(tiles)
     for row, bits in enumerate(np.asarray(index).tolist()):
-        view = tiles[row].transpose(1, 0, 2) if bits & TRANSPOSE else tiles[row]
-        view = view[::-1] if bits & FLIP_ROWS else view
-        seen[row] = view[:, ::-1] if bits & FLIP_COLUMNS else view
+        seen[row] = _turn_tile(tiles[row], bits)
     return seen
 
 
@@ -118,7 +120,7 @@ def downsample(images: Tensor, factor: int) -> Tensor:
     return images if factor == 1 else F.avg_pool2d(images, factor)
 
 
-def align(prediction: Tensor, spec: ResponseSpec, tile_px: int) -> Tensor:
+def align(prediction: Tensor, spec: ResponseSpec, tile_px: int | tuple[int, int]) -> Tensor:
     """Resample a student's dense prediction to the cells of a teacher's response.
 
     The prediction covers the whole tile, the response the tile less `crop_px` on each side: cell i of the response is centred
@@ -131,20 +133,27 @@ def align(prediction: Tensor, spec: ResponseSpec, tile_px: int) -> Tensor:
     Args:
         prediction: `[B, C, h, w]` over the whole tile; `[B, C]` is returned as it is.
         spec: The response.
-        tile_px: Edge of the tile that the teacher saw.
+        tile_px: Edge of the tile that the teacher saw, or (height, width) of the image.
 
     Returns:
-        float32 `[B, C, n, n]` with n from `spec.shape(tile_px)`.
+        float32 `[B, C, n, n]` with n from `spec.shape(tile_px)`, or `[B, C, rows, columns]`.
     """
     if not spec.is_dense:
         return prediction
-    n = spec.shape(tile_px)[-1]
+    edges = (tile_px, tile_px) if isinstance(tile_px, int) else tile_px
+    cells = spec.shape(tile_px)[1:]
     rows, columns = (
-        _resampling(size, n, spec.stride_px / tile_px, spec.crop_px / tile_px, prediction.device)
-        for size in prediction.shape[-2:]
+        _resampling(size, n, spec.stride_px / edge, spec.crop_px / edge, prediction.device)
+        for size, n, edge in zip(prediction.shape[-2:], cells, edges, strict=True)
     )
     with torch.autocast(prediction.device.type, enabled=False):
         return rows @ prediction.float() @ columns.T
+
+
+def _turn_tile(tile: np.ndarray, bits: int) -> np.ndarray:
+    view = tile.transpose(1, 0, 2) if bits & TRANSPOSE else tile
+    view = view[::-1] if bits & FLIP_ROWS else view
+    return view[:, ::-1] if bits & FLIP_COLUMNS else view
 
 
 def _turn_each(x: Tensor, index: Tensor, symmetry: Symmetry) -> Tensor:
