@@ -4,7 +4,7 @@
 |---|---|
 | student (csat, any timm backbone) | `student.safetensors`, `backbone.safetensors` (timm's keys), `config.json` |
 | hovernet | `hovernet.safetensors` (the published tensor names: `--teacher hovernet` loads it), `config.json` |
-| unet | `model.safetensors`, `config.json` |
+| unet, fanet, mobile_unet, enet, erfnet | `model.safetensors`, `config.json` |
 """
 
 import json
@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,13 @@ from csat.data import storage
 from csat.errors import ConfigError
 from csat.methods.contract import Method
 from csat.model.hovernet_model import HoverNetModel
+from csat.model.segmentation_nets import NETWORKS, SegmentationNet
 from csat.model.student import Student, load_student, save_student, spec_from_json
 from csat.model.unet import UNetModel
 from csat.responses import ResponseSpec
 
 FORMAT_VERSION = 1
-WEIGHTS = {"hovernet": "hovernet.safetensors", "unet": "model.safetensors"}
+WEIGHTS = {"hovernet": "hovernet.safetensors", **dict.fromkeys(("unet", *NETWORKS), "model.safetensors")}
 STUDENT_WEIGHTS = "student.safetensors"
 
 
@@ -50,7 +52,7 @@ def export_model(model: nn.Module, folder: str, metadata: dict[str, Any]) -> Non
     """Write a model's folder.
 
     Args:
-        model: A Student, HoverNetModel or UNetModel.
+        model: A Student, HoverNetModel, UNetModel or SegmentationNet.
         folder: URI; config.json comes last and marks it complete.
         metadata: JSON-ready.
     """
@@ -145,6 +147,9 @@ def _save_other(model: nn.Module, folder: Path, metadata: dict[str, Any]) -> Non
         kind, options, module = "hovernet", {"mode": model.mode, "width": model.width}, model.net
     elif isinstance(model, UNetModel):
         kind, options, module = "unet", {"width": model.width, "depth": model.depth}, model
+    elif isinstance(model, SegmentationNet):
+        options = {name: value for name, value in model.options.items() if name != "pretrained"}  # its weights are in the file
+        kind, module = model.network, model
     else:
         raise TypeError(f"no form to export {type(model).__name__} in")
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
@@ -164,7 +169,8 @@ def _load(folder: Path) -> nn.Module:
     if "model" not in config:
         return load_student(folder)
     responses: Sequence[ResponseSpec] = [spec_from_json(spec) for spec in config["responses"]]
-    models = {"hovernet": HoverNetModel, "unet": UNetModel}
+    networks = {name: partial(SegmentationNet, network=name) for name in NETWORKS}
+    models = {"hovernet": HoverNetModel, "unet": UNetModel, **networks}
     if config["model"] not in models:
         raise ConfigError(f"{folder} holds a model of kind {config['model']!r}; known are: student, {', '.join(models)}")
     with torch.random.fork_rng(devices=[]):

@@ -10,14 +10,15 @@ What it answers follows from the task that it was trained for:
 | segmentation | `mask` | logits | one per class, by cell |
 | classification | `label` | logits | one per class, for the tile as a whole |
 | any, of a timm backbone | `features` | features | the backbone's last map; only where the option `features` asks for it |
+| segmentation, of fanet, enet, … | `encoder`, `decoder` | features | for method coco; only where `taps` asks for them |
 
 `np`, `hv` and `tp` are those of the teacher `hovernet`, so that one takes the other's place. Classes come as logits, not as
 probabilities: a softened comparison (a temperature above 1) needs what float16 probabilities round away, and a student that
 learned them has the very heads that finetune.py looks for. All of them move with their tile under flips and rotations, but for
-`features`: the pool turns the tile before a model that answers those sees it.
+`features`, `encoder` and `decoder`: the pool turns the tile before a model that answers those sees it.
 
-Dense responses come at the model's own resolution: HoVer-Net's and the U-Net's at the tile's, a timm backbone's at every
-second pixel of the image that it sees. HoVer-Net's margin is cut away.
+Masks and nuclei come at the model's own resolution: a timm backbone's at every second pixel of the image that it sees, the
+others' at the tile's. HoVer-Net's margin is cut away; `encoder` and `decoder` have a cell for every four pixels.
 
 Weights are read from safetensors only. The licence is that of the images it learned from, and of the weights that it started
 from.
@@ -36,14 +37,16 @@ from csat.errors import TeacherError
 from csat.export import exported_folder, load_exported, local_copy, read_exported_config, weights_name
 from csat.model.hovernet import SMALLEST_PX
 from csat.model.hovernet_model import HoverNetModel
+from csat.model.segmentation_nets import NETWORKS, TAP_STRIDE_PX, SegmentationNet
 from csat.model.student import Student
 from csat.model.unet import UNetModel
-from csat.responses import Kind, ResponseSpec, TeacherSpec
+from csat.responses import Kind, ResponseSpec, Symmetry, TeacherSpec
 from teachers.contract import Teacher, select_responses, sha256_of
 from teachers.torch_teacher import Precision, TorchTeacher
 
 NAME = "run"
 FEATURES = "features"
+TAPS = ("encoder", "decoder")
 TYPES = "tp"  # the response whose classes are answered as probabilities
 LARGEST_PX = 1024  # of the tile sizes that the spec lists; a larger tile would only need more memory
 
@@ -55,6 +58,7 @@ class RunOptions:
     precision: Precision = "float32"  # or "bfloat16": autocast
     micro_batch: int = 16  # tiles on the device at once
     features: bool = False  # answer the backbone's last feature map too, which method resolution learns
+    taps: bool = False  # answer the two tapped maps of a network for segmentation too, which method coco learns
 
 
 class TrainedTeacher(TorchTeacher):
@@ -63,11 +67,17 @@ class TrainedTeacher(TorchTeacher):
     def __init__(self, model: nn.Module, spec: TeacherSpec, *, device: str, precision: Precision, micro_batch: int):
         super().__init__(spec, device=device, precision=precision, micro_batch=micro_batch)
         heads = {head.name: head for head in model.responses}
-        model.responses = tuple(heads[response.name] for response in spec.responses)  # it computes no others
+        self.heads = tuple(heads.values())
+        model.responses = tuple(heads[r.name] for r in spec.responses if r.name in heads)  # it computes no others
         self.model = model.to(self.device, memory_format=torch.channels_last)
 
     def answer(self, images: Tensor) -> dict[str, Tensor]:
-        predictions = self.model(downsample(images / 255, self.model.downsample))
+        images = downsample(images / 255, self.model.downsample)
+        if any(response.name in TAPS for response in self.spec.responses):
+            *taps, logits = self.model.tap(images)
+            predictions = dict(zip(TAPS, taps, strict=True)) | {head.name: logits for head in self.heads}
+        else:
+            predictions = self.model(images)
         return {response.name: _as_response(response, predictions[response.name].float()) for response in self.spec.responses}
 
 
@@ -109,6 +119,8 @@ def load(options: RunOptions, *, weights: str | None, device: str, wanted: Seque
 def _responses(model: nn.Module, options: RunOptions, weights: str) -> list[ResponseSpec]:
     """Everything that the model answers; it answers its last map too from here on, where that is asked for."""
     responses = [_response(model, head) for head in model.responses]
+    if options.taps:
+        responses += _taps(model, weights)
     if not options.features:
         return responses
     if not isinstance(model, Student) or any(response.name == FEATURES for response in responses):
@@ -118,6 +130,16 @@ def _responses(model: nn.Module, options: RunOptions, weights: str) -> list[Resp
             "of a timm backbone: leave the option out, or choose a run of such a model"
         )
     return [*responses, model.add_last_map(FEATURES)]
+
+
+def _taps(model: nn.Module, weights: str) -> list[ResponseSpec]:
+    if not isinstance(model, SegmentationNet):
+        raise TeacherError(
+            f"teacher {NAME!r}: {weights} holds a {type(model).__name__}, and taps are two maps of {', '.join(NETWORKS)}: "
+            "leave the option out, or choose a run of one of these"
+        )
+    shape = {"channels": model.tap_channels, "stride_px": TAP_STRIDE_PX, "symmetry": Symmetry.NONE}
+    return [ResponseSpec(name=name, kind=Kind.FEATURES, **shape) for name in TAPS]
 
 
 def _response(model: nn.Module, head: ResponseSpec) -> ResponseSpec:
@@ -147,7 +169,7 @@ def _tile_sizes(model: nn.Module, trained_px: int | None) -> tuple[int, ...] | N
     has_one_size = isinstance(model, Student) and model.backbone.pretrained_cfg.get("fixed_input_size")
     if trained_px is not None and (has_one_size or not is_dense):
         return (trained_px,)
-    if isinstance(model, UNetModel):
+    if isinstance(model, UNetModel | SegmentationNet):
         return tuple(range(model.step_px, LARGEST_PX + 1, model.step_px))
     return None
 

@@ -1,7 +1,9 @@
 """What the training loop may know about a method: its parts, its turns, and its named loss terms per tile."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
@@ -9,6 +11,22 @@ from torch import Tensor, nn
 from csat.data.augment import ColourConfig
 from csat.model.student import Student, StudentConfig
 from csat.responses import Batch, ResponseSpec, TargetSpec, TeacherSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnOptimiser:
+    """The optimiser of a turn that a method's paper fixes, in the place of the run's own: no clipping, no warm-up."""
+
+    lr: float  # at the start
+    kind: str = "adam"  # adam, or sgd
+    betas: tuple[float, float] = (0.9, 0.999)  # of adam
+    momentum: float = 0.9  # of sgd
+    weight_decay: float = 0.0  # added to the gradient, of all parameters
+    power: float = 0.9  # of the schedule: lr x (1 - progress)^power
+
+    def lr_at(self, progress: float) -> float:
+        """Learning rate when `progress` (0 … 1) of the run's tiles are done."""
+        return self.lr * max(0.0, 1.0 - progress) ** self.power
 
 
 class Method(nn.Module, ABC):
@@ -21,6 +39,7 @@ class Method(nn.Module, ABC):
 
     Attributes:
         turns: Names of the alternating updates of a step, one optimiser each; `("student",)` for most.
+        own_optimisers: Turn → its optimiser, where that is not the run's own.
         responses: The responses that this method reads from the teacher; empty for one without a teacher.
         targets: The targets that it reads from the labels; empty for one without labels.
         weights: Weight of every term that `forward` returns, by name.
@@ -32,6 +51,7 @@ class Method(nn.Module, ABC):
     """
 
     turns: tuple[str, ...] = ("student",)
+    own_optimisers: Mapping[str, OwnOptimiser] = MappingProxyType({})
     responses: tuple[ResponseSpec, ...] = ()
     targets: tuple[TargetSpec, ...] = ()
     weights: dict[str, float]

@@ -20,7 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-WIDTHS = (64, 128, 256, 512)
+from csat.errors import ConfigError
+
+WIDTH = 64  # channels at full resolution; doubled at each of the three levels below
 KERNELS = (3, 5)  # of the two branches of a selective kernel
 REDUCTION = 2  # of the channels between the two linears that choose between the branches
 STRIP_TAPS = 3  # of the convolutions along a strip
@@ -33,22 +35,29 @@ class FANet(nn.Module):
     Args:
         num_classes: Channels of the output.
         in_channels: Of the image; the published figures are for one.
+        width: Channels at full resolution, a multiple of 8; 64 is the published network.
 
     Attributes:
         step_px: Image edges are multiples of it.
         tap_channels: Channels of the two maps that `tap` gives, both at a stride of 4 px.
+
+    Raises:
+        ConfigError: a width that strip pooling cannot divide.
     """
 
     step_px = 8
-    tap_channels = WIDTHS[2]
 
-    def __init__(self, num_classes: int, *, in_channels: int = 3):
+    def __init__(self, num_classes: int, *, in_channels: int = 3, width: int = WIDTH):
         super().__init__()
-        self.encoder = nn.ModuleList(_double(a, b) for a, b in zip((in_channels, *WIDTHS), WIDTHS, strict=False))
-        decoded = list(zip(WIDTHS[:0:-1], WIDTHS[-2::-1], strict=True))  # (512, 256), (256, 128), (128, 64)
+        if width < 8 or width % 8:
+            raise ConfigError(f"fanet: width is a multiple of 8, such as 64 (as published) or 16, not {width}")
+        widths = [width * 2**level for level in range(4)]
+        self.tap_channels = widths[2]
+        self.encoder = nn.ModuleList(_double(a, b) for a, b in zip((in_channels, *widths), widths, strict=False))
+        decoded = list(zip(widths[:0:-1], widths[-2::-1], strict=True))  # (512, 256), (256, 128), (128, 64)
         self.up = nn.ModuleList(nn.ConvTranspose2d(below, here, 2, stride=2) for below, here in decoded)
         self.decoder = nn.ModuleList(nn.Sequential(_double(2 * here, here), StripPooling(here)) for _, here in decoded)
-        self.head = nn.Conv2d(WIDTHS[0], num_classes, 1)
+        self.head = nn.Conv2d(width, num_classes, 1)
 
     def forward(self, images: Tensor) -> Tensor:
         """`[B, in_channels, H, W]` → logits `[B, num_classes, H, W]`."""
@@ -58,8 +67,8 @@ class FANet(nn.Module):
         """What CoCo compares, and the logits.
 
         Returns:
-            The third encoder block's map and the first up-convolution's (before the skip joins it), both `[B, 256, H/4, W/4]`,
-            and logits `[B, num_classes, H, W]`.
+            The third encoder block's map and the first up-convolution's (before the skip joins it), both
+            `[B, tap_channels, H/4, W/4]`, and logits `[B, num_classes, H, W]`.
         """
         maps, x = [], images
         for level, block in enumerate(self.encoder):

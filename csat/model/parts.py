@@ -36,6 +36,10 @@ class PartedModel(nn.Module, ABC):
         prefixes = tuple(f"{name}." for name, module in self.named_modules() if module in modules)
         return {name: tensor for name, tensor in self.state_dict().items() if name.startswith(prefixes)}
 
+    def tensors_of_head(self, name: str) -> dict[str, Tensor]:
+        """Of the head that answers under that name, as `tensors_of`."""
+        return {key: tensor for key, tensor in self.tensors_of(HEADS).items() if f".{name}." in key}
+
     def freeze(self, parts: Iterable[str]) -> None:
         """From now on these parts do not train."""
         self.frozen = (*self.frozen, *parts)

@@ -6,7 +6,7 @@ without pixels.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import nn
@@ -14,9 +14,11 @@ from torch import nn
 from csat.data.datasets.contract import DatasetInfo, Task
 from csat.data.tasks import heads_of
 from csat.errors import ConfigError
+from csat.model.fanet import WIDTH
 from csat.model.hovernet import MARGIN_PX, Mode
 from csat.model.hovernet_model import HoverNetModel
 from csat.model.parts import BACKBONE, DECODER, HEADS, PartedModel
+from csat.model.segmentation_nets import NETWORKS, SegmentationNet
 from csat.model.student import Student, StudentConfig
 from csat.model.transfer import transfer
 from csat.model.unet import UNetModel
@@ -36,7 +38,7 @@ TIMM_SETTINGS = ("decoder_channels", "downsample", "drop_path", "grad_checkpoint
 class ModelConfig:
     """What is trained, and from where it starts."""
 
-    name: str = "csat"  # any timm model with forward_intermediates (csat, resnet18, …), hovernet or unet
+    name: str = "csat"  # a timm model (csat, resnet18, …), hovernet, unet, fanet, mobile_unet, enet or erfnet
     init: str = "scratch"  # scratch, pretrained (timm's own weights, downloaded) or run (from_run)
     from_run: str | None = None  # run folder of pretrain.py or finetune.py, or an exported folder; local or s3://
     transfer: str = "all"  # of from_run: backbone, backbone+decoder, or all (also heads of the same name and form)
@@ -46,7 +48,7 @@ class ModelConfig:
     drop_path: float = 0.0  # stochastic depth of the backbone's last block, 0 to 1
     grad_checkpointing: bool = False  # recompute the backbone's blocks in the backward pass
     channels_last: bool = True  # memory layout of a timm backbone
-    options: dict[str, Any] = field(default_factory=dict)  # hovernet: mode, width; unet: width, depth
+    options: dict[str, Any] = field(default_factory=dict)  # hovernet: mode, width; unet: width, depth; fanet: width
 
     def __post_init__(self):
         for name, allowed in (("init", INITS), ("transfer", TRANSFERS), ("freeze", FREEZES)):
@@ -80,6 +82,18 @@ class UNetOptions:
 
     width: int = 32  # channels at full resolution
     depth: int = 4  # times that the image is halved
+
+
+@dataclass(frozen=True, kw_only=True)
+class FANetOptions:
+    """Of `name: fanet`."""
+
+    width: int = WIDTH  # channels at full resolution, a multiple of 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoOptions:
+    """Of the other networks for segmentation."""
 
 
 def build_model(config: ModelConfig, info: DatasetInfo, load: Callable[[str], nn.Module]) -> PartedModel:
@@ -118,8 +132,12 @@ def _build(config: ModelConfig, info: DatasetInfo) -> PartedModel:
         _refuse_timm_settings(config)
         options = read_settings(UNetOptions, config.options, what="model.options of unet")
         return UNetModel(heads_of(info), width=options.width, depth=options.depth)
+    if config.name in NETWORKS:
+        return _build_segmentation_net(config, info)
     if config.options:
-        raise ConfigError(f"model.options are for hovernet and unet; {config.name!r} has none: {', '.join(config.options)}")
+        raise ConfigError(
+            f"model.options are for hovernet, unet and fanet; {config.name!r} has none: {', '.join(config.options)}"
+        )
     student = StudentConfig(
         backbone=config.name,
         decoder_channels=config.decoder_channels,
@@ -132,9 +150,21 @@ def _build(config: ModelConfig, info: DatasetInfo) -> PartedModel:
     return Student(student, heads_of(info))
 
 
-def _refuse_timm_settings(config: ModelConfig) -> None:
+def _build_segmentation_net(config: ModelConfig, info: DatasetInfo) -> SegmentationNet:
+    if info.task != Task.SEGMENTATION:
+        raise ConfigError(f"model {config.name} segments, and the task is {info.task}: choose unet or a timm backbone")
+    has_pretrained = config.name == "mobile_unet"  # its encoder is timm's MobileNetV2
+    _refuse_timm_settings(config, has_pretrained=has_pretrained)
+    kind = FANetOptions if config.name == "fanet" else NoOptions
+    options = asdict(read_settings(kind, config.options, what=f"model.options of {config.name}"))
+    if has_pretrained:
+        options["pretrained"] = config.init == "pretrained"
+    return SegmentationNet(heads_of(info), network=config.name, **options)
+
+
+def _refuse_timm_settings(config: ModelConfig, *, has_pretrained: bool = False) -> None:
     defaults = ModelConfig()
     others = [name for name in TIMM_SETTINGS if getattr(config, name) != getattr(defaults, name)]
-    others += ["init pretrained"] if config.init == "pretrained" else []
+    others += ["init pretrained"] if config.init == "pretrained" and not has_pretrained else []
     if others:
         raise ConfigError(f"model {config.name!r} has no {', '.join(others)}: these are for timm backbones; leave them out")

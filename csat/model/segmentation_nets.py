@@ -11,6 +11,7 @@ from csat.model.enet import ENet
 from csat.model.erfnet import ERFNet
 from csat.model.fanet import FANet
 from csat.model.mobile_unet import MobileUNet
+from csat.model.parts import BACKBONE, DECODER, HEADS, PartedModel
 from csat.responses import ResponseSpec
 
 TAP_STRIDE_PX = 4  # of both tapped maps of every network
@@ -20,14 +21,28 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "enet": ENet,
     "erfnet": ERFNet,
 }
+# The modules of each network that come before its narrowest map, in order, and those after it; the last one is `head`.
+ENCODERS: dict[str, tuple[str, ...]] = {
+    "fanet": ("encoder",),
+    "mobile_unet": ("encoder",),
+    "enet": ("initial", "stage1", "stages23"),
+    "erfnet": ("down4", "down8"),
+}
+DECODERS: dict[str, tuple[str, ...]] = {
+    "fanet": ("up", "decoder"),
+    "mobile_unet": ("up", "decoder"),
+    "enet": ("stage4", "stage5"),
+    "erfnet": ("up4", "up2"),
+}
 
 
-class SegmentationNet(nn.Module):
+class SegmentationNet(PartedModel):
     """A network with one dense head, for images in [0, 1].
 
     Attributes:
         responses: As given.
         network: Its name.
+        options: As given; of that network.
         tap_channels: Channels of the two maps that `tap` gives.
         downsample, step_px: As every model has them.
     """
@@ -39,7 +54,7 @@ class SegmentationNet(nn.Module):
         Args:
             responses: The head: one, dense, over the whole tile.
             network: Key of `NETWORKS`.
-            **options: Of that network; mobile_unet has `pretrained`.
+            **options: Of that network; fanet has `width`, mobile_unet has `pretrained`.
 
         Raises:
             ConfigError: an unknown network, or heads that it does not have.
@@ -50,7 +65,7 @@ class SegmentationNet(nn.Module):
         if len(responses) != 1 or not responses[0].is_dense:
             names = ", ".join(spec.name for spec in responses) or "none"
             raise ConfigError(f"model {network!r} segments: it has one dense head, and was asked for: {names}")
-        self.responses, self.network = tuple(responses), network
+        self.responses, self.network, self.options = tuple(responses), network, options
         self.net = NETWORKS[network](responses[0].channels, **options)
         self.step_px, self.tap_channels = self.net.step_px, self.net.tap_channels
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
@@ -71,6 +86,11 @@ class SegmentationNet(nn.Module):
         """
         return self.net.tap((images - self.mean) / self.std)
 
+    @property
+    def tapped_channels(self) -> tuple[int, int]:
+        """Of the encoder's and of the decoder's map."""
+        return self.tap_channels, self.tap_channels
+
     def check_tile(self, tile_px: int) -> None:
         """Refuse a tile size that the network cannot take. Raises ConfigError with the nearest that it can."""
         if tile_px <= 0 or tile_px % self.step_px:
@@ -78,3 +98,30 @@ class SegmentationNet(nn.Module):
             raise ConfigError(
                 f"{self.network} takes tiles of multiples of {self.step_px} px: set --data.tile_px {nearest}, not {tile_px}"
             )
+
+    def parts(self) -> dict[str, list[nn.Module]]:
+        return {
+            BACKBONE: [self.net.get_submodule(name) for name in ENCODERS[self.network]],
+            DECODER: [self.net.get_submodule(name) for name in DECODERS[self.network]],
+            HEADS: [self.net.head],
+        }
+
+    def backbone_layers(self) -> dict[str, int]:
+        """One layer per block of the encoder, in the order in which the image meets them."""
+        blocks: dict[str, int] = {}
+        layers = {}
+        for part in ENCODERS[self.network]:
+            for name, _ in self.net.get_submodule(part).named_parameters(prefix=f"net.{part}"):
+                layers[name] = blocks.setdefault(_block_of(name), len(blocks))
+        return layers
+
+    def tensors_of_head(self, name: str) -> dict[str, Tensor]:
+        """There is one head, whatever it is called."""
+        return self.tensors_of(HEADS)
+
+
+def _block_of(name: str) -> str:
+    """`net.encoder.blocks.3.0.conv.weight` → `net.encoder.blocks.3`: up to the first number, or the module's own name."""
+    parts = name.split(".")
+    numbers = [index for index, part in enumerate(parts) if part.isdigit()]
+    return ".".join(parts[: numbers[0] + 1 if numbers else -1])

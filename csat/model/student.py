@@ -89,7 +89,7 @@ class Student(PartedModel):
         self.stride_px = strides_px[-1]
         self._probe_px = data["input_size"][-1] if data.get("fixed_input_size") else max(64, 2 * self.stride_px)
         in_channels = [x.shape[1] for x in self._probe_backbone(self._probe_px)[1]]
-        self.last_channels = in_channels[-1]
+        self.finest_channels, self.last_channels = in_channels[0], in_channels[-1]
         self.decoder = DenseDecoder(in_channels, strides_px, config.decoder_channels)
         self.reset_heads(responses, last_map=last_map)
 
@@ -126,6 +126,44 @@ class Student(PartedModel):
             one channel is a logit for a sigmoid, one with several channels and `LOGITS` are logits for a softmax; all else
             are values as they are.
         """
+        features, decoded, pooled, is_padded = self._run(images)
+        predictions = {}
+        for spec in self.responses:
+            source = features[-1] if spec.name in self.last_map else decoded if spec.is_dense else pooled
+            predictions[spec.name] = self.heads[spec.name](source)
+        if is_padded:
+            height, width = images.shape[2:]
+            for spec in filter(lambda spec: spec.is_dense, self.responses):
+                stride_px = self.prediction_stride_px(spec)
+                predictions[spec.name] = predictions[spec.name][..., : height // stride_px, : width // stride_px]
+        return predictions
+
+    @property
+    def tapped_channels(self) -> tuple[int, int]:
+        """Of the two maps that `tap` gives."""
+        return self.finest_channels, self.decoder.channels
+
+    def tap(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One map of the encoder, one of the decoder, and the prediction of the only head, for method coco.
+
+        Args:
+            images: As `forward` takes them; multiples of `stride_px`, since nothing is cut back here.
+
+        Returns:
+            The backbone's finest map in use and the decoder's last, both at the decoder's stride (4 px for most backbones),
+            and the dense prediction as `forward` gives it.
+        """
+        features, decoded, _, is_padded = self._run(images)
+        if is_padded or len(self.responses) != 1 or decoded is None:
+            names = ", ".join(spec.name for spec in self.responses)
+            raise ConfigError(
+                f"tapped maps are of a student with one dense head and images of multiples of {self.stride_px} px; this one "
+                f"answers {names} and was given {images.shape[2]} x {images.shape[3]} px"
+            )
+        return features[0], decoded, self.heads[self.responses[0].name](decoded)
+
+    def _run(self, images: Tensor) -> tuple[list[Tensor], Tensor | None, Tensor | None, bool]:
+        """Maps of the backbone, the decoder's and the pooled last one where a head needs them, and whether it was padded."""
         height, width = images.shape[2:]
         if height % self.step_px or width % self.step_px:
             raise ConfigError(
@@ -141,15 +179,7 @@ class Student(PartedModel):
         last, features = self._run_backbone(x)
         decoded = self.decoder(features) if self._needs_decoder else None
         pooled = self.backbone.forward_head(last, pre_logits=True) if self._needs_global else None
-        predictions = {}
-        for spec in self.responses:
-            source = features[-1] if spec.name in self.last_map else decoded if spec.is_dense else pooled
-            predictions[spec.name] = self.heads[spec.name](source)
-        if below or beside:
-            for spec in filter(lambda spec: spec.is_dense, self.responses):
-                stride_px = self.prediction_stride_px(spec)
-                predictions[spec.name] = predictions[spec.name][..., : height // stride_px, : width // stride_px]
-        return predictions
+        return features, decoded, pooled, bool(below or beside)
 
     def check_tile(self, tile_px: int) -> None:
         """Refuse a tile size that this student cannot take.

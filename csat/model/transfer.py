@@ -8,6 +8,7 @@ from csat.errors import ConfigError
 from csat.model.backbones import architecture_of
 from csat.model.hovernet_model import HoverNetModel
 from csat.model.parts import BACKBONE, DECODER, HEADS, PartedModel
+from csat.model.segmentation_nets import SegmentationNet
 from csat.model.student import Student
 from csat.model.unet import UNetModel
 from csat.responses import Kind, ResponseSpec
@@ -51,7 +52,8 @@ def transfer(source: nn.Module, model: PartedModel, *, parts: tuple[str, ...], s
 
 
 def _check_kind(source: nn.Module, model: PartedModel, source_name: str) -> None:
-    if type(source) is not type(model):
+    is_other_net = isinstance(source, SegmentationNet) and getattr(model, "network", None) != source.network
+    if type(source) is not type(model) or is_other_net:
         raise ConfigError(
             f"{source_name} holds a {_kind(source)}, and model.name asks for a {_kind(model)}: name the same model"
         )
@@ -87,12 +89,12 @@ def _of_one_size(given: dict[str, Tensor], own: dict[str, Tensor], part: str, so
 def _fitting_heads(source: nn.Module, model: PartedModel) -> dict[str, dict[str, Tensor]]:
     """Name of each head that means the same in both → its tensors."""
     stored = {spec.name: spec for spec in source.responses}
-    given, own = source.tensors_of(HEADS), model.tensors_of(HEADS)
+    own = model.tensors_of(HEADS)
     fitting = {}
     for spec in model.responses:
         if spec.name not in stored or not _mean_the_same(spec, stored[spec.name]):
             continue
-        tensors = {name: tensor for name, tensor in given.items() if f".{spec.name}." in name}
+        tensors = source.tensors_of_head(spec.name)
         if all(name in own and own[name].shape == tensor.shape for name, tensor in tensors.items()):
             fitting[spec.name] = tensors
     return fitting
@@ -111,5 +113,7 @@ def _has_decoder(model: PartedModel) -> bool:
 
 
 def _kind(model: nn.Module) -> str:
+    if isinstance(model, SegmentationNet):
+        return model.network
     names = {HoverNetModel: "hovernet", UNetModel: "unet"}
     return f"student with the backbone {model.config.backbone!r}" if isinstance(model, Student) else names[type(model)]

@@ -26,12 +26,14 @@ from csat.responses import OK, POSITION, RESPONSE_PREFIX, STATUS, TARGET_PREFIX,
 from csat.training.accounting import Accounts
 from csat.training.checkpoints import QUARANTINE_SCHEMA, Checkpoint, Checkpoints, Cursor
 from csat.training.context import Columns, TrainContext
-from csat.training.optim import OptimConfig, WeightAverage, get_lr, make_optimiser, set_lr
+from csat.training.optim import OptimConfig, WeightAverage, get_lr, make_optimiser, make_own_optimiser, set_lr
 from csat.training.recorder import Recorder
 from csat.training.validation import Validation
 from csat.training.window import Window
 
 logger = logging.getLogger(__name__)
+
+STUDENT = "student"  # the turn that every method has
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +99,7 @@ class Trainer:
     ):
         self.method, self.plan, self.context, self.config, self.tile_px = method, plan, context, config, tile_px
         self.validation = validation
-        self.optimisers = {turn: make_optimiser(method.part(turn), config.optim) for turn in method.turns}
+        self.optimisers = {turn: self._make_optimiser(turn) for turn in method.turns}
         self.average = WeightAverage(method, config.optim) if config.optim.ema_decay is not None else None
         self.checkpoints = Checkpoints(storage.join(run_folder, "checkpoints"), keep=config.keep_checkpoints)
         self.accounts = Accounts(plan, Cursor(), QUARANTINE_SCHEMA.empty_table())
@@ -177,8 +179,9 @@ class Trainer:
         """One optimiser step per turn, from the tiles of all ranks."""
         torch.manual_seed(hash((self.config.seed, self.step, self.context.rank)) & 0x7FFF_FFFF)
         progress = (self.accounts.tiles_done + self._window.since_settled()) / self.plan.num_positions
-        set_lr(self.optimisers.values(), self.config.optim.lr_at(progress))
         for turn in self.method.turns:
+            schedule = self.method.own_optimisers.get(turn, self.config.optim)
+            set_lr([self.optimisers[turn]], schedule.lr_at(progress))
             self.optimisers[turn].zero_grad(set_to_none=True)
             terms = []
             for index, batch in enumerate(batches):
@@ -200,20 +203,23 @@ class Trainer:
         if not len(batch):
             return {}
         self._last_batch = batch
-        terms = {"loss": loss.detach(), **{name: term.detach() for name, term in terms.items()}}
-        self._window.add_terms(terms, len(batch))
+        terms = {name: term.detach() for name, term in terms.items()}
+        if turn == STUDENT:
+            terms["loss"] = loss.detach()
+        self._window.add_terms(terms, len(batch) if turn == STUDENT else 0)  # a tile counts once, however many its turns
         return terms
 
     def _descend(self, turn: str, terms: list[dict[str, Tensor]]) -> None:
         weights = [p for p in self.method.part(turn).parameters() if p.grad is not None]
-        clip = self.config.optim.clip_grad_norm
+        clip = None if turn in self.method.own_optimisers else self.config.optim.clip_grad_norm
         norm = torch.nn.utils.clip_grad_norm_(weights, clip if clip is not None else float("inf"))
         broken = {name for part in terms for name, term in part.items() if not torch.isfinite(term).all()}
         # Asking waits for the device once a step: cheap beside a teacher, and nothing of a broken step reaches the weights.
         is_broken = bool(broken) or not torch.isfinite(norm)
         if self.context.sum_over_ranks([is_broken])[0]:
             self._stop_at_non_finite(turn, broken)
-        self._window.grad_norm = float(norm)
+        if turn == STUDENT:
+            self._window.grad_norm = float(norm)
         self.optimisers[turn].step()
 
     def _stop_at_non_finite(self, turn: str, broken: set[str]) -> None:
@@ -286,6 +292,10 @@ class Trainer:
 
     # -------------------------------------------------------------------------------------------- checkpoints and figures
 
+    def _make_optimiser(self, turn: str) -> torch.optim.Optimizer:
+        part, own = self.method.part(turn), self.method.own_optimisers.get(turn)
+        return make_optimiser(part, self.config.optim) if own is None else make_own_optimiser(part, own)
+
     def _wrap(self) -> nn.Module:
         if self.config.compile:
             self.method.part("student").compile()
@@ -346,7 +356,7 @@ class Trainer:
             "epoch": round(done / self.plan.num_tiles, 4),
             "tiles": done,
             "tiles_total": self.plan.num_positions,
-            "lr": get_lr(next(iter(self.optimisers.values()))),
+            "lr": get_lr(self.optimisers[STUDENT]),
             **figures,
             "eta_s": (self.plan.num_positions - done) / rate if rate else None,
             "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

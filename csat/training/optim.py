@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from csat.errors import ConfigError
+from csat.methods.contract import OwnOptimiser
 from csat.model.parts import PartedModel
 
 
@@ -70,6 +71,16 @@ def make_optimiser(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         betas=config.betas,
         fused=is_cuda,
     )
+
+
+def make_own_optimiser(module: nn.Module, own: OwnOptimiser) -> torch.optim.Optimizer:
+    """The optimiser that a method asks for, over the trainable weights. Raises ConfigError for another kind."""
+    weights = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if own.kind == "adam":
+        return torch.optim.Adam(weights, lr=own.lr, betas=own.betas, weight_decay=own.weight_decay)
+    if own.kind == "sgd":
+        return torch.optim.SGD(weights, lr=own.lr, momentum=own.momentum, weight_decay=own.weight_decay)
+    raise ConfigError(f"an optimiser is adam or sgd, not {own.kind!r}")
 
 
 class WeightAverage:

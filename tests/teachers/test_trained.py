@@ -25,9 +25,11 @@ MODELS = {
     "csat_nano": {"decoder_channels": 8},
     "unet": {"options": {"width": 4, "depth": 2}},
     "hovernet": {"options": {"width": 0.0625}},
+    "fanet": {"options": {"width": 8}},
 }
-TILE_PX = {"csat_nano": 64, "unet": 64, "hovernet": 128}
+TILE_PX = {"csat_nano": 64, "unet": 64, "hovernet": 128, "fanet": 64}
 CASES = [("hovernet", Task.NUCLEI), *((name, task) for name in ("csat_nano", "unet") for task in Task)]
+CASES += [("fanet", Task.SEGMENTATION)]
 CLASSES = {Task.NUCLEI: ("immune", "tumour"), Task.SEGMENTATION: ("other", "gland"), Task.CLASSIFICATION: ("a", "b", "c")}
 
 
@@ -145,7 +147,7 @@ def test_answers_move_with_the_tile_as_the_spec_says(tmp_path):
     np.testing.assert_allclose(teacher.respond(apply_d4_tiles(tiles, index))["mask"], turned.numpy(), atol=5e-3)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["csat_nano", "unet", "hovernet"])
 def test_only_what_is_wanted_is_answered(tmp_path, name):
     run = write_run(tmp_path, fresh(name, Task.NUCLEI), Task.NUCLEI)
     tiles = noise(1, TILE_PX[name])
@@ -229,7 +231,7 @@ class TestStage:
             TeacherStage("run", run, expected_sha256=sha256)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["csat_nano", "unet", "hovernet"])
 def test_from_a_bucket(s3, tmp_path, name):
     model = fresh(name, Task.NUCLEI)
     run, copy = write_run(f"{s3}/runs/teacher", model, Task.NUCLEI), write_run(tmp_path, model, Task.NUCLEI)
@@ -331,3 +333,29 @@ class TestFeatures:
             TeacherError, match="UNetModel that answers label, and features is the last map of a timm backbone"
         ):
             describe_teacher(run, options={"features": True})
+
+
+def test_a_network_for_segmentation_answers_its_tapped_maps_too(tmp_path):
+    model = fresh("fanet", Task.SEGMENTATION)
+    folder = write_run(tmp_path, model, Task.SEGMENTATION)
+    tiles = noise(2, 64)
+    teacher = load_teacher(folder, options={"taps": True})
+    assert [(r.name, r.kind, r.channels, r.stride_px, r.symmetry) for r in teacher.spec.responses] == [
+        ("mask", Kind.LOGITS, 2, 1, Symmetry.SCALAR),
+        ("encoder", Kind.FEATURES, 32, 4, Symmetry.NONE),
+        ("decoder", Kind.FEATURES, 32, 4, Symmetry.NONE),
+    ]
+    with torch.no_grad():
+        encoder, decoder, logits = model.tap(torch.tensor(tiles).permute(0, 3, 1, 2) / 255)
+    said = teacher.respond(tiles)
+    for name, expected in (("encoder", encoder), ("decoder", decoder), ("mask", logits)):
+        np.testing.assert_allclose(said[name], expected.numpy(), rtol=2e-3, atol=2e-3)
+    only = load_teacher(folder, options={"taps": True}, wanted=["decoder", "mask"]).respond(tiles)
+    assert only.keys() == {"decoder", "mask"}
+    np.testing.assert_array_equal(only["decoder"], said["decoder"])
+
+
+def test_a_model_without_taps_is_refused(tmp_path):
+    folder = write_run(tmp_path, fresh("unet", Task.SEGMENTATION), Task.SEGMENTATION)
+    with pytest.raises(TeacherError, match="holds a UNetModel, and taps are two maps of fanet, mobile_unet, enet, erfnet"):
+        load_teacher(folder, options={"taps": True})

@@ -9,8 +9,9 @@ from csat.data.datasets.contract import IGNORE, DatasetInfo, Decoded, Sample, Ta
 from csat.data.instances import hv_targets
 from csat.errors import SlideError
 from csat.evaluation.downstream import figures_of
-from csat.evaluation.predict import View, _look, predict, show
+from csat.evaluation.predict import View, _look, _starts, predict, show
 from csat.evaluation.predictions import concatenate
+from csat.model.segmentation_nets import SegmentationNet
 from csat.responses import Kind, ResponseSpec, Symmetry
 
 CPU = torch.device("cpu")
@@ -255,3 +256,19 @@ def test_pictures_say_what_was_labelled_and_what_was_said(task):
         assert ((picture["true"] > 0) == (picture["said"] > 0)).mean() > 0.99
     if task == Task.NUCLEI:
         assert picture["title"].startswith("3 nuclei, said 3")
+
+
+@pytest.mark.parametrize("network", ["mobile_unet", "enet"])
+def test_a_network_for_segmentation_is_stitched_from_overlapping_windows(network):
+    """A window inside the image: its inner part is what the network says of that window, less a margin."""
+    torch.manual_seed(0)
+    model = SegmentationNet(responses_of(Task.SEGMENTATION), network=network).eval()
+    source, view, size = Images([(160, 160)]), View(tile_px=64, fit="crop"), 160
+    ((_, decoded, maps),) = _look(model, source, samples_of([(size, size)]), [0], view, CPU, [])
+    start = next(start for start in _starts(size, 64, 0, 8) if 0 <= start <= size - 64)
+    seen, used = slice(start, start + 64), slice(start + 8, start + 56)
+    with torch.no_grad():
+        alone = model(torch.from_numpy(decoded.image[seen, seen]).permute(2, 0, 1)[None] / 255)["mask"].softmax(1)[0].numpy()
+    np.testing.assert_allclose(maps["mask"][:, used, used], alone[:, 8:56, 8:56], atol=1e-5)
+    said = say(Task.SEGMENTATION, [(size, size)], model=model, tile_px=64)
+    assert said.arrays["confusion"].sum() == size * size

@@ -15,9 +15,12 @@ SMALL = {
     "csat_nano": {"decoder_channels": 8},
     "unet": {"options": {"width": 4, "depth": 2}},
     "hovernet": {"options": {"width": 0.0625}},
+    "fanet": {"options": {"width": 8}},
 }
 CLASSES = {Task.NUCLEI: ("immune", "tumour"), Task.SEGMENTATION: ("other", "gland"), Task.CLASSIFICATION: ("a", "b", "c")}
+NETS = ("fanet", "mobile_unet", "enet", "erfnet")
 CASES = [("hovernet", Task.NUCLEI), *((name, task) for name in ("csat_nano", "unet") for task in Task)]
+CASES += [(name, Task.SEGMENTATION) for name in NETS]
 
 
 def info_of(task, classes=None) -> DatasetInfo:
@@ -166,3 +169,18 @@ class TestBadSettings:
         (tmp_path / "config.yaml").write_text("")
         with pytest.raises(ConfigError, match="has not exported its model yet: let it finish"):
             build("unet", Task.NUCLEI, init="run", from_run=str(tmp_path))
+
+
+def test_networks_for_segmentation(run):
+    """What they refuse, and that the one head moves with everything else, to the same network only."""
+    with pytest.raises(ConfigError, match="model enet segments, and the task is nuclei"):
+        build("enet", Task.NUCLEI)
+    with pytest.raises(ConfigError, match="model 'fanet' has no init pretrained"):
+        build("fanet", Task.SEGMENTATION, init="pretrained")
+    with pytest.raises(ConfigError, match="width"):
+        build("erfnet", Task.SEGMENTATION, options={"width": 8})
+    folder = run("fanet", Task.SEGMENTATION)
+    model = build("fanet", Task.SEGMENTATION, seed=7, init="run", from_run=folder)
+    assert torch.equal(model.net.head.weight, load_exported(exported_folder(folder)).net.head.weight)
+    with pytest.raises(ConfigError, match="holds a fanet, and model.name asks for a enet"):
+        build("enet", Task.SEGMENTATION, init="run", from_run=folder)

@@ -6,6 +6,7 @@ import torch
 from csat.errors import ConfigError
 from csat.model.cost import count_cost
 from csat.model.fanet import FANet, SelectiveKernel, StripPooling
+from csat.model.parts import BACKBONE, DECODER, HEADS
 from csat.model.segmentation_nets import NETWORKS, TAP_STRIDE_PX, SegmentationNet
 from csat.responses import Kind, ResponseSpec
 from tests.csat.model.published_count import count_as_published
@@ -119,3 +120,26 @@ def test_mistakes_are_named():
     make_net("mobile_unet").check_tile(96)
     with pytest.raises(ConfigError, match="mobile_unet takes tiles of multiples of 32 px: set --data.tile_px 96, not 100"):
         make_net("mobile_unet").check_tile(100)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_parameter_is_in_one_part_and_the_encoder_has_layers(name):
+    net = make_net(name)
+    names = [set(net.tensors_of(part)) for part in (BACKBONE, DECODER, HEADS)]
+    assert set.union(*names) == set(net.state_dict()) - {"mean", "std"} and sum(map(len, names)) == len(net.state_dict()) - 2
+    layers = net.backbone_layers()
+    assert layers.keys() == {key for key, _ in net.named_parameters()} & names[0]
+    assert sorted(set(layers.values())) == list(range(max(layers.values()) + 1)) and max(layers.values()) >= 3
+    scales = net.lr_scales(0.5, 3.0)
+    first = next(key for key, layer in layers.items() if layer == 0)
+    assert scales[first] == 0.5 ** (max(layers.values()) + 1)
+    assert {scales[key] for key in net.tensors_of(HEADS)} == {3.0}
+
+
+def test_a_narrow_teacher():
+    net = SegmentationNet((MASK,), network="fanet", width=8)
+    assert net.tap_channels == 32 and sum(p.numel() for p in net.parameters()) < 38.61e6 / 50
+    with torch.no_grad():
+        assert net.eval().tap(torch.rand(1, 3, 32, 32))[0].shape == (1, 32, 8, 8)
+    with pytest.raises(ConfigError, match="width is a multiple of 8"):
+        SegmentationNet((MASK,), network="fanet", width=12)
