@@ -8,34 +8,32 @@ state lies in the folder; locks are `flock`s, which the kernel drops when a proc
     <key>.partial/  a download on its way
     budget.lock     held while the room is counted
 
-The key holds the URI and its version: a slide that was replaced in the bucket is a new entry.
+The key holds the URI and its version: a slide that was replaced in the bucket is a new entry. One that is replaced while it is
+downloaded comes in parts of both; so its version is asked for again afterwards, and such a download is thrown away.
 
 A process pins one slide at a time (`Lease.pause` while it works on another one), and nobody waits for room while it pins
 something. So a wait for room ends as soon as the others have read their tiles: no deadlock at any budget.
 """
 
-import errno
 import fcntl
 import hashlib
 import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, TypeVar
+from typing import BinaryIO, NamedTuple
 
 from csat.data import storage
 from csat.errors import SlideError, StorageError
 
 log = logging.getLogger(__name__)
 
-RETRY_PAUSES_S = (1.0, 2.0, 4.0, 8.0, 16.0)  # between tries, on top of the store client's own retries
 ROOM_TIMEOUT_S = 900.0  # how long to wait until other processes of this node let go of a slide
 POLL_S = 0.05
-
-T = TypeVar("T")
+MAX_REPLACEMENTS = 3  # times that a slide may be replaced in the bucket while it is downloaded
 
 
 class SlideCache:
@@ -78,6 +76,14 @@ class SlideCache:
                 raise SlideError("missing", f"{uri}: there is no such file")
             return Lease(path)
         uri = storage.normalise(uri)
+        for _ in range(MAX_REPLACEMENTS):
+            try:
+                return self._acquire(uri)
+            except _ReplacedError as error:
+                log.warning("%s; downloading the new one", error)
+        raise SlideError("unreadable", f"{uri}: was replaced {MAX_REPLACEMENTS} times while it was downloaded")
+
+    def _acquire(self, uri: str) -> "Lease":
         files = _files_of(uri)
         size_bytes = sum(file.size_bytes for file in files)
         if size_bytes > self.budget_bytes:
@@ -196,7 +202,7 @@ def fetch_bytes(uri: str) -> bytes:
         StorageError: the fault is not the file's.
     """
     try:
-        return _insist(lambda: storage.read_bytes(uri)) if not storage.is_local(uri) else storage.read_bytes(uri)
+        return storage.insist(lambda: storage.read_bytes(uri)) if not storage.is_local(uri) else storage.read_bytes(uri)
     except StorageError as error:
         raise _blame(uri, error) from error
 
@@ -263,17 +269,17 @@ class _SlideFile(NamedTuple):
 def _files_of(uri: str) -> list[_SlideFile]:
     """The slide's file and those that its format keeps beside it."""
     try:
-        found = _insist(lambda: storage.info(uri))
+        found = storage.insist(lambda: storage.info(uri))
         if found is None:
             raise SlideError("missing", f"{uri}: there is no such object")
         folder, (stem, _, suffix) = storage.parent(uri), storage.base_name(uri).rpartition(".")
         beside = {}
         if suffix.lower() == "mrxs":  # MIRAX: the slide is a folder of the same name
-            beside = _insist(lambda: storage.list_info(storage.join(folder, stem)))
+            beside = storage.insist(lambda: storage.list_info(storage.join(folder, stem)))
         elif suffix.lower() in ("vms", "vmu"):  # Hamamatsu: an ini file that names its jpegs
-            lines = _insist(lambda: storage.read_bytes(uri)).decode("latin-1").splitlines()
+            lines = storage.insist(lambda: storage.read_bytes(uri)).decode("latin-1").splitlines()
             named = {line.partition("=")[2].strip() for line in lines}
-            siblings = _insist(lambda: storage.list_dir(folder))
+            siblings = storage.insist(lambda: storage.list_dir(folder))
             beside = {file: storage.info(file) for file in siblings if storage.base_name(file) in named}
     except StorageError as error:
         raise _blame(uri, error) from error
@@ -284,31 +290,20 @@ def _files_of(uri: str) -> list[_SlideFile]:
 def _download(file: _SlideFile, target: Path) -> None:
     def once() -> None:
         storage.download(file.uri, target)
-        got = target.stat().st_size
+        now, got = storage.info(file.uri), target.stat().st_size
+        if now is not None and now.version != file.version:
+            raise _ReplacedError(f"{file.uri}: was replaced while it was downloaded")
         if got != file.size_bytes:
             raise SlideError("unreadable", f"{file.uri}: {got:,} bytes came instead of {file.size_bytes:,}; was it cut short?")
 
     try:
-        _insist(once)
+        storage.insist(once)
     except StorageError as error:
         raise _blame(file.uri, error) from error
 
 
-def _insist(action: Callable[[], T]) -> T:
-    """Try again, with growing pauses, what may succeed the next time; a bucket may be out of reach for a while."""
-    for pause_s in RETRY_PAUSES_S:
-        try:
-            return action()
-        except (StorageError, SlideError) as error:
-            if isinstance(error.__cause__, FileNotFoundError | PermissionError) or _is_disk_full(error.__cause__):
-                raise
-            log.warning("%s; trying again in %.0f s", error, pause_s)
-            time.sleep(pause_s)
-    return action()
-
-
-def _is_disk_full(error: BaseException | None) -> bool:
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+class _ReplacedError(Exception):
+    """What came may be parts of two versions of a slide."""
 
 
 def _blame(uri: str, error: StorageError) -> Exception:

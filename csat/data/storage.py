@@ -9,22 +9,31 @@ bucket appears when its upload is complete. Names that begin with a dot (those t
 listed.
 """
 
+import errno
 import glob as local_glob
+import logging
 import os
 import re
 import shutil
 import tempfile
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import fsspec
 import pyarrow.fs as arrow_fs
 
 from csat.data.uris import SCHEMES, base_name, has_magic, is_local, join, local_path, normalise, parent, scheme_of  # noqa: F401
-from csat.errors import StorageError
+from csat.errors import SlideError, StorageError
+
+logger = logging.getLogger(__name__)
+
+RETRY_PAUSES_S = (1.0, 2.0, 4.0, 8.0, 16.0)  # between tries, on top of the store client's own retries
+
+T = TypeVar("T")
 
 
 class FileInfo(NamedTuple):
@@ -204,6 +213,24 @@ def delete(uri: str) -> None:
             store.rm(normalise(uri), recursive=True)
 
 
+def insist(action: Callable[[], T]) -> T:
+    """Try again, with growing pauses, what may succeed the next time; a bucket may be out of reach for a while.
+
+    Raises:
+        StorageError, SlideError: of the last try; at once where another try would end the same way (nothing there, no right
+            to it, the disk is full).
+    """
+    for pause_s in RETRY_PAUSES_S:
+        try:
+            return action()
+        except (StorageError, SlideError) as error:
+            if isinstance(error.__cause__, FileNotFoundError | PermissionError) or _is_disk_full(error.__cause__):
+                raise
+            logger.warning("%s; trying again in %.0f s", error, pause_s)
+            time.sleep(pause_s)
+    return action()
+
+
 def arrow_filesystem(uri: str) -> tuple[arrow_fs.FileSystem, str]:
     """(file system, path in it) for pyarrow, Ray Data and Ray Train."""
     if is_local(uri):
@@ -224,6 +251,10 @@ def _remote(uri: str) -> fsspec.AbstractFileSystem:
         raise StorageError(
             f"{uri!r}: {scheme}:// needs the package {SCHEMES[scheme]}: pip install {SCHEMES[scheme]}"
         ) from error
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def _file_info(found: dict) -> FileInfo:

@@ -2,7 +2,8 @@
 
 `checkpoints/step-00001200/{state.pt, cursor.json, quarantine.parquet}` is written first and `checkpoints/latest.json`, which
 names it, last. Both a local rename and an object store's PUT replace that small file at once: a save that dies half-way
-leaves the last good checkpoint in force. Nothing ever asks which folders exist.
+leaves the last good checkpoint in force. Nothing ever asks which folders exist. A store that fails is tried again for half a
+minute, see `storage.insist`; then the save raises, and the workers start again from the last good checkpoint.
 """
 
 import io
@@ -85,7 +86,7 @@ class Checkpoints:
         record = self._latest()
         if record is None:
             return Cursor()
-        return Cursor.from_json(storage.read_bytes(storage.join(self.folder, record["name"], "cursor.json")).decode())
+        return Cursor.from_json(_read(storage.join(self.folder, record["name"], "cursor.json")).decode())
 
     def load(self, map_location: torch.device | str = "cpu") -> Checkpoint | None:
         """The committed checkpoint, or None."""
@@ -93,11 +94,9 @@ class Checkpoints:
         if record is None:
             return None
         path = storage.join(self.folder, record["name"])
-        state = torch.load(
-            io.BytesIO(storage.read_bytes(storage.join(path, "state.pt"))), map_location=map_location, weights_only=True
-        )
-        cursor = Cursor.from_json(storage.read_bytes(storage.join(path, "cursor.json")).decode())
-        quarantine = pq.read_table(io.BytesIO(storage.read_bytes(storage.join(path, "quarantine.parquet"))))
+        state = torch.load(io.BytesIO(_read(storage.join(path, "state.pt"))), map_location=map_location, weights_only=True)
+        cursor = Cursor.from_json(_read(storage.join(path, "cursor.json")).decode())
+        quarantine = pq.read_table(io.BytesIO(_read(storage.join(path, "quarantine.parquet"))))
         return Checkpoint(cursor, state, quarantine)
 
     def save(self, checkpoint: Checkpoint) -> str:
@@ -108,12 +107,12 @@ class Checkpoints:
         state, quarantine = io.BytesIO(), io.BytesIO()
         torch.save(checkpoint.state, state)
         pq.write_table(checkpoint.quarantine, quarantine)
-        storage.write_bytes(storage.join(path, "state.pt"), state.getvalue())
-        storage.write_bytes(storage.join(path, "quarantine.parquet"), quarantine.getvalue())
-        storage.write_bytes(storage.join(path, "cursor.json"), checkpoint.cursor.to_json().encode())
+        _write(storage.join(path, "state.pt"), state.getvalue())
+        _write(storage.join(path, "quarantine.parquet"), quarantine.getvalue())
+        _write(storage.join(path, "cursor.json"), checkpoint.cursor.to_json().encode())
         kept = [kept for kept in (self._latest() or {"kept": []})["kept"] if kept != name]
         kept, old = [name, *kept][: self.keep], [name, *kept][self.keep :]
-        storage.write_bytes(storage.join(self.folder, "latest.json"), json.dumps({"name": name, "kept": kept}).encode())
+        _write(storage.join(self.folder, "latest.json"), json.dumps({"name": name, "kept": kept}).encode())
         for stale in old:
             try:
                 storage.delete(storage.join(self.folder, stale))
@@ -123,4 +122,12 @@ class Checkpoints:
 
     def _latest(self) -> dict[str, Any] | None:
         path = storage.join(self.folder, "latest.json")
-        return json.loads(storage.read_bytes(path)) if storage.exists(path) else None
+        return json.loads(_read(path)) if storage.insist(lambda: storage.exists(path)) else None
+
+
+def _read(uri: str) -> bytes:
+    return storage.insist(lambda: storage.read_bytes(uri))
+
+
+def _write(uri: str, data: bytes) -> None:
+    storage.insist(lambda: storage.write_bytes(uri, data))

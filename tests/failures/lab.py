@@ -60,11 +60,18 @@ class Cluster:
         self.folder = Path(tempfile.mkdtemp(prefix="csat-lab-", dir="/tmp"))  # short: Ray puts sockets below it
         with socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("127.0.0.1", 0)) as second:
             self.port, dashboard_port = first.getsockname()[1], second.getsockname()[1]
-        self._count = 0
+        self._started: list[subprocess.Popen] = []
         # A driver that has lost its head gives up after this many seconds, not after Ray's minute.
         self.variables = environment(RAY_AUTH_MODE="disabled", RAY_gcs_rpc_server_reconnect_timeout_s="15")
         self.variables["RAY_raylet_start_wait_time_s"] = "120"
         self.nodes: list[subprocess.Popen] = []
+        try:
+            self._start_all(dashboard_port)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _start_all(self, dashboard_port: int) -> None:
         options = ["--head", "--port", str(self.port), "--temp-dir", str(self.folder / "ray"), "--num-cpus", "0"]
         self.head = self._start([*options, "--include-dashboard", "false", "--dashboard-port", str(dashboard_port)])
         self.add_node()
@@ -72,7 +79,7 @@ class Cluster:
 
     @property
     def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return f"127.0.0.2:{self.port}"
 
     def add_node(self) -> None:
         """One more node of two CPUs."""
@@ -94,21 +101,24 @@ class Cluster:
 
     def stop(self) -> None:
         """SIGKILL to what is left, and the folder goes."""
-        for node in [*self.nodes, self.head]:
+        for node in self._started:
             _kill_tree(node)
         kill_all_from(str(self.folder))
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _start(self, options: list[str]) -> subprocess.Popen:
-        self._count += 1
-        log = self.folder / f"node-{self._count}.log"
-        command = [str(BIN / "ray"), "start", "--block", "--node-ip-address", "127.0.0.1", "--disable-usage-stats", *options]
+        number = len(self._started) + 1
+        log = self.folder / f"node-{number}.log"
+        # Each at an address of its own: Ray takes two nodes at one address for one.
+        command = [str(BIN / "ray"), "start", "--block", "--node-ip-address", f"127.0.0.{number + 1}", "--disable-usage-stats"]
+        command += options
         command += ["--object-store-memory", str(100 * 2**20), "--dashboard-agent-listen-port", "0"]
         command += ["--min-worker-port", "0", "--max-worker-port", "0"]
         with log.open("wb") as file:
             process = subprocess.Popen(
                 command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, env=self.variables
             )
+        self._started.append(process)
         wait_for("Ray runtime started", log, process)
         return process
 

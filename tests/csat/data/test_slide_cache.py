@@ -17,7 +17,7 @@ from csat.errors import SlideError, StorageError
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch):
-    monkeypatch.setattr(slide_cache, "RETRY_PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr(storage, "RETRY_PAUSES_S", (0.0, 0.0))
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from tests.csat.data.datasets.test_pcam import TILES, write_split
 def containers(tmp_path, monkeypatch):
     """Downloads go to a folder of the test's own."""
     monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
-    monkeypatch.setattr("csat.data.slide_cache.RETRY_PAUSES_S", (0.0,))
+    monkeypatch.setattr("csat.data.storage.RETRY_PAUSES_S", (0.0,))
     return tmp_path / "tmp" / "csat-containers"
 
 

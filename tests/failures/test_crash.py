@@ -1,0 +1,58 @@
+"""A slide that takes each reader down with it: Ray starts the actor again, and the slide is given up instead of the run."""
+
+import os
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from csat.data.crashes import CrashLog
+from csat.data.manifest import ManifestConfig, ManifestWriter
+from csat.data.plan import Intervals, Plan
+from csat.data.planned_reader import SLOT, PlannedReader
+from csat.data.sources import list_slides
+from csat.data.synthetic import make_slides
+from csat.data.tiling import TilingConfig, tile_slide
+from csat.responses import OK, POSITION, QUARANTINED, REASON, STATUS
+from tests.failures.crashing import CrashingReader
+from tests.workflows.conftest import ROOT
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+def test_a_slide_that_crashes_its_reader_costs_its_own_tiles_and_no_other(tmp_path):
+    import ray
+    import ray.data
+
+    slides = list_slides([str(path) for path in make_slides(tmp_path / "slides", num_slides=2, size_px=256, seed=1)])
+    tiling = TilingConfig(tile_px=64)
+    writer = ManifestWriter(str(tmp_path / "manifest"), ManifestConfig(chunk_tiles=4), "f" * 64, slides=slides, tiling=tiling)
+    for slide in slides:
+        writer.add(slide, tile_slide(slide, tiling))
+    manifest = writer.close()
+    plan = Plan(manifest.chunks["rows"], manifest.chunks["part"], num_epochs=1, seed=0)
+    reader = CrashingReader(tile_px=64, crashes=CrashLog("run", str(tmp_path / "crashes")))
+
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    ray.init(address="local", num_cpus=2, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": path}})
+    try:
+        rows = (
+            ray.data.from_arrow([pa.table({SLOT: np.array([slot])}) for slot in range(plan.num_slots)])
+            .map_batches(
+                PlannedReader,
+                fn_constructor_args=(manifest.uri, plan, Intervals(), reader),
+                batch_size=None,
+                num_cpus=0.5,
+                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=1),
+            )
+            .select_columns([POSITION, STATUS, REASON, "slide"])
+            .take_all()
+        )
+    finally:
+        ray.shutdown()
+    assert sorted(row[POSITION] for row in rows) == list(range(plan.num_positions))
+    for row in rows:
+        is_crashing = row["slide"].endswith("_000.svs")
+        assert row[STATUS] == (QUARANTINED if is_crashing else OK), row
+        assert not is_crashing or "crashed 2 processes" in row[REASON]
+    assert {row[STATUS] for row in rows} == {OK, QUARANTINED}

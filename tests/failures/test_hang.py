@@ -1,0 +1,67 @@
+"""A teacher that loops for ever on one tile: the run ends with an error within its time limit, and its tiles are safe."""
+
+import json
+import time
+
+import pytest
+import torch
+
+from csat.training.checkpoints import Checkpoints
+from tests.workflows.conftest import SMALL, arguments
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
+
+STALL_TIMEOUT_S = 10
+
+
+class Hangs(torch.nn.Module):
+    """Brightness per pixel; for ever on a tile that has a black first pixel."""
+
+    def forward(self, tiles: torch.Tensor) -> torch.Tensor:
+        count = 0
+        while bool((tiles[:, :, 0, 0].sum(dim=1) == 0).any()):
+            count += 1
+        return tiles.mean(dim=1, keepdim=True) / 255
+
+
+@pytest.fixture
+def hanging_teacher(tmp_path):
+    path = tmp_path / "hangs.pt"
+    torch.jit.script(Hangs()).save(str(path))
+    output = {"name": "np", "kind": "probability", "channels": 1, "stride_px": 1, "crop_px": 0, "symmetry": "scalar"}
+    path.with_suffix(".json").write_text(json.dumps({"mpp": None, "tile_px": SMALL["data.tile_px"], "outputs": [output]}))
+    return path
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Images of one tile each; one of them hangs the teacher."""
+    import cv2
+    import numpy as np
+
+    rng, folder = np.random.default_rng(0), tmp_path / "images"
+    folder.mkdir()
+    for index in range(48):
+        image = rng.integers(1, 255, (64, 64, 3), dtype=np.uint8)
+        image[:, :, 0] = 120  # tissue, to whoever looks for it
+        if index == 7:
+            image[0, 0] = 0
+        cv2.imwrite(str(folder / f"{index:02d}.png"), image)
+    return folder
+
+
+def test_a_teacher_that_hangs_ends_in_an_error_within_the_stall_timeout(hanging_teacher, images, tmp_path, run_alone):
+    folder, log = tmp_path / "run", tmp_path / "log"
+    settings = dict(teacher__name="torchscript", teacher__weights=hanging_teacher, ray__stall_timeout_s=STALL_TIMEOUT_S)
+    settings |= dict(data__source_mpp=0.5, workers__max_failures=0, pool__max_actors=1, train__checkpoint_every_steps=1)
+    started = time.monotonic()
+    process = run_alone(arguments([images], folder, **settings), log)
+    code = process.wait(timeout=300)
+    said = log.read_text(errors="replace")
+    assert code == 1, said[-3000:]
+    assert "training failed" in said and "What was committed is safe" in said, said[-3000:]
+    assert "progress" in said.rsplit("training failed", 1)[1], said[-3000:]
+    assert json.loads((folder / "status.json").read_text())["state"] == "failed"
+    total = json.loads((folder / "manifest" / "index.json").read_text())["num_tiles"]
+    assert len(Checkpoints(str(folder / "checkpoints")).latest_cursor().done) < total
+    print(f"ended after {time.monotonic() - started:.0f} s")
