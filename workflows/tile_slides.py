@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError
 from tqdm import tqdm
 
 from csat.data import storage
@@ -15,12 +15,13 @@ from csat.data.manifest import INDEX, Manifest, ManifestConfig, ManifestWriter, 
 from csat.data.slide_cache import SlideCache
 from csat.data.sources import SlideRow
 from csat.data.tiling import TilingConfig, tile_slide
-from csat.errors import SlideError
+from csat.errors import ConfigError, SlideError
 
 logger = logging.getLogger(__name__)
 
 SLIDES_PER_CPU = 4  # tiling tasks in flight for each CPU of the cluster: their tables are what the driver's memory may hold
 TASK_CPUS = 0.25
+TASK_TIMEOUT_S = 3600.0  # for one slide, its download included, once those before it are done; then the run ends with an error
 TASK_RETRIES = 2  # of a slide whose task died with its node or of memory; then the slide is quarantined
 
 
@@ -30,7 +31,8 @@ def build_manifest(
     """The tile manifest of these slides; the one that is already there if it was made from the same.
 
     Raises:
-        ConfigError: no slide gave a tile (with the reasons), or the manifest that is there was made from other slides.
+        ConfigError: no slide gave a tile (with the reasons), the manifest that is there was made from other slides, or a slide
+            takes longer than `TASK_TIMEOUT_S`.
     """
     made_from = fingerprint(slides, tiling, config)
     if storage.exists(storage.join(uri, INDEX)):
@@ -81,7 +83,13 @@ def _in_order(
 
 def _take(slide: SlideRow, result: ray.ObjectRef) -> tuple[SlideRow, Any]:
     try:
-        return slide, ray.get(result)
+        return slide, ray.get(result, timeout=TASK_TIMEOUT_S)
+    except GetTimeoutError as error:
+        ray.cancel(result, force=True)
+        raise ConfigError(
+            f"{slide.slide}: tiling it has not ended within {TASK_TIMEOUT_S:.0f} s: leave this slide out, or check that the "
+            "cluster has free CPUs and that the slide can be read"
+        ) from error
     except RayError as error:
         # A slide that takes its worker down with it, or fails in an unforeseen way, must not end a run of ten thousand.
         return slide, ("unreadable", f"{slide.slide}: tiling failed: {str(error).splitlines()[-1]}")

@@ -25,7 +25,8 @@ from tests.cluster.nodes import BIN, environment, kill_all_from, wait_for
 from tests.workflows.conftest import ROOT, arguments, kill_group
 
 RUN_LIMIT_S = 300.0  # of one call of the driver: longer is a hang, and a failure of the lab
-NUM_EPOCHS = 6
+NUM_EPOCHS = 12
+STREAM_GB = 0.006  # so little that readers and teachers are at work until shortly before the end
 # The title that Ray gives to the process that plays each part.
 TITLES = {"teacher": "TeacherStage", "reader": "PlannedReader", "worker": "TrainWorker"}
 # What each fault kills, and what is promised to happen.
@@ -63,7 +64,7 @@ class Cluster:
         self._started: list[subprocess.Popen] = []
         # A driver that has lost its head gives up after this many seconds, not after Ray's minute.
         self.variables = environment(RAY_AUTH_MODE="disabled", RAY_gcs_rpc_server_reconnect_timeout_s="15")
-        self.variables["RAY_raylet_start_wait_time_s"] = "120"
+        self.variables |= {"RAY_raylet_start_wait_time_s": "120", "RAY_worker_niceness": "0"}
         self.nodes: list[subprocess.Popen] = []
         try:
             self._start_all(dashboard_port)
@@ -155,14 +156,16 @@ class Lab:
         run_folder, log = self.folder / f"{fault}-{seed}", self.folder / f"{fault}-{seed}.log"
         num_workers = rng.choice([1, 2])
         driver = self._drive(run_folder, log, num_workers)
-        share = rng.uniform(0.02, 0.7)
+        share = rng.uniform(0.02, 0.6)
         self._wait_until_done(run_folder, log, driver, share)
-        time.sleep(rng.uniform(0, 0.5))
+        time.sleep(rng.uniform(0, 0.3))
 
         committed, end_s = _committed(run_folder), None
         killed_at = time.monotonic()
         if fault in TITLES:
-            rng.choice(cluster.processes(fault)).kill()
+            found = cluster.processes(fault)
+            assert found and driver.poll() is None, f"the run had no {fault} left to kill\n" + log.read_text()[-4000:]
+            rng.choice(found).kill()
         elif fault == "node":
             cluster.kill_node(cluster.node_of_the_run(rng))
             cluster.add_node()
@@ -201,7 +204,7 @@ class Lab:
             train__keep_checkpoints=2,
             workers__num_workers=num_workers,
             ray__address=self._cluster.address,
-            ray__stream_gb=0.05,
+            ray__stream_gb=STREAM_GB,
             ray__stall_timeout_s=120,
         )
         with log.open("ab") as file:

@@ -1,6 +1,7 @@
 """A slide that takes each reader down with it: Ray starts the actor again, and the slide is given up instead of the run."""
 
 import os
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,7 @@ from csat.data.planned_reader import SLOT, PlannedReader
 from csat.data.sources import list_slides
 from csat.data.synthetic import make_slides
 from csat.data.tiling import TilingConfig, tile_slide
+from csat.errors import ConfigError
 from csat.responses import OK, POSITION, QUARANTINED, REASON, STATUS
 from tests.failures.crashing import CrashingReader
 from tests.workflows.conftest import ROOT
@@ -20,8 +22,27 @@ from tests.workflows.conftest import ROOT
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
 
 
-def test_a_slide_that_crashes_its_reader_costs_its_own_tiles_and_no_other(tmp_path):
+@pytest.fixture(scope="module")
+def cluster():
+    """Two logical CPUs on this machine."""
     import ray
+
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    ray.init(address="local", num_cpus=2, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": path}})
+    yield ray
+    ray.shutdown()
+
+
+def test_tiling_that_hangs_on_a_slide_ends_in_an_error(cluster, tmp_path, monkeypatch):
+    from workflows import tile_slides
+
+    monkeypatch.setattr(tile_slides, "TASK_TIMEOUT_S", 1.0)
+    slide = list_slides([str(make_slides(tmp_path, num_slides=1, size_px=256, seed=1)[0])])[0]
+    with pytest.raises(ConfigError, match="_000.svs: tiling it has not ended within 1 s"):
+        tile_slides._take(slide, cluster.remote(max_retries=0)(time.sleep).remote(600))
+
+
+def test_a_slide_that_crashes_its_reader_costs_its_own_tiles_and_no_other(cluster, tmp_path):
     import ray.data
 
     slides = list_slides([str(path) for path in make_slides(tmp_path / "slides", num_slides=2, size_px=256, seed=1)])
@@ -33,23 +54,18 @@ def test_a_slide_that_crashes_its_reader_costs_its_own_tiles_and_no_other(tmp_pa
     plan = Plan(manifest.chunks["rows"], manifest.chunks["part"], num_epochs=1, seed=0)
     reader = CrashingReader(tile_px=64, crashes=CrashLog("run", str(tmp_path / "crashes")))
 
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    ray.init(address="local", num_cpus=2, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": path}})
-    try:
-        rows = (
-            ray.data.from_arrow([pa.table({SLOT: np.array([slot])}) for slot in range(plan.num_slots)])
-            .map_batches(
-                PlannedReader,
-                fn_constructor_args=(manifest.uri, plan, Intervals(), reader),
-                batch_size=None,
-                num_cpus=0.5,
-                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=1),
-            )
-            .select_columns([POSITION, STATUS, REASON, "slide"])
-            .take_all()
+    rows = (
+        ray.data.from_arrow([pa.table({SLOT: np.array([slot])}) for slot in range(plan.num_slots)])
+        .map_batches(
+            PlannedReader,
+            fn_constructor_args=(manifest.uri, plan, Intervals(), reader),
+            batch_size=None,
+            num_cpus=0.5,
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=1),
         )
-    finally:
-        ray.shutdown()
+        .select_columns([POSITION, STATUS, REASON, "slide"])
+        .take_all()
+    )
     assert sorted(row[POSITION] for row in rows) == list(range(plan.num_positions))
     for row in rows:
         is_crashing = row["slide"].endswith("_000.svs")

@@ -19,7 +19,7 @@ THROTTLED = Fault(status=503)
 
 @pytest.fixture
 def store(s3, s3_server, monkeypatch):
-    """The bucket behind a proxy that spoils answers; clients are those of a user, with fewer and shorter tries of their own."""
+    """The bucket behind a proxy that spoils answers; clients are a user's, with fewer and shorter tries."""
     proxy = FaultyStore(s3_server)
     storage.write_bytes(f"{s3}/slides/a.svs", SLIDE)
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
