@@ -58,6 +58,7 @@ class RunOptions:
     precision: Precision = "float32"  # or "bfloat16": autocast
     micro_batch: int = 16  # tiles on the device at once
     features: bool = False  # answer the backbone's last feature map too, which method resolution learns
+    any_size: bool = False  # answer images of any size (convolutional nets), also where it was trained at one tile size
     taps: bool = False  # answer the two tapped maps of a network for segmentation too, which method coco learns
 
 
@@ -108,7 +109,7 @@ def load(options: RunOptions, *, weights: str | None, device: str, wanted: Seque
         name=NAME,
         responses=select_responses(_responses(model, options, weights), wanted, teacher=NAME),
         mpp=metadata.get("mpp"),
-        tile_px=_tile_sizes(model, metadata.get("tile_px")),
+        tile_px=_tile_sizes(model, metadata.get("tile_px"), any_size=options.any_size),
         weights_sha256=sha256,
         licence="; ".join(_licences(metadata)) or "unknown",
         source=_source(folder, config, metadata),
@@ -161,13 +162,14 @@ def _as_response(response: ResponseSpec, prediction: Tensor) -> Tensor:
     return prediction.sigmoid() if response.channels == 1 else prediction.softmax(dim=1)
 
 
-def _tile_sizes(model: nn.Module, trained_px: int | None) -> tuple[int, ...] | None:
-    """Tile edges that the model takes. What it says of a tile as a whole holds for the size that it was trained at."""
+def _tile_sizes(model: nn.Module, trained_px: int | None, *, any_size: bool) -> tuple[int, ...] | None:
+    """Tile edges that the model takes. What it says of a tile as a whole holds for the size that it was trained at: that it
+    does so for others is for the user to know (`any_size`)."""
     if isinstance(model, HoverNetModel):
         return tuple(range(SMALLEST_PX[model.mode], LARGEST_PX + 1, 8))
     is_dense = all(head.is_dense for head in model.responses)
     has_one_size = isinstance(model, Student) and model.backbone.pretrained_cfg.get("fixed_input_size")
-    if trained_px is not None and (has_one_size or not is_dense):
+    if trained_px is not None and (has_one_size or not (is_dense or any_size)):
         return (trained_px,)
     if isinstance(model, UNetModel | SegmentationNet):
         return tuple(range(model.step_px, LARGEST_PX + 1, model.step_px))

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from csat.data.plan import Plan
+from csat.data.ragged import of_arrays
 from csat.methods.contract import Method
 from csat.responses import (
     OK,
@@ -61,12 +62,16 @@ def toy_plan(num_tiles: int = 24, num_epochs: int = 2) -> Plan:
     return Plan([num_tiles], [0], num_epochs=num_epochs, seed=0)
 
 
-def toy_rows(positions, *, bad: tuple[int, ...] = (), num_tiles: int = 24) -> dict[str, np.ndarray]:
-    """Rows as the stream delivers them; the pixels follow from the position."""
+def toy_rows(
+    positions, *, bad: tuple[int, ...] = (), num_tiles: int = 24, sizes: tuple[tuple[int, int], ...] | None = None
+) -> dict[str, np.ndarray]:
+    """Rows as the stream delivers them; the pixels follow from the position. With `sizes` they are whole images of those."""
     positions = np.asarray(positions, dtype=np.int64)
-    tiles = np.stack(
-        [np.random.default_rng(int(p) % num_tiles).integers(0, 256, (TILE_PX, TILE_PX, 3), dtype=np.uint8) for p in positions]
-    )
+    images = []
+    for p in (positions % num_tiles).tolist():
+        size = sizes[p % len(sizes)] if sizes else (TILE_PX, TILE_PX)
+        images.append(np.random.default_rng(p).integers(0, 256, (*size, 3), dtype=np.uint8))
+    tiles = of_arrays(images) if sizes else np.stack(images)
     is_bad = np.isin(positions, bad)
     tiles.flags.writeable = False
     return {
@@ -79,7 +84,7 @@ def toy_rows(positions, *, bad: tuple[int, ...] = (), num_tiles: int = 24) -> di
         "slide": np.array(["a.svs"] * len(positions), dtype=object),
         "x_px": positions * 10,
         "y_px": positions * 0,
-        RESPONSE_PREFIX + SPEC.name: (tiles.mean((1, 2)) / 255).astype(np.float16),
+        RESPONSE_PREFIX + SPEC.name: np.stack([image.mean((0, 1)) / 255 for image in images]).astype(np.float16),
     }
 
 

@@ -12,7 +12,7 @@ import sys
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the script runs from a checkout, installed or not
 
@@ -29,7 +29,7 @@ from csat.data.synthetic import make_slides
 from csat.data.tiling import TilingConfig
 from csat.errors import ConfigError, NonFiniteLossError
 from csat.methods.contract import Method
-from csat.methods.registry import wanted_responses
+from csat.methods.registry import wanted_responses, whole_step_px
 from csat.model.student import StudentConfig
 from csat.responses import TeacherSpec
 from csat.training.checkpoints import Checkpoints
@@ -84,6 +84,7 @@ class PretrainConfig:
     pool: PoolConfig = field(default_factory=PoolConfig)  # actors that hold the teacher
     workers: WorkerConfig = field(default_factory=WorkerConfig)  # processes that train
     ray: RayConfig = field(default_factory=RayConfig)  # the cluster
+    student_pixels: Literal["tile", "pyramid"] = "tile"  # the student sees the tile shrunk, or the slide's own lower level
     report_tiles: int = 8  # held-out tiles shown in the report
     overwrite: bool = False  # delete a run of another configuration in run_folder
 
@@ -107,21 +108,17 @@ def pretrain(config: PretrainConfig, plain: dict[str, Any]) -> int:
     _check_same_teacher(folder, spec)
     job_check = _make_job(config, folder, spec, Plan([config.train.batch_size], [0], num_epochs=1, seed=0))
     method = job_check.build_method()  # settings of student and method that cannot work are met here, on the driver
+    _check_pixels(config, method)
 
     slides = list_slides(_with_demo(config, folder), source_mpp=config.data.source_mpp)
     cluster.connect(config.ray)
-    cluster.check_resources(
-        readers=config.readers,
-        pool=config.pool,
-        workers=config.workers,
-        ray_config=config.ray,
-        slot_bytes=_stream_config(config, folder, spec, job_check.plan, method).bytes_per_tile() * config.manifest.chunk_tiles,
-    )
+    _check_resources(config, _stream_config(config, folder, spec, job_check, method))
     cluster.check_run_folder_is_shared(folder.uri)
     manifest = _tile(config, folder, slides)
-    plan = _plan(config, manifest)
-    stream = _stream_config(config, folder, spec, plan, method)
-    job = _make_job(config, folder, spec, plan)
+    job = _make_job(config, folder, spec, _plan(config, manifest))
+    stream = _stream_config(config, folder, spec, job, method, largest_px=manifest.largest_px)
+    if config.data.whole:
+        _check_resources(config, stream)  # again: how large the largest image is, only the manifest knows
     _print_plan(config, slides, manifest, stream)
 
     folder.set_status("running")
@@ -146,11 +143,18 @@ def _describe_teacher(config: PretrainConfig) -> TeacherSpec:
     """The teacher's spec, reduced to the responses that the method wants, checked against the tiles."""
     spec = describe_teacher(config.teacher.name, config.teacher.weights, _teacher_options(config))
     wanted = wanted_responses(config.method.name, config.method.options, spec)
-    spec.check_view(tile_px=config.data.tile_px, mpp=config.data.mpp, accept_any_mpp=config.teacher.accept_any_mpp)
+    spec.check_view(tile_px=_tile_px(config, spec), mpp=config.data.mpp, accept_any_mpp=config.teacher.accept_any_mpp)
     logger.info(
         "teacher %s (%s): learning %s", spec.name, spec.weights_sha256[:12], ", ".join(response.name for response in wanted)
     )
     return spec
+
+
+def _tile_px(config: PretrainConfig, spec: TeacherSpec) -> int:
+    """Edge of the tiles; of whole images, what their edges are made multiples of."""
+    if not config.data.whole:
+        return config.data.tile_px
+    return whole_step_px(config.method.name, config.method.options, config.student, spec)
 
 
 def _teacher_options(config: PretrainConfig) -> dict[str, Any]:
@@ -158,6 +162,18 @@ def _teacher_options(config: PretrainConfig) -> dict[str, Any]:
     if config.teacher.name == "stain" and config.data.mpp is not None:
         return {"mpp": config.data.mpp, **config.teacher.options}
     return config.teacher.options
+
+
+def _check_pixels(config: PretrainConfig, method: Method) -> None:
+    if config.data.whole and config.manifest.holdout_by == "tile" and config.manifest.holdout_fraction:
+        raise ConfigError("--manifest.holdout_by tile is about a grid of tiles: use slide with --data.whole")
+    if config.student_pixels not in ("tile", "pyramid"):
+        raise ConfigError(f"--student_pixels is tile or pyramid, not {config.student_pixels!r}")
+    if config.student_pixels == "pyramid" and (not method.takes_any_size or config.student.downsample == 1):
+        raise ConfigError(
+            "--student_pixels pyramid is for a student at lower resolution than its teacher: --method.name resolution with "
+            f"--student.downsample 2 or more, not {config.method.name} with {config.student.downsample}"
+        )
 
 
 def _check_same_teacher(folder: RunFolder, spec: TeacherSpec) -> None:
@@ -203,17 +219,36 @@ def _make_job(config: PretrainConfig, folder: RunFolder, spec: TeacherSpec, plan
         train=config.train,
         workers=config.workers,
         teacher=spec,
-        tile_px=config.data.tile_px,
+        tile_px=_tile_px(config, spec),
         plan=plan,
+        whole=config.data.whole is not None,
     )
 
 
-def _stream_config(config: PretrainConfig, folder: RunFolder, spec: TeacherSpec, plan: Plan, method: Method) -> StreamConfig:
+def _check_resources(config: PretrainConfig, stream: StreamConfig) -> None:
+    cluster.check_resources(
+        readers=config.readers,
+        pool=config.pool,
+        workers=config.workers,
+        ray_config=config.ray,
+        slot_bytes=stream.bytes_per_block(config.manifest.chunk_tiles),
+    )
+
+
+def _stream_config(
+    config: PretrainConfig,
+    folder: RunFolder,
+    spec: TeacherSpec,
+    job: Job,
+    method: Method,
+    *,
+    largest_px: tuple[tuple[int, int], ...] | None = None,
+) -> StreamConfig:
     teacher = TeacherConfig(name=config.teacher.name, weights=config.teacher.weights, options=_teacher_options(config))
     return StreamConfig(
         manifest_uri=folder.path("manifest"),
-        plan=plan,
-        tile_px=config.data.tile_px,
+        plan=job.plan,
+        tile_px=job.tile_px,
         readers=config.readers,
         pool=config.pool,
         teacher=teacher,
@@ -222,6 +257,8 @@ def _stream_config(config: PretrainConfig, folder: RunFolder, spec: TeacherSpec,
         view_seed=method.seed if method.view_in_pool else None,
         colour=method.colour_in_pool,
         colour_seed=method.seed,
+        largest_px=(largest_px or ((job.tile_px, job.tile_px),)) if job.whole else None,
+        student_factor=config.student.downsample if config.student_pixels == "pyramid" else None,
     )
 
 
@@ -229,10 +266,14 @@ def _print_plan(config: PretrainConfig, slides: list[SlideRow], manifest: Manife
     if held_out := manifest.index["holdout"]:
         unused = held_out["not_kept"] + held_out["on_the_border"]
         print(f"{held_out['num_tiles']:,} tiles are held out to judge the student ({unused:,} more beside them are not used)")
+    what, each = f"tiles of {config.data.tile_px} px", "a tile"
+    if config.data.whole:
+        height, width = stream.largest_size()
+        what, each = f"whole images up to {width} x {height} px (multiples of {stream.tile_px})", "for the largest"
     per_tile, positions = stream.bytes_per_tile(), stream.plan.num_positions
     print(
-        f"{len(slides):,} slides → {manifest.num_tiles:,} tiles of {config.data.tile_px} px, {config.train.epochs} epochs: "
-        f"{positions:,} tiles to train; {per_tile / 1e3:.0f} kB a tile on its way, at most {config.ray.stream_gb:g} GB "
+        f"{len(slides):,} slides → {manifest.num_tiles:,} {what}, {config.train.epochs} epochs: "
+        f"{positions:,} to train; {per_tile / 1e3:.0f} kB {each} on its way, at most {config.ray.stream_gb:g} GB "
         f"in memory (storing every response would take {per_tile * manifest.num_tiles / 1e9:.1f} GB an epoch)"
     )
 

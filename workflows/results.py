@@ -34,8 +34,9 @@ def finish(folder: RunFolder, job: Job, stream: StreamConfig, *, holdout: Manife
     assert checkpoint is not None, "training ended without a checkpoint"
     accounts = write_accounts(folder, job.plan, checkpoint)
     _export(folder, job, checkpoint)
-    student_px = job.tile_px // job.student.downsample
-    cost = {"input_px": student_px, **count_cost(job.build_method().part("student"), (1, 3, student_px, student_px))}
+    height, width = (edge // job.student.downsample for edge in stream.largest_size())
+    input_px = height if height == width else f"{width} x {height}"
+    cost = {"input_px": input_px, **count_cost(job.build_method().part("student"), (1, 3, height, width))}
     throughput = write_throughput(folder, checkpoint, num_workers=job.workers.num_workers, student=cost)
     evaluation: dict[str, Any] = {}
     pictures: list[dict[str, np.ndarray]] = []
@@ -138,7 +139,7 @@ def _export(folder: RunFolder, job: Job, checkpoint: Checkpoint) -> None:
     index = folder.read_json("manifest/index.json")
     state = checkpoint.state["average"] or checkpoint.state["method"]
     metadata = {
-        "tile_px": job.tile_px,
+        "tile_px": None if job.whole else job.tile_px,
         "mpp": index["mpp"],
         "method": job.method.name,
         "teacher": {key: teacher[key] for key in ("name", "weights_sha256", "licence", "source", "mpp")},

@@ -1,5 +1,6 @@
 """The stream: plan → pixels → teacher responses → workers, as one Ray Data pipeline whose actors live through all epochs."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from teachers.pool import TeacherStage
 from workflows.config import PoolConfig, RayConfig, ReaderConfig, TeacherConfig
 
 MAX_BLOCKS = 4096  # of the plan; beyond that a block holds several slots
+BLOCK_BYTES = 128 * 2**20  # what Ray Data puts together into one block of rows that a stage gives out one after the other
 TRAIN = "train"  # name of the data set that the workers ask for
 
 
@@ -30,7 +32,7 @@ class StreamConfig:
 
     manifest_uri: str
     plan: Plan
-    tile_px: int
+    tile_px: int  # edge of the tiles; of whole images, what their edges are made multiples of
     readers: ReaderConfig
     pool: PoolConfig
     teacher: TeacherConfig
@@ -39,10 +41,25 @@ class StreamConfig:
     view_seed: int | None = None  # put tiles into their view before the teacher, by this seed; None: the trainer carries it
     colour: ColourConfig | None = None  # change the colours of tiles before the teacher by this; None: as they were scanned
     colour_seed: int = 0  # of those colours
+    largest_px: tuple[tuple[int, int], ...] | None = None  # whole images, and the largest (Manifest); None: square tiles
+    student_factor: int | None = None  # read the student's pixels by themselves, at 1 / student_factor; None: from the tile
+
+    def largest_size(self) -> tuple[int, int]:
+        """Height and width of the largest row as it travels, with its padding."""
+        sizes = self.largest_px or ((self.tile_px, self.tile_px),)
+        padded = [(height + -height % self.tile_px, width + -width % self.tile_px) for width, height in sizes]
+        return max(padded, key=math.prod)
 
     def bytes_per_tile(self) -> int:
-        """Of one row on its way: pixels and responses."""
-        return 3 * self.tile_px**2 + sum(spec.num_bytes(self.tile_px) for spec in self.responses)
+        """Of one row on its way, the largest: pixels and responses."""
+        height, width = self.largest_size()
+        student_bytes = 0 if self.student_factor is None else 3 * height * width // self.student_factor**2
+        return 3 * height * width + student_bytes + sum(spec.num_bytes((height, width)) for spec in self.responses)
+
+    def bytes_per_block(self, chunk_tiles: int) -> int:
+        """Of what leaves a stage together: the tiles of a chunk; of whole images no more than Ray Data puts into a block."""
+        of_chunk = chunk_tiles * self.bytes_per_tile()
+        return of_chunk if self.largest_px is None else max(self.bytes_per_tile(), min(of_chunk, BLOCK_BYTES))
 
 
 def slide_cache(readers: ReaderConfig) -> SlideCache:
@@ -58,7 +75,10 @@ def make_stream(config: StreamConfig, done: Intervals) -> ray.data.Dataset:
         max_open_slides=config.readers.max_open_slides,
         max_background=config.readers.max_background,
         crashes=CrashLog(config.manifest_uri),
+        whole=config.largest_px is not None,
+        student_factor=config.student_factor,
     )
+    rows_at_once = {} if config.largest_px is None else {"rows_at_once": max(1, BLOCK_BYTES // 4 // config.bytes_per_tile())}
     slots = np.arange(config.plan.first_slot(done), config.plan.num_slots)
     blocks = [pa.table({SLOT: block}) for block in np.array_split(slots, min(len(slots), MAX_BLOCKS) or 1)]
     return (
@@ -66,6 +86,7 @@ def make_stream(config: StreamConfig, done: Intervals) -> ray.data.Dataset:
         .map_batches(
             PlannedReader,
             fn_constructor_args=(config.manifest_uri, config.plan, done, reader),
+            fn_constructor_kwargs=rows_at_once,
             batch_size=None,
             num_cpus=config.readers.cpus_per_actor,
             compute=ActorPoolStrategy(min_size=config.readers.min_actors, max_size=config.readers.max_actors),

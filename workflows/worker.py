@@ -32,14 +32,16 @@ class Job:
     train: TrainConfig
     workers: WorkerConfig
     teacher: TeacherSpec
-    tile_px: int
+    tile_px: int  # of whole images, what their edges are multiples of
     plan: Plan
+    whole: bool = False  # images of any size, not tiles
 
     def build_method(self):
         """The method with its student, seeded: the same weights in every process."""
         torch.manual_seed(self.train.seed)
         options = {"seed": self.train.seed, **self.method.options}
-        return build_method(self.method.name, options, self.student, self.teacher, tile_px=self.tile_px)
+        size = {"tile_px": self.tile_px, "whole": self.whole}
+        return build_method(self.method.name, options, self.student, self.teacher, **size)
 
 
 def train_worker(config: dict[str, Any]) -> None:

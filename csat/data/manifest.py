@@ -12,7 +12,6 @@ slides and settings give the same bytes.
 
 import io
 import json
-import math
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -73,7 +72,8 @@ class Manifest:
         chunks: structured array of CHUNK_DTYPE, one entry per chunk in manifest order: number of the part, number of the
             chunk in that part, running number of its first tile, rows (tiles).
         slides: how many were "given", "tiled" and "quarantined".
-        largest_px: width and height of the largest tile as the teacher sees it; tile_px where all are squares.
+        largest_px: (width, height) of the tiles as the teacher sees them that no other exceeds in both: the largest is one of
+            these, whatever they are padded to; (tile_px, tile_px) alone where all are squares.
         index: all of index.json.
     """
 
@@ -85,7 +85,7 @@ class Manifest:
     parts: tuple[str, ...]
     chunks: np.ndarray
     slides: dict[str, int]
-    largest_px: tuple[int, int]
+    largest_px: tuple[tuple[int, int], ...]
     index: dict
 
     def locate(self, chunk_index: int) -> tuple[int, int]:
@@ -161,7 +161,7 @@ def read_manifest(uri: str, fingerprint: str | None = None, *, missing_ok: bool 
         uri=uri,
         parts=tuple(part["file"] for part in index["parts"]),
         chunks=chunks,
-        largest_px=tuple(index.get("largest_px", (index["tile_px"],) * 2)),
+        largest_px=tuple(tuple(size) for size in index.get("largest_px", [[index["tile_px"]] * 2])),
         index=index,
         **{name: index[name] for name in ("fingerprint", "num_tiles", "tile_px", "mpp", "slides")},
     )
@@ -216,7 +216,7 @@ class ManifestWriter:
         self._parts: list[dict] = []
         self._held = TileSample(config.max_holdout_tiles, config.seed)
         self._num_between = 0
-        self._largest_px = (0, 0)
+        self._largest_px: list[tuple[int, int]] = []
         self._quarantine = QuarantineBuffer()
         for folder in (uri, storage.join(uri, HOLDOUT)):
             _clear(folder)
@@ -226,7 +226,8 @@ class ManifestWriter:
         assert table.schema.equals(TILE_SCHEMA), table.schema
         assert not table.num_rows or table["slide"][0].as_py() == slide_row.slide, slide_row
         self._slides["tiled"] += 1
-        self._largest_px = max(self._largest_px, _largest(table), key=math.prod)
+        sizes = np.stack([table[name].to_numpy() for name in ("width_px", "height_px")], axis=1)
+        self._largest_px = _largest([*self._largest_px, *map(tuple, np.unique(sizes, axis=0).tolist())])
         if self._choose is not None and table.num_rows:
             side = self._choose(table)
             self._held.add(table.filter(pa.array(side == HELD_OUT)))
@@ -309,13 +310,13 @@ class ManifestWriter:
         storage.write_bytes(storage.join(folder, INDEX), json.dumps(index, indent=1).encode())
 
 
-def _largest(table: pa.Table) -> tuple[int, int]:
-    """Width and height of the row with the largest area; (0, 0) where there is none."""
-    width, height = (table[name].to_numpy() for name in ("width_px", "height_px"))
-    if not table.num_rows:
-        return 0, 0
-    index = (width.astype(np.int64) * height).argmax()
-    return int(width[index]), int(height[index])
+def _largest(sizes: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Those (width, height) that no other exceeds in one edge without being less in the other, the widest first."""
+    kept: list[tuple[int, int]] = []
+    for width, height in sorted(sizes, reverse=True):
+        if not kept or height > kept[-1][1]:
+            kept.append((width, height))
+    return kept
 
 
 def _compact(table: pa.Table) -> pa.Table:

@@ -27,7 +27,10 @@ def rows_by_size(column: np.ndarray, rows: np.ndarray) -> list[np.ndarray]:
 
 
 def take_rows(column: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Those rows, which have one shape, as one dense array `[k, ...]`: a copy, but for all the rows of a dense column."""
-    if column.dtype == object:
-        return np.stack([column[row] for row in rows.tolist()])
-    return column[rows] if len(rows) < len(column) else column
+    """Those rows, which have one shape, as one dense array `[k, ...]`: a copy, but for all the rows of a dense column.
+
+    Of a column of texts, the texts; of no rows, an empty column.
+    """
+    taken = column[rows] if len(rows) < len(column) else column
+    is_ragged = column.dtype == object and len(taken) and isinstance(taken[0], np.ndarray)
+    return np.stack(list(taken)) if is_ragged else taken

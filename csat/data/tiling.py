@@ -258,8 +258,8 @@ def _tile_whole(row: SlideRow, config: TilingConfig, reader: SlideReader) -> pa.
     if not keep.any():
         raise SlideError(
             "no_tissue",
-            f"{row.slide}: {'it' if config.whole == 'image' else 'no piece of it'} is at least {config.min_tissue:.0%} tissue "
-            f"(the most is {tissue.max(initial=0):.0%}): lower --data.min_tissue, or leave the slide out",
+            f"{row.slide}: less than {config.min_tissue:.0%} of {'it' if config.whole == 'image' else 'each piece of it'} is "
+            f"tissue (the most is {tissue.max(initial=0):.0%}): lower --data.min_tissue, or leave the slide out",
         )
     left, top = np.floor(edges[keep, 0] * width).astype(int), np.floor(edges[keep, 1] * height).astype(int)
     right, bottom = np.ceil(edges[keep, 2] * width), np.ceil(edges[keep, 3] * height)

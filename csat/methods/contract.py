@@ -49,6 +49,8 @@ class Method(nn.Module, ABC):
             and the method therefore changes none: teacher and student see the same colours. None: the pool changes none.
         seed: Seed of everything random about a tile.
     """
+        takes_any_size: A batch may be whole images (all of one size), and the student's pixels may come by themselves
+            (`Batch.student_tiles`). Its constructor then takes `whole`.
 
     turns: tuple[str, ...] = ("student",)
     own_optimisers: Mapping[str, OwnOptimiser] = MappingProxyType({})
@@ -60,6 +62,7 @@ class Method(nn.Module, ABC):
     seed: int = 0
 
     @classmethod
+    takes_any_size: bool = False
     @abstractmethod
     def needs(cls, config: Any, teacher: TeacherSpec) -> tuple[ResponseSpec, ...]:
         """The responses that the method wants of this teacher; known before any model is built.

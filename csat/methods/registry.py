@@ -1,5 +1,6 @@
 """The methods by name, and how a recipe's settings become one."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,7 +53,13 @@ def wanted_responses(name: str, options: Mapping[str, Any], teacher: TeacherSpec
 
 
 def build_method(
-    name: str, options: Mapping[str, Any], student_config: StudentConfig, teacher: TeacherSpec, *, tile_px: int
+    name: str,
+    options: Mapping[str, Any],
+    student_config: StudentConfig,
+    teacher: TeacherSpec,
+    *,
+    tile_px: int,
+    whole: bool = False,
 ) -> Method:
     """A method with a fresh student, on the CPU.
 
@@ -61,7 +68,8 @@ def build_method(
         options: Its settings.
         student_config: Of the student to build.
         teacher: Whose responses it learns.
-        tile_px: Edge of the tiles.
+        tile_px: Edge of the tiles; of whole images what their edges are multiples of (`whole_step_px`).
+        whole: Images of any size come, not tiles.
 
     Raises:
         ConfigError: settings that cannot work, alone or together.
@@ -72,7 +80,34 @@ def build_method(
     responses = method_class.needs(config, teacher)
     student = method_class.make_student(student_config, responses)
     student.check_tile(tile_px)
-    return method_class(config, student, responses, tile_px=tile_px, downsample=student_config.downsample)
+    more = {"whole": True} if whole else {}
+    return method_class(config, student, responses, tile_px=tile_px, downsample=student_config.downsample, **more)
+
+
+def whole_step_px(name: str, options: Mapping[str, Any], student_config: StudentConfig, teacher: TeacherSpec) -> int:
+    """What the edges of whole images have to be multiples of, so that teacher and student divide them, in teacher's pixels.
+
+    Raises:
+        ConfigError: a method, teacher or student that takes tiles of one size only.
+    """
+    method_class = METHODS[name][1]
+    if not method_class.takes_any_size:
+        takes = [each for each, (_, one) in METHODS.items() if one.takes_any_size]
+        raise ConfigError(f"--data.whole is for method {' or '.join(takes)}; {name} learns from square tiles: leave it out")
+    if teacher.tile_px is not None:
+        sizes = ", ".join([*map(str, teacher.tile_px[:4]), *["…"] * (len(teacher.tile_px) > 4)])
+        raise ConfigError(
+            f"teacher {teacher.name!r} takes tiles of {sizes} px, and whole images have sizes of their own: use a "
+            "convolutional net (of a run of finetune.py with --teacher.options.any_size true), or leave --data.whole out"
+        )
+    responses = method_class.needs(read_options(name, options), teacher)
+    student = method_class.make_student(student_config, responses)
+    if student.backbone.pretrained_cfg.get("fixed_input_size"):
+        raise ConfigError(
+            f"backbone {student_config.backbone!r} takes images of one size, and whole images have sizes of their own: choose "
+            "a convolutional one, such as resnet10_gn"
+        )
+    return math.lcm(student.step_px * student_config.downsample, *(spec.stride_px for spec in responses if spec.is_dense))
 
 
 def build_labelled_method(

@@ -15,8 +15,9 @@ Differs, or is decided here:
 - The paper jitters brightness, contrast and saturation by 0.5 and hue by 0.2, for both networks alike. Here it is the stains
   in the place of the hue, which tissue varies by; the teacher pool changes the colours before the teacher sees the tile.
 - Flips and rotations: the eight symmetries of the square; the paper flips only.
-- The student's image is the tile averaged over squares of `downsample` pixels. (Reading the lower pyramid level instead would
-  give nearly the same pixels, and is left to the stream.)
+- The student's image is the tile averaged over squares of `downsample` pixels, or what the reader took from the slide's lower
+  pyramid level for it (`Batch.student_tiles`).
+- Whole images are padded with white to sizes that both networks divide. The padding counts in both terms, as glass does.
 """
 
 import math
@@ -69,8 +70,10 @@ class Resolution(Method):
     """Distils a teacher's logits and last feature map into a student at lower resolution.
 
     Tiles arrive in the colours that both see; where the responses do not move with their tile, in their spatial view too.
-    Nothing here asks for squares or for one size: a batch of one may be any rectangle that the student takes.
+    Whole images always do, since those of a batch could not be transposed one by one: a batch has one size, any rectangle.
     """
+
+    takes_any_size = True
 
     def __init__(
         self,
@@ -80,6 +83,7 @@ class Resolution(Method):
         *,
         tile_px: int,
         downsample: int = 1,
+        whole: bool = False,
     ):
         """
         Args:
@@ -89,6 +93,7 @@ class Resolution(Method):
             responses: What `needs` chose: logits, features.
             tile_px: Edge of the tiles.
             downsample: The student sees the tile at 1 / downsample of the teacher's resolution.
+            whole: Images of any size come, their edges multiples of `tile_px`.
 
         Raises:
             ConfigError: the features do not fit the tile, or the tile cannot be shrunk evenly.
@@ -101,7 +106,7 @@ class Resolution(Method):
         self.logits, self.features = self.responses
         self.features.shape(tile_px)
         self.seed = config.seed
-        self.view_in_pool = config.flips_and_rotations and needs_view_in_pool(self.responses)
+        self.view_in_pool = config.flips_and_rotations and (whole or needs_view_in_pool(self.responses))
         self.colour_in_pool = None if config.augment.is_identity else config.augment
         self.weights = {term: float(config.weights.get(term, 1.0)) for term in TERMS}
 
@@ -137,12 +142,14 @@ class Resolution(Method):
         Raises:
             TeacherError: a response is missing from the batch or not of the shape that its spec says.
         """
-        tiles = batch.tiles
+        tiles, student_tiles = batch.tiles, batch.student_tiles
         logits, features = (_pick(batch, spec) for spec in self.responses)
         if self.training and self.config.flips_and_rotations and not self.view_in_pool:
             index = d4_of(batch.positions, self.seed)
-            tiles, features = apply_d4(tiles, index), apply_d4(features, index, self.features.symmetry)
-        predictions = self.student(downsample(tiles.float() / 255, self.downsample))
+            features = apply_d4(features, index, self.features.symmetry)
+            tiles, student_tiles = (x if x is None else apply_d4(x, index) for x in (tiles, student_tiles))
+        images = downsample(tiles.float() / 255, self.downsample) if student_tiles is None else student_tiles.float() / 255
+        predictions = self.student(images)
         return {
             "soft": logits_kl(predictions[self.logits.name], logits, self.config.temperature),
             "pix": resized_error(predictions[self.features.name], features, self.config.resize),
@@ -182,8 +189,7 @@ def _choose(what: str, name: str | None, teacher: TeacherSpec, fitting: Sequence
 def _pick(batch: Batch, spec: ResponseSpec) -> Tensor:
     """A response of the batch, checked against its spec for the size of these tiles."""
     height, width = batch.tiles.shape[2:]
-    size = (spec.shape(height)[-1], spec.shape(width)[-1]) if spec.is_dense else ()
-    expected = (len(batch), spec.channels, *size)
+    expected = (len(batch), *spec.shape((height, width)))
     response = batch.responses.get(spec.name)
     if response is None or tuple(response.shape) != expected:
         came = "nothing" if response is None else f"{list(response.shape)}"

@@ -2,7 +2,8 @@
 
 It knows nothing of Ray. A step takes the next rows of every rank, agrees on how many tiles there are in all, and makes one
 update per turn of the method. Ranks may hold different numbers of tiles, even none: the loss of a step is the mean over the
-tiles of all ranks, so one process and several agree. Everything random about a tile follows from its position, everything
+tiles of all ranks, so one process and several agree. Whole images, each of its own size, are computed in one part per size and
+weigh as tiles do. Everything random about a tile follows from its position, everything
 else from (seed, step, rank), so a resumed run goes on as it would have, with any number of workers.
 """
 
@@ -20,9 +21,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from csat.data import storage
 from csat.data.plan import Plan
+from csat.data.ragged import rows_by_size, take_rows
 from csat.errors import ConfigError, NonFiniteLossError
 from csat.methods.contract import Method
-from csat.responses import OK, POSITION, RESPONSE_PREFIX, STATUS, TARGET_PREFIX, TILE, Batch
+from csat.responses import OK, POSITION, RESPONSE_PREFIX, STATUS, STUDENT_TILE, TARGET_PREFIX, TILE, Batch
 from csat.training.accounting import Accounts
 from csat.training.checkpoints import QUARANTINE_SCHEMA, Checkpoint, Checkpoints, Cursor
 from csat.training.context import Columns, TrainContext
@@ -82,7 +84,7 @@ class Trainer:
         method: What is trained; already on `context.device`.
         plan: The run's order of tiles.
         run_folder: URI; rank 0 writes checkpoints/, metrics.jsonl and tensorboard/ there.
-        tile_px: Edge of the tiles.
+        tile_px: Edge of the tiles, or the smallest edge of whole images: of what a rank without tiles is given.
         validation: Measures the student now and then, keeps the best weights and says when to stop; None: trains to the end.
     """
 
@@ -146,7 +148,7 @@ class Trainer:
             started = time.monotonic()
             parts = [self._next_rows(stream) for _ in range(self.config.accumulate)]
             waited = time.monotonic() - started
-            batches = [self._to_batch(rows) for rows in parts]
+            batches = [batch for rows in parts if rows for batch in self._to_batches(rows)]
             rows_all, tiles_all, wants_save = self.context.sum_over_ranks(
                 [
                     sum(len(rows[POSITION]) for rows in parts if rows),
@@ -184,8 +186,9 @@ class Trainer:
             set_lr([self.optimisers[turn]], schedule.lr_at(progress))
             self.optimisers[turn].zero_grad(set_to_none=True)
             terms = []
-            for index, batch in enumerate(batches):
-                is_last = index == len(batches) - 1
+            mine = batches or [None]  # a rank without tiles still takes part in the exchange of gradients
+            for index, batch in enumerate(mine):
+                is_last = index == len(mine) - 1  # once per rank and turn, however many sizes it holds
                 with contextlib.nullcontext() if is_last or self.context.world_size == 1 else self._model.no_sync():
                     terms.append(self._backward(batch, turn, tiles_all))
             self._descend(turn, terms)
@@ -193,14 +196,14 @@ class Trainer:
             self.average.update(self.method, self.step)
         self.step += 1
 
-    def _backward(self, batch: Batch, turn: str, tiles_all: int) -> dict[str, Tensor]:
-        # A rank without tiles still takes part in the exchange of gradients, with a batch that weighs nothing.
-        weight = self.context.world_size / tiles_all if len(batch) else 0.0
+    def _backward(self, batch: Batch | None, turn: str, tiles_all: int) -> dict[str, Tensor]:
+        """Gradients of one part, added up; None stands for a batch that weighs nothing."""
+        weight = self.context.world_size / tiles_all if batch else 0.0
         with torch.autocast(self.context.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-            terms = self._model(batch if len(batch) else self._idle_batch(), turn)
+            terms = self._model(batch or self._idle_batch(), turn)
         loss = self.method.total(terms)
         (loss.sum() * weight).backward()
-        if not len(batch):
+        if not batch:
             return {}
         self._last_batch = batch
         terms = {name: term.detach() for name, term in terms.items()}
@@ -256,21 +259,24 @@ class Trainer:
         rows = next(stream, None)
         return rows if rows is not None and len(rows[POSITION]) else None
 
-    def _to_batch(self, rows: Columns | None) -> Batch:
-        """The good tiles among `rows`, on the device."""
-        if rows is None:
-            return Batch(tiles=torch.empty(0), positions=torch.empty(0))
-        good = np.flatnonzero(rows[STATUS] == OK)
-        return Batch(
-            tiles=self._to_device(rows[TILE], good).permute(0, 3, 1, 2),
-            positions=self._to_device(rows[POSITION], good),
-            responses={spec.name: self._to_device(rows[RESPONSE_PREFIX + spec.name], good) for spec in self.method.responses},
-            targets={spec.name: self._to_device(rows[TARGET_PREFIX + spec.name], good) for spec in self.method.targets},
-        )
+    def _to_batches(self, rows: Columns) -> Iterator[Batch]:
+        """The good tiles among `rows`, on the device: one batch, or one for each size of image; none without good tiles."""
+        for good in rows_by_size(rows[TILE], np.flatnonzero(rows[STATUS] == OK)):
+            student_tiles = self._to_device(rows[STUDENT_TILE], good).permute(0, 3, 1, 2) if STUDENT_TILE in rows else None
+            yield Batch(
+                tiles=self._to_device(rows[TILE], good).permute(0, 3, 1, 2),
+                positions=self._to_device(rows[POSITION], good),
+                responses={
+                    spec.name: self._to_device(rows[RESPONSE_PREFIX + spec.name], good) for spec in self.method.responses
+                },
+                targets={spec.name: self._to_device(rows[TARGET_PREFIX + spec.name], good) for spec in self.method.targets},
+                student_tiles=student_tiles,
+            )
 
     def _to_device(self, column: np.ndarray, rows: np.ndarray) -> Tensor:
-        # Batches from an object store are read-only views: a tensor needs its own copy.
-        column = column[rows] if len(rows) < len(column) or not column.flags.writeable else column
+        column = take_rows(column, rows)
+        if not column.flags.writeable:  # batches from an object store are read-only views: a tensor needs its own copy
+            column = column.copy()
         tensor = torch.from_numpy(np.ascontiguousarray(column))
         if self.context.device.type == "cuda":
             return tensor.pin_memory().to(self.context.device, non_blocking=True)
