@@ -55,7 +55,7 @@ class Outcome:
 
 
 class Cluster:
-    """A head without CPUs and two nodes of two CPUs, as a cluster on spot instances has it."""
+    """A head without CPUs and two nodes of one CPU each, so that any run lies on both, as on a cluster of spot instances."""
 
     def __init__(self):
         self.folder = Path(tempfile.mkdtemp(prefix="csat-lab-", dir="/tmp"))  # short: Ray puts sockets below it
@@ -83,16 +83,21 @@ class Cluster:
         return f"127.0.0.2:{self.port}"
 
     def add_node(self) -> None:
-        """One more node of two CPUs."""
-        self.nodes.append(self._start(["--address", self.address, "--num-cpus", "2"]))
+        """One more node of one CPU."""
+        self.nodes.append(self._start(["--address", self.address, "--num-cpus", "1"]))
 
     def processes(self, fault: str) -> list[psutil.Process]:
         """Those of the run that play that part, on any node."""
         return [process for node in self.nodes for process in _below(node) if TITLES[fault] in _title(process)]
 
     def node_of_the_run(self, rng: random.Random) -> subprocess.Popen:
-        """A node that has some part of the run."""
-        return rng.choice([node for node in self.nodes if any(t in _title(p) for p in _below(node) for t in TITLES.values())])
+        """A node that has some part of the run, and not the driver's own: that one is the head, which is another fault.
+
+        A driver that is started beside several nodes of one machine may join any of them; Ray Train's controller shows which.
+        """
+        titles = {node.pid: " ".join(_title(process) for process in _below(node)) for node in self.nodes}
+        parts = [node for node in self.nodes if any(title in titles[node.pid] for title in TITLES.values())]
+        return rng.choice([node for node in parts if "TrainController" not in titles[node.pid]])
 
     def kill_node(self, node: subprocess.Popen) -> None:
         """SIGKILL to all of a node's processes at once, as a spot instance that goes away."""
@@ -203,6 +208,8 @@ class Lab:
             train__checkpoint_every_steps=2,
             train__keep_checkpoints=2,
             workers__num_workers=num_workers,
+            workers__cpus_per_worker=0.5,
+            pool__cpus_per_actor=0.5,
             ray__address=self._cluster.address,
             ray__stream_gb=STREAM_GB,
             ray__stall_timeout_s=120,

@@ -1,11 +1,17 @@
 """Damaged slides and images: 240 mutations of files of each kind, none of which a run may die of."""
 
+import os
+import signal
+import time
+from collections import Counter
+
 import cv2
+import numpy as np
 import pytest
 import tifffile
 
 from csat.data.synthetic import make_slides, paint
-from tests.failures.fuzz import failures, fuzz
+from tests.failures import fuzz
 
 MUTATIONS = 40
 
@@ -27,30 +33,34 @@ def sources(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", ["svs", "tif", "tiff", "png", "jpg", "bmp"])
 def test_damaged_files_are_read_or_quarantined(sources, kind, tmp_path):
-    outcomes = fuzz(sources[kind], MUTATIONS, 11, tmp_path)
-    assert not failures(outcomes), outcomes
+    outcomes = fuzz.fuzz(sources[kind], MUTATIONS, 11, tmp_path)
+    assert not fuzz.failures(outcomes), outcomes
     assert sum(outcomes.values()) == MUTATIONS and outcomes["read"] < MUTATIONS, outcomes
 
 
 def test_a_real_slide_that_is_damaged(shared_data, tmp_path):
-    outcomes = fuzz(shared_data("slides") / "CMU-1-Small-Region.svs", 10, 11, tmp_path)
-    assert not failures(outcomes), outcomes
+    outcomes = fuzz.fuzz(shared_data("slides") / "CMU-1-Small-Region.svs", 10, 11, tmp_path)
+    assert not fuzz.failures(outcomes), outcomes
 
 
 def test_a_crash_and_a_hang_would_be_noticed(sources, tmp_path, monkeypatch):
     """The fuzzing itself: what it must find is found, and it goes on with the next file."""
-    import faulthandler
-    import time
-
-    from tests.failures import fuzz as module
 
     def spoiled(path):
-        time.sleep(30) if path.stat().st_size % 2 else faulthandler._sigsegv()
+        size = path.stat().st_size
+        if size == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(60 if size == 2 else 0)
+        return "read"
 
-    monkeypatch.setattr(module, "_read", spoiled)
-    monkeypatch.setattr(module, "TIME_LIMIT_S", 0.5)
-    monkeypatch.setattr(module, "mutate", lambda data, rng: b"x" * next(sizes))
-    sizes = iter([1, 2])
-    assert {what.split()[0] for what in fuzz(sources["png"], 1, 0, tmp_path)} == {"hung:"}
-    sizes = iter([2])
-    assert {what.split()[0] for what in fuzz(sources["png"], 1, 0, tmp_path)} == {"crashed"}
+    monkeypatch.setattr(fuzz, "_read", spoiled)
+    monkeypatch.setattr(fuzz, "TIME_LIMIT_S", 2.0)
+    monkeypatch.setattr(fuzz, "mutate", lambda data, rng: b"x" * int(rng.integers(4)))
+    expected = Counter({0: "read", 1: "crashed", 2: "hung:", 3: "read"}[size] for size in sizes(8))
+    assert {"read", "crashed", "hung:"} == set(expected)
+    outcomes = fuzz.fuzz(sources["png"], 8, 0, tmp_path)
+    assert sum(outcomes.values()) == 8 and sum(outcomes[what] for what in fuzz.failures(outcomes)) == 8 - expected["read"]
+
+
+def sizes(count: int) -> list[int]:
+    return [int(np.random.default_rng((0, index)).integers(4)) for index in range(count)]
