@@ -28,6 +28,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -90,6 +91,7 @@ class CoCo(Method):
         info: DatasetInfo,
         tile_px: int,
         responses: Sequence[ResponseSpec],
+        class_counts: np.ndarray | None = None,
     ):
         """
         Args:
@@ -98,6 +100,7 @@ class CoCo(Method):
             info: Task and classes.
             tile_px: Edge of the tiles.
             responses: What `needs` chose.
+            class_counts: Unused: the images of a segmentation have no class.
 
         Raises:
             ConfigError: another task, a model without tapped maps, a tile too small for the cells, other classes than the

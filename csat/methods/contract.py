@@ -39,6 +39,7 @@ class Method(nn.Module, ABC):
 
     Attributes:
         turns: Names of the alternating updates of a step, one optimiser each; `("student",)` for most.
+        has_teacher: It learns from a teacher's responses; else it can't be given one.
         own_optimisers: Turn → its optimiser, where that is not the run's own.
         responses: The responses that this method reads from the teacher; empty for one without a teacher.
         targets: The targets that it reads from the labels; empty for one without labels.
@@ -48,11 +49,12 @@ class Method(nn.Module, ABC):
         colour_in_pool: The teacher pool changes the colours of tiles by this before the teacher sees them (`seed` says how),
             and the method therefore changes none: teacher and student see the same colours. None: the pool changes none.
         seed: Seed of everything random about a tile.
-    """
         takes_any_size: A batch may be whole images (all of one size), and the student's pixels may come by themselves
             (`Batch.student_tiles`). Its constructor then takes `whole`.
+    """
 
     turns: tuple[str, ...] = ("student",)
+    has_teacher: bool = True
     own_optimisers: Mapping[str, OwnOptimiser] = MappingProxyType({})
     responses: tuple[ResponseSpec, ...] = ()
     targets: tuple[TargetSpec, ...] = ()
@@ -60,9 +62,9 @@ class Method(nn.Module, ABC):
     view_in_pool: bool = False
     colour_in_pool: ColourConfig | None = None
     seed: int = 0
+    takes_any_size: bool = False
 
     @classmethod
-    takes_any_size: bool = False
     @abstractmethod
     def needs(cls, config: Any, teacher: TeacherSpec) -> tuple[ResponseSpec, ...]:
         """The responses that the method wants of this teacher; known before any model is built.

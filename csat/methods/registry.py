@@ -9,6 +9,7 @@ from torch import nn
 
 from csat.data.datasets.contract import DatasetInfo
 from csat.errors import ConfigError
+from csat.methods.coco import CoCo, CoCoConfig
 from csat.methods.contract import Method
 from csat.methods.rckd import RCKD, RCKDConfig
 from csat.methods.resolution import Resolution, ResolutionConfig
@@ -25,6 +26,7 @@ METHODS: dict[str, tuple[type, type[Method]]] = {
 # With labels: finetune.py.
 LABELLED_METHODS: dict[str, tuple[type, type[Method]]] = {
     "supervised": (SupervisedConfig, Supervised),
+    "coco": (CoCoConfig, CoCo),
 }
 
 
@@ -118,6 +120,7 @@ def build_labelled_method(
     info: DatasetInfo,
     tile_px: int,
     class_counts: np.ndarray | None,
+    teacher: TeacherSpec | None = None,
 ) -> Method:
     """A method that learns from labels, around a model.
 
@@ -128,12 +131,36 @@ def build_labelled_method(
         info: Task and classes of the data.
         tile_px: Edge of the tiles.
         class_counts: int `[classes]`, training samples by class; None where a sample has no class.
+        teacher: Whose responses it learns too; None: there is none.
 
     Raises:
         ConfigError: settings that cannot work, alone or together.
+        TeacherError: the teacher does not give what the method needs.
     """
-    config = _read(LABELLED_METHODS, name, options, METHODS, "pretrain.py")
-    return LABELLED_METHODS[name][1](config, model, info=info, tile_px=tile_px, class_counts=class_counts)
+    responses = labelled_responses(name, options, teacher)
+    config, method_class = _read_labelled(name, options), LABELLED_METHODS[name][1]
+    more = {"responses": responses} if method_class.has_teacher else {}
+    return method_class(config, model, info=info, tile_px=tile_px, class_counts=class_counts, **more)
+
+
+def labelled_responses(name: str, options: Mapping[str, Any], teacher: TeacherSpec | None) -> tuple[ResponseSpec, ...]:
+    """What a method with labels learns from the teacher.
+
+    Raises:
+        ConfigError: as `read_options`; a method that learns from a teacher without one, or another with one.
+        TeacherError: the teacher does not give what the method needs.
+    """
+    config, method_class = _read_labelled(name, options), LABELLED_METHODS[name][1]
+    if method_class.has_teacher and teacher is None:
+        raise ConfigError(f"method {name!r} learns from a teacher too: name one with --teacher.name, such as a run's folder")
+    if not method_class.has_teacher and teacher is not None:
+        others = ", ".join(each for each, (_, one) in LABELLED_METHODS.items() if one.has_teacher)
+        raise ConfigError(f"method {name!r} has no use for a teacher: leave it out, or choose a method that has: {others}")
+    return method_class.needs(config, teacher) if method_class.has_teacher else ()
+
+
+def _read_labelled(name: str, options: Mapping[str, Any]) -> Any:
+    return _read(LABELLED_METHODS, name, options, METHODS, "pretrain.py")
 
 
 def _read(methods: Mapping[str, tuple], name: str, options: Mapping[str, Any], others: Mapping[str, tuple], verb: str) -> Any:

@@ -62,6 +62,8 @@ class SupervisedConfig:
 class Supervised(Method):
     """Learns a task's heads from its targets."""
 
+    has_teacher = False
+
     def __init__(
         self,
         config: SupervisedConfig,

@@ -265,10 +265,12 @@ def test_a_network_for_segmentation_is_stitched_from_overlapping_windows(network
     model = SegmentationNet(responses_of(Task.SEGMENTATION), network=network).eval()
     source, view, size = Images([(160, 160)]), View(tile_px=64, fit="crop"), 160
     ((_, decoded, maps),) = _look(model, source, samples_of([(size, size)]), [0], view, CPU, [])
-    start = next(start for start in _starts(size, 64, 0, 8) if 0 <= start <= size - 64)
-    seen, used = slice(start, start + 64), slice(start + 8, start + 56)
+    _, start, following, *_ = _starts(size, 64, 0, 8)  # where the following window begins to be used, this one ends
+    seen, used = slice(start, start + 64), slice(start + 8, following + 8)
+    inner = slice(8, following + 8 - start)
     with torch.no_grad():
         alone = model(torch.from_numpy(decoded.image[seen, seen]).permute(2, 0, 1)[None] / 255)["mask"].softmax(1)[0].numpy()
-    np.testing.assert_allclose(maps["mask"][:, used, used], alone[:, 8:56, 8:56], atol=1e-5)
+    assert 0 <= start <= size - 64
+    np.testing.assert_allclose(maps["mask"][:, used, used], alone[:, inner, inner], atol=1e-5)
     said = say(Task.SEGMENTATION, [(size, size)], model=model, tile_px=64)
     assert said.arrays["confusion"].sum() == size * size
