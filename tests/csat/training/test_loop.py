@@ -20,6 +20,9 @@ from tests.toy import TILE_PX, ToyMethod, toy_plan, toy_stream
 CONFIG = TrainConfig(epochs=2, batch_size=4, log_every_steps=2, checkpoint_every_steps=3, checkpoint_every_s=None)
 
 
+SIZES = ((TILE_PX, TILE_PX), (TILE_PX, 2 * TILE_PX), (12, TILE_PX))
+
+
 class Killed(Exception):
     pass
 
@@ -75,20 +78,21 @@ def test_a_doubled_tile_is_noticed(tmp_path):
         make_trainer(tmp_path, range(48)).run()
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(tmp_path, accumulate):
+@pytest.mark.parametrize(("accumulate", "sizes"), [(1, None), (2, None), (2, SIZES)])
+def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(tmp_path, accumulate, sizes):
     config = TrainConfig(
         epochs=2, batch_size=4, accumulate=accumulate, log_every_steps=2, checkpoint_every_steps=3, checkpoint_every_s=None
     )
-    whole = make_trainer(tmp_path / "whole", range(48), bad=(7,), config=config)
+    options = dict(bad=(7,), config=config, sizes=sizes)
+    whole = make_trainer(tmp_path / "whole", range(48), **options)
     whole.run()
 
     with pytest.raises(Killed):
-        make_trainer(tmp_path / "cut", range(48), bad=(7,), config=config, cut=8 * accumulate).run()
+        make_trainer(tmp_path / "cut", range(48), cut=8 * accumulate, **options).run()
     cursor = Checkpoints(str(tmp_path / "cut" / "checkpoints")).latest_cursor()
     assert 0 < len(cursor.done) < 32, "some steps after the last checkpoint are lost and made again"
     rest = [p for p in range(48) if not cursor.done.contains(np.array([p]))[0]]
-    resumed = make_trainer(tmp_path / "cut", rest, bad=(7,), config=config)
+    resumed = make_trainer(tmp_path / "cut", rest, **options)
     end = resumed.run()
 
     assert end.counts == whole.accounts.cursor.counts
@@ -98,6 +102,18 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(tmp_path, accumu
         assert torch.equal(tensor, resumed.average.tensors[name]), name
     steps = [line["step"] for line in read_metrics(str(tmp_path / "cut"))]
     assert steps == sorted(set(steps)), "no line is doubled"
+
+
+def test_images_of_one_step_weigh_alike_however_they_are_grouped(tmp_path):
+    """All of a step by size, or one by one: the same weights."""
+    ends = []
+    for accumulate in (1, 6):
+        config = TrainConfig(epochs=2, batch_size=6, accumulate=accumulate, log_every_steps=1)
+        trainer = make_trainer(tmp_path / str(accumulate), range(48), bad=(7,), config=config, sizes=SIZES)
+        assert trainer.run().counts == {0: [23, 1, 0], 1: [24, 0, 0]}
+        ends.append(weights_of(trainer))
+    for name, tensor in ends[0].items():
+        torch.testing.assert_close(ends[1][name], tensor, rtol=2e-4, atol=2e-5)
 
 
 def test_a_finished_run_does_nothing_more(tmp_path):
@@ -136,26 +152,27 @@ ALL = list(range(0, 22))
 SHARES = [[p for p in ALL if p % 4 in (0, 1)], [p for p in ALL if p % 4 in (2, 3)]]
 
 
-def _rank(rank, folder, port):
+def _rank(rank, folder, port, sizes):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     config = TrainConfig(epochs=1, batch_size=4, log_every_steps=1, optim=OptimConfig(weight_decay=0.0))
     plan = toy_plan(22, 1)
-    trainer = make_trainer(folder, SHARES[rank], config=config, plan=plan, bad=(6, 7))
+    trainer = make_trainer(folder, SHARES[rank], config=config, plan=plan, bad=(6, 7), sizes=sizes)
     cursor = trainer.run()
     assert cursor.counts == {0: [20, 2, 0]}
     torch.save(trainer.method.state_dict(), f"{folder}/rank{rank}.pt")
     dist.destroy_process_group()
 
 
-def test_two_processes_agree_with_one(tmp_path, free_port):
+@pytest.mark.parametrize("sizes", [None, SIZES], ids=["tiles", "images"])
+def test_two_processes_agree_with_one(tmp_path, free_port, sizes):
     """Two ranks with unequal shares, one of them once without a single good tile, end with the weights of one process."""
     config = TrainConfig(epochs=1, batch_size=4, log_every_steps=1, optim=OptimConfig(weight_decay=0.0))
-    one = make_trainer(tmp_path / "one", ALL, config=config, plan=toy_plan(22, 1), bad=(6, 7))
+    one = make_trainer(tmp_path / "one", ALL, config=config, plan=toy_plan(22, 1), bad=(6, 7), sizes=sizes)
     one.run()
     (tmp_path / "two").mkdir()
-    mp.spawn(_rank, args=(str(tmp_path / "two"), free_port), nprocs=2)
+    mp.spawn(_rank, args=(str(tmp_path / "two"), free_port, sizes), nprocs=2)
     ranks = [torch.load(tmp_path / "two" / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
     for name, tensor in weights_of(one).items():
         assert torch.equal(ranks[0][name], ranks[1][name]), name
