@@ -19,7 +19,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypeVar
 
@@ -153,7 +153,7 @@ def download(uri: str, path: Path) -> None:
 def write_bytes(uri: str, data: bytes) -> None:
     """Write a file whole or not at all. Raises StorageError."""
     if is_local(uri):
-        with open_output(uri) as file:
+        with open_output(uri) as file, _explained("write", uri):
             file.write(data)
         return
     with _explained("write", uri):
@@ -179,15 +179,16 @@ def open_output(uri: str) -> Iterator[BinaryIO]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(partial, "xb")  # noqa: SIM115 (closed below, where its errors are the caller's)
     try:
-        with file:
-            yield file
-            with _explained("write", uri):
-                file.flush()
-                os.fsync(file.fileno())
+        yield file
         with _explained("write", uri):
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
             os.replace(partial, path)
             _sync_folder(path.parent)
     finally:
+        with suppress(OSError):  # a full disk again, for what the buffer still holds: the first error is the one to tell
+            file.close()
         partial.unlink(missing_ok=True)
 
 

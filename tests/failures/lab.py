@@ -187,8 +187,7 @@ class Lab:
             driver = self._drive(run_folder, log, 3 - num_workers)
         self._wait_until_done(run_folder, log, driver, committed[1] + 1e-9)
         recovery_s = time.monotonic() - killed_at
-        code = self._end(driver, log)
-        assert code == 0, log.read_text(errors="replace")[-4000:]
+        self._wait_until_counted(run_folder, log, driver)
         tiles, lost, doubled = count_tiles(run_folder, NUM_EPOCHS)
         shutil.rmtree(run_folder)
         return Outcome(
@@ -232,6 +231,15 @@ class Lab:
         while _committed(run_folder)[1] < share and driver.poll() is None:
             assert time.monotonic() < deadline, f"no progress in {RUN_LIMIT_S} s\n" + log.read_text(errors="replace")[-4000:]
             time.sleep(0.05)
+
+    def _wait_until_counted(self, run_folder: Path, log: Path, driver: subprocess.Popen) -> None:
+        """Until the run has written its accounting. Judging the student and the report come after, and are not waited for."""
+        deadline = time.monotonic() + RUN_LIMIT_S
+        while not (run_folder / "accounting.json").exists():
+            assert driver.poll() in (None, 0), log.read_text(errors="replace")[-4000:]
+            assert time.monotonic() < deadline, f"no end in {RUN_LIMIT_S} s\n" + log.read_text(errors="replace")[-4000:]
+            time.sleep(0.05)
+        kill_group(driver)
 
     def _end(self, driver: subprocess.Popen, log: Path) -> int:
         try:
