@@ -14,7 +14,8 @@ import json
 import logging
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +29,22 @@ from csat.data.splits import PARTS
 from csat.errors import ConfigError, NonFiniteLossError
 from csat.evaluation import downstream
 from csat.model.registry import ModelConfig
+from csat.responses import TeacherSpec
 from csat.settings import read_settings
 from csat.training.checkpoints import Checkpoints
 from csat.training.loop import TrainConfig
 from csat.training.run_folder import RunFolder
 from csat.training.validation import ValidationConfig
+from teachers.contract import teacher_manifest
+from teachers.registry import describe_teacher, find_teacher
 from workflows import cli, cluster, results
-from workflows.config import MethodConfig, RayConfig, ReaderConfig, WorkerConfig
+from workflows.config import MethodConfig, PoolConfig, RayConfig, ReaderConfig, TeacherConfig, WorkerConfig, check_counts
 from workflows.labelled_stream import Prepared, decode
 from workflows.labelled_worker import FinetuneJob, build_method, finetune_worker, train_and_judge
 from workflows.leakage import check_leakage
 from workflows.meters import StoreMeter
+from workflows.paraphrase_worker import make_job, paraphrase_worker, train_paraphrasers
+from workflows.paraphrasers import are_missing, ready_paraphrasers
 from workflows.progress import ProgressBoard, ProgressDisplay
 from workflows.stream import TRAIN, WholeSplit, execution_options
 
@@ -60,7 +66,9 @@ class FinetuneConfig:
     num_bootstraps: int = 10_000  # resamples of the groups behind each interval
     report_samples: int = 12  # worst test samples shown in the report
     workers: WorkerConfig = field(default_factory=WorkerConfig)  # processes that train
-    readers: ReaderConfig = field(default_factory=ReaderConfig)  # actors that decode, for sets larger than data.memory_gb
+    teacher: TeacherConfig | None = None  # whom a method such as coco learns from beside the labels
+    pool: PoolConfig = field(default_factory=PoolConfig)  # actors that hold the teacher
+    readers: ReaderConfig = field(default_factory=ReaderConfig)  # actors that decode, where not every worker does by itself
     ray: RayConfig = field(default_factory=RayConfig)  # the cluster
     prepare_only: bool = False  # stop after reading, dividing and checking the data; writes samples.csv
     accept_leakage: bool = False  # go on although images of the test part were in the pretraining
@@ -123,10 +131,24 @@ def check(config: FinetuneConfig, data: LabelledData | None = None) -> LabelledD
     """
     data = data or assemble(config.data)
     downstream.check_metric(data.info.task, data.info.classes, config.metric)
-    build_method(config, data)
+    teacher = describe(config)
+    method = build_method(config, data, teacher)
+    if not are_missing(method, config):
+        ready_paraphrasers(method, config, teacher)
     if not config.accept_leakage:
         check_leakage(config.model, data)
     return data
+
+
+def describe(config: FinetuneConfig) -> TeacherSpec | None:
+    """The teacher's spec, checked against the tiles; None without a teacher. Raises ConfigError, TeacherError."""
+    if config.teacher is None:
+        return None
+    check_counts(pool=config.pool, readers=config.readers)
+    spec = describe_teacher(config.teacher.name, config.teacher.weights, config.teacher.options)
+    mpp = config.data.mpp if config.data.fit == "crop" else None  # an image stretched to its tile has no resolution
+    spec.check_view(tile_px=config.data.tile_px, mpp=mpp, accept_any_mpp=config.teacher.accept_any_mpp)
+    return spec
 
 
 def prepare(config: FinetuneConfig) -> Prepared:
@@ -164,12 +186,21 @@ def fit(
     _write_data(folder, prepared)
     _write_samples(folder, prepared)
     folder.set_status("running")
-    job = FinetuneJob(config=config, prepared=prepared)
+    config = _with_teacher_found(config)
+    job = FinetuneJob(config=config, prepared=prepared, teacher=describe(config))
+    _check_same_teacher(folder, job.teacher)
+    is_alone = in_this_process and config.workers.num_workers == 1
     try:
-        if in_this_process and config.workers.num_workers == 1:
+        method = build_method(config, prepared.data, job.teacher)
+        if are_missing(method, config):
+            first = make_job(job, method)
+            train_paraphrasers(first) if is_alone else _train_in_group(first, folder, paraphrase_worker)
+        if folder.read_json("status.json")["state"] == "failed":
+            raise NonFiniteLossError(folder.read_json("status.json")["error"])
+        if is_alone:
             train_and_judge(job, on_validation=on_validation)
         else:
-            _train_in_group(job, folder)
+            _train_in_group(job, folder, finetune_worker)
     except Exception as error:
         folder.set_status("failed", error=cli.last_line(error), kind=type(error).__name__)
         raise
@@ -196,7 +227,29 @@ def where(folder: RunFolder) -> str:
     return "\n".join([*lines, f"model:  {folder.path('exported')}", f"report: {folder.path('report.html')}"])
 
 
-def _train_in_group(job: FinetuneJob, folder: RunFolder) -> None:
+def _with_teacher_found(config: FinetuneConfig) -> FinetuneConfig:
+    """`--teacher.name FOLDER` as the teacher that it means: other processes start in other folders."""
+    if config.teacher is None:
+        return config
+    name, weights = find_teacher(config.teacher.name, config.teacher.weights)
+    return replace(config, teacher=replace(config.teacher, name=name, weights=weights))
+
+
+def _check_same_teacher(folder: RunFolder, spec: TeacherSpec | None) -> None:
+    """A run goes on with the teacher that it began with: the same folder may hold another model by now."""
+    earlier = folder.read_json("teacher.json")
+    if spec is None:
+        return
+    now = teacher_manifest(spec)
+    if earlier is not None and earlier["weights_sha256"] != now["weights_sha256"]:
+        raise ConfigError(
+            f"{folder.uri} was begun with a teacher of the hash {earlier['weights_sha256'][:16]}, and {spec.source} now has "
+            f"{now['weights_sha256'][:16]}: put the former teacher back, or choose another run folder"
+        )
+    folder.write_json("teacher.json", now)
+
+
+def _train_in_group(job: FinetuneJob, folder: RunFolder, worker: Callable[[dict[str, Any]], None]) -> None:
     config = job.config
     attempt = 1 + (folder.read_json("attempts.json") or {"attempts": 0})["attempts"]
     folder.write_json("attempts.json", {"attempts": attempt})
@@ -204,7 +257,7 @@ def _train_in_group(job: FinetuneJob, folder: RunFolder) -> None:
     stream = job.stream()
     gpus = {"GPU": config.workers.gpus_per_worker} if config.workers.gpus_per_worker else {}
     trainer = TorchTrainer(
-        finetune_worker,
+        worker,
         train_loop_config={"job": job, "progress": board},
         datasets={TRAIN: stream} if stream else None,
         dataset_config=WholeSplit(execution_options=execution_options(config.ray)),

@@ -1,6 +1,7 @@
 """Labelled samples through Ray: decoded once into the object store where they fit, else on their way to the workers."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,8 @@ from csat.data.plan import Intervals, Plan
 from csat.errors import DatasetError
 from csat.responses import POSITION
 from csat.training.checkpoints import Checkpoints
-from workflows.config import RayConfig, ReaderConfig
+from teachers.pool import TeacherStage
+from workflows.config import PoolConfig, RayConfig, ReaderConfig
 from workflows.stream import configure_data
 
 logger = logging.getLogger(__name__)
@@ -84,11 +86,16 @@ def decode(config: LabelledConfig, data: LabelledData, *, cpus_per_task: float =
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledStream:
-    """Called by Ray Train whenever a worker group starts: decodes on the way what the committed checkpoint has not done."""
+    """Called by Ray Train whenever a worker group starts: decodes on the way what the committed checkpoint has not done.
 
-    reader: LabelledReader
+    With a teacher, a pool of actors answers the tiles after they were augmented: teacher and student see the same.
+    """
+
+    make_reader: Callable[[], LabelledReader]  # called in each actor: decoded samples are looked up there, not sent there
     plan: Plan
     readers: ReaderConfig
+    teacher: dict[str, Any] | None = None  # arguments of `TeacherStage`; None: there is no teacher
+    pool: PoolConfig = field(default_factory=PoolConfig)
     checkpoints_uri: str
     settings: RayConfig
     rows_at_once: int = 32
@@ -103,18 +110,28 @@ class LabelledStream:
         ]
         rest = np.concatenate(rest)
         blocks = [pa.table({POSITION: block}) for block in np.array_split(rest, max(1, len(rest) // self.rows_at_once))]
-        return ray.data.from_arrow(blocks).map_batches(
+        rows = ray.data.from_arrow(blocks).map_batches(
             _ReaderStage,
-            fn_constructor_args=(self.reader,),
+            fn_constructor_args=(self.make_reader,),
             batch_size=None,
             num_cpus=self.readers.cpus_per_actor,
             compute=ActorPoolStrategy(min_size=self.readers.min_actors, max_size=self.readers.max_actors),
         )
+        if self.teacher is None:
+            return rows
+        return rows.map_batches(
+            TeacherStage,
+            fn_constructor_kwargs={**self.teacher, "device": "cuda" if self.pool.gpus_per_actor else "cpu"},
+            batch_size=self.pool.batch_size,
+            num_cpus=self.pool.cpus_per_actor,
+            num_gpus=self.pool.gpus_per_actor or None,
+            compute=ActorPoolStrategy(min_size=self.pool.min_actors, max_size=self.pool.max_actors),
+        )
 
 
 class _ReaderStage:
-    def __init__(self, reader: LabelledReader):
-        self.reader = reader
+    def __init__(self, make_reader: Callable[[], LabelledReader]):
+        self.reader = make_reader()
 
     def __call__(self, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return self.reader(columns)

@@ -23,15 +23,19 @@ from csat.evaluation.predict import View, predict, show
 from csat.evaluation.predictions import Predictions, concatenate, write_predictions
 from csat.export import export_model, exported_folder, load_exported, read_exported_config
 from csat.methods.contract import Method
-from csat.methods.registry import build_labelled_method
+from csat.methods.registry import build_labelled_method, labelled_responses
 from csat.model.cost import count_cost, measure_speed
 from csat.model.registry import ModelConfig, build_model
+from csat.responses import ResponseSpec, TeacherSpec
 from csat.training.checkpoints import Checkpoints
 from csat.training.context import TrainContext
 from csat.training.loop import Trainer
 from csat.training.run_folder import RunFolder
 from csat.training.validation import Validation
+from teachers.contract import teacher_manifest
+from teachers.pool import TeacherStage
 from workflows.labelled_stream import LabelledStream, Prepared
+from workflows.paraphrasers import ready_paraphrasers
 from workflows.stream import TRAIN
 
 if TYPE_CHECKING:
@@ -49,11 +53,39 @@ class FinetuneJob:
 
     config: "FinetuneConfig"
     prepared: Prepared
+    teacher: TeacherSpec | None = None  # whom the method learns from too
+
+    @property
+    def num_epochs(self) -> int:
+        return self.config.train.epochs
 
     @property
     def plan(self) -> Plan:
-        train = self.config.train
-        return Plan([len(self.prepared.data.parts["train"])], [0], num_epochs=train.epochs, seed=train.seed)
+        num_samples, seed = len(self.prepared.data.parts["train"]), self.config.train.seed
+        return Plan([num_samples], [0], num_epochs=self.num_epochs, seed=seed)
+
+    @property
+    def run_folder(self) -> str:
+        """URI of what this job trains: its checkpoints and metrics."""
+        return RunFolder(self.config.run_folder).uri
+
+    @property
+    def responses(self) -> tuple[ResponseSpec, ...]:
+        """What the teacher is asked."""
+        return labelled_responses(self.config.method.name, method_options(self.config), self.teacher)
+
+    def teacher_stage(self) -> dict[str, Any] | None:
+        """Arguments of a `TeacherStage`, less the device; None where no response is learned."""
+        if not self.responses:
+            return None
+        asked = self.config.teacher
+        return {
+            "name": asked.name,
+            "weights": asked.weights,
+            "options": asked.options,
+            "wanted": [spec.name for spec in self.responses],
+            "expected_sha256": self.teacher.weights_sha256,
+        }
 
     def reader(self) -> LabelledReader:
         """Of the training part, over decoded tables or over files."""
@@ -72,27 +104,40 @@ class FinetuneJob:
         )
 
     def stream(self) -> LabelledStream | None:
-        """Through Ray Data, for a set that is not kept in memory; None where every worker sees the decoded samples."""
-        if self.prepared.tables is not None:
+        """Through Ray Data, for a teacher or a set that is not kept in memory; None where every worker reads by itself."""
+        teacher = self.teacher_stage()
+        if self.prepared.tables is not None and teacher is None:
             return None
         return LabelledStream(
-            reader=self.reader(),
+            make_reader=self.reader,
             plan=self.plan,
             readers=self.config.readers,
-            checkpoints_uri=RunFolder(self.config.run_folder).path("checkpoints"),
+            teacher=teacher,
+            pool=self.config.pool,
+            checkpoints_uri=RunFolder(self.run_folder).path("checkpoints"),
             settings=self.config.ray,
         )
 
 
-def build_method(config: "FinetuneConfig", data: LabelledData) -> Method:
+def method_options(config: "FinetuneConfig") -> dict[str, Any]:
+    """The method's settings; what is random about it follows the run's seed."""
+    return {"seed": config.train.seed, **config.method.options}
+
+
+def build_method(config: "FinetuneConfig", data: LabelledData, teacher: TeacherSpec | None = None) -> Method:
     """The method with its model, seeded: the same weights in every process. Raises ConfigError for what cannot work."""
     torch.manual_seed(config.train.seed)
     model = build_model(config.model, data.info, load=lambda run: load_exported(exported_folder(run)))
     model.check_tile(config.data.tile_px)
     counts = class_counts(data.parts["train"], len(data.info.classes)) if data.parts["train"][0].label is not None else None
-    options = {"seed": config.train.seed, **config.method.options}
     return build_labelled_method(
-        config.method.name, options, model, info=data.info, tile_px=config.data.tile_px, class_counts=counts
+        config.method.name,
+        method_options(config),
+        model,
+        info=data.info,
+        tile_px=config.data.tile_px,
+        class_counts=counts,
+        teacher=teacher,
     )
 
 
@@ -101,15 +146,11 @@ def finetune_worker(config: dict[str, Any]) -> None:
     job: FinetuneJob = config["job"]
     progress: ray.actor.ActorHandle = config["progress"]
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    batches = None
-    if job.prepared.tables is None:
-        shard, ahead = ray.train.get_dataset_shard(TRAIN), job.config.workers.prefetch_batches
-        batches = lambda size: iter(shard.iter_batches(batch_size=size, batch_format="numpy", prefetch_batches=ahead))  # noqa: E731
     try:
         figures = train_and_judge(
             job,
             device=ray.train.torch.get_device(),
-            batches=batches,
+            batches=shard_batches(job),
             on_progress=lambda figures: progress.update.remote(figures),
             on_validation=lambda figures: logger.info("validation: %s", downstream.in_words(figures)),
         )
@@ -119,6 +160,14 @@ def finetune_worker(config: dict[str, Any]) -> None:
             RunFolder(job.config.run_folder).set_status("failed", error=str(error), kind="NonFiniteLossError")
         return
     ray.train.report({"tiles": figures["tiles"]})
+
+
+def shard_batches(job: FinetuneJob) -> Callable | None:
+    """This worker's share of the job's stream; None where it reads by itself."""
+    if job.stream() is None:
+        return None
+    shard, ahead = ray.train.get_dataset_shard(TRAIN), job.config.workers.prefetch_batches
+    return lambda size: iter(shard.iter_batches(batch_size=size, batch_format="numpy", prefetch_batches=ahead))
 
 
 def train_and_judge(
@@ -145,12 +194,14 @@ def train_and_judge(
     folder = RunFolder(config.run_folder)
     ignore = lambda figures: None  # noqa: E731
     context = TrainContext(
-        batches=batches or (lambda size: _read_here(job, size, context)),
+        batches=batches or (lambda size: read_in_process(job, size, context)),
         device=device,
         on_progress=on_progress or ignore,
         on_validation=on_validation or ignore,
     )
-    method = build_method(config, data).to(device)
+    method = build_method(config, data, job.teacher)
+    ready_paraphrasers(method, job.config, job.teacher)
+    method = method.to(device)
     judge = _Judge(job, context)
 
     def measure(model: nn.Module, context: TrainContext) -> dict[str, float]:
@@ -248,6 +299,7 @@ def _write_results(
         "source": data.info.source,
         "data": data.info.name,
         "started_from": started_from,
+        "teacher": teacher_manifest(job.teacher) if job.teacher else None,
     }
     export_model(model, folder.path("exported"), metadata)
 
@@ -259,6 +311,13 @@ def _started_from(model: ModelConfig) -> dict[str, Any] | str:
     return {"run": model.from_run, **read_exported_config(exported_folder(model.from_run))["metadata"]}
 
 
-def _read_here(job: FinetuneJob, batch_size: int, context: TrainContext):
-    done = Checkpoints(RunFolder(job.config.run_folder).path("checkpoints")).latest_cursor().done
-    return read_here(job.reader(), job.plan, done, batch_size=batch_size, rank=context.rank, world_size=context.world_size)
+def read_in_process(job: FinetuneJob, batch_size: int, context: TrainContext):
+    """This rank's rows, read by a thread of this process, which asks the teacher too where there is one."""
+    done = Checkpoints(RunFolder(job.run_folder).path("checkpoints")).latest_cursor().done
+    reader, teacher = job.reader(), job.teacher_stage()
+    if teacher is not None:
+        stage = TeacherStage(**teacher, device=context.device.type)
+        answered = lambda columns: stage(reader(columns))  # noqa: E731
+    else:
+        answered = reader
+    return read_here(answered, job.plan, done, batch_size=batch_size, rank=context.rank, world_size=context.world_size)

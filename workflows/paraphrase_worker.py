@@ -1,0 +1,92 @@
+"""The stage before method coco in a run: trains the paraphrasers of the teacher's maps over the training part, and keeps them.
+
+It has a folder of its own in the run's, `paraphrasers/`, with checkpoints and metrics: killed and started again, it goes on.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray.train
+import torch
+
+from csat.errors import NonFiniteLossError
+from csat.methods.coco import CoCo
+from csat.methods.paraphrasing import Paraphrasing
+from csat.model.paraphraser_files import LAYERS, save_paraphrasers
+from csat.responses import ResponseSpec
+from csat.training.context import TrainContext
+from csat.training.loop import Trainer
+from csat.training.run_folder import RunFolder
+from workflows.labelled_worker import FinetuneJob, build_method, read_in_process, shard_batches
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParaphraseJob(FinetuneJob):
+    """The same data and teacher, for other epochs, in another folder."""
+
+    epochs: int
+
+    @property
+    def num_epochs(self) -> int:
+        return self.epochs
+
+    @property
+    def run_folder(self) -> str:
+        return RunFolder(self.config.run_folder).path("paraphrasers")
+
+    @property
+    def responses(self) -> tuple[ResponseSpec, ...]:
+        return tuple(self.teacher.response(name) for name in LAYERS)
+
+
+def make_job(job: FinetuneJob, method: CoCo) -> ParaphraseJob:
+    """The stage before a run."""
+    return ParaphraseJob(
+        config=job.config, prepared=job.prepared, teacher=job.teacher, epochs=method.config.paraphraser_epochs
+    )
+
+
+def paraphrase_worker(config: dict[str, Any]) -> None:
+    """The function that Ray Train runs on every rank. `config` holds the `ParaphraseJob` and the progress actor."""
+    job: ParaphraseJob = config["job"]
+    progress: ray.actor.ActorHandle = config["progress"]
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        train_paraphrasers(
+            job,
+            device=ray.train.torch.get_device(),
+            batches=shard_batches(job),
+            on_progress=lambda figures: progress.update.remote(figures),
+        )
+    except NonFiniteLossError as error:
+        if ray.train.get_context().get_world_rank() == 0:
+            RunFolder(job.config.run_folder).set_status("failed", error=f"paraphrasers: {error}", kind="NonFiniteLossError")
+        return
+    ray.train.report({})
+
+
+def train_paraphrasers(
+    job: ParaphraseJob,
+    *,
+    device: torch.device | None = None,
+    batches: Callable | None = None,
+    on_progress: Callable[[dict[str, Any]], None] = lambda figures: None,
+) -> None:
+    """Train to the end and write the folder. Arguments as `train_and_judge`."""
+    device = device or torch.device("cuda" if job.config.workers.gpus_per_worker else "cpu")
+    context = TrainContext(
+        batches=batches or (lambda size: read_in_process(job, size, context)), device=device, on_progress=on_progress
+    )
+    method = build_method(job.config, job.prepared.data, job.teacher)
+    stage = Paraphrasing(method.paraphrasers, job.responses, lr=method.config.paraphraser_lr).to(device)
+    settings = replace(job.config.train, epochs=job.epochs, optim=replace(job.config.train.optim, ema_decay=None))
+    trainer = Trainer(stage, job.plan, context, settings, run_folder=job.run_folder, tile_px=job.config.data.tile_px)
+    trainer.run()
+    if context.rank == 0:
+        save_paraphrasers(stage.student, job.run_folder, teacher_sha256=job.teacher.weights_sha256)
+        logger.info("the paraphrasers of teacher %s are trained", job.teacher.weights_sha256[:12])
+    context.gather(None)  # nobody reads them before they are written
