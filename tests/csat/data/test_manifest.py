@@ -1,11 +1,14 @@
 """The manifest: what is written is what was given, byte for byte the same again, in bounded memory; and what is held out."""
 
+import json
 import math
 import pickle
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -403,3 +406,43 @@ def test_memory_is_flat_at_any_number_of_slides(tmp_path):
     few, many = peaks(150), peaks(2000)
     assert many[0] < few[0] + 2**20 and many[1] < few[1] + 2**20, (few, many)
     assert many[0] + many[1] < 40 * 2**20  # bytes, for 1,000,000 tiles
+
+
+# ---------------------------------------------------------------------------------------------------------- whole images
+
+
+def test_the_largest_images_are_known_whatever_they_are_padded_to(tmp_path):
+    sizes = [(150, 70), (90, 120), (90, 100), (150, 40), (16, 16)]
+    rows = _rows(len(sizes))
+    writer = ManifestWriter(str(tmp_path), ManifestConfig(), PRINT, TilingConfig(whole="image"), rows)
+    for row, size in zip(rows, sizes, strict=True):
+        table = _table(row, 1)
+        for name, edge in zip(("width_px", "height_px"), size, strict=True):
+            table = table.set_column(table.schema.get_field_index(name), TILE_SCHEMA.field(name), pa.array([edge], pa.int32()))
+        writer.add(row, table)
+    manifest = writer.close()
+    assert manifest.largest_px == ((150, 70), (90, 120))
+    assert sorted((row["width_px"], row["height_px"]) for row in _read(manifest)) == sorted(sizes)
+
+
+def test_a_manifest_of_an_earlier_version_is_of_squares(tmp_path):
+    manifest = _write(tmp_path, _rows(2), [5, 5])
+    assert manifest.largest_px == ((256, 256),)
+    part, index = tmp_path / manifest.parts[0], tmp_path / "index.json"
+    old = pq.read_table(part).drop_columns(["width_px", "height_px"])
+    pq.write_table(old, part)
+    index.write_text(json.dumps({key: value for key, value in manifest.index.items() if key != "largest_px"}))
+    read = read_manifest(str(tmp_path))
+    assert read.largest_px == ((256, 256),)
+    assert {(row["width_px"], row["height_px"]) for row in _read(replace(read, fingerprint="e" * 64))} == {(256, 256)}
+
+
+def test_settings_of_whole_images_are_no_part_of_what_a_manifest_of_tiles_depends_on():
+    rows = _rows(2)
+    assert fingerprint(rows, TilingConfig(max_px=99), ManifestConfig(), sizes=[1, 1]) == fingerprint(
+        rows, TilingConfig(), ManifestConfig(), sizes=[1, 1]
+    )
+    prints = {
+        fingerprint(rows, TilingConfig(whole="image", max_px=max_px), ManifestConfig(), sizes=[1, 1]) for max_px in (99, 100)
+    }
+    assert len(prints) == 2

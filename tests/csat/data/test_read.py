@@ -14,7 +14,7 @@ from csat.data import read, storage
 from csat.data.read import TileReader, background_fraction
 from csat.data.slide_cache import SlideCache
 from csat.errors import StorageError
-from csat.responses import FILTERED, OK, QUARANTINED, READ_S, REASON, STATUS, TILE
+from csat.responses import FILTERED, OK, QUARANTINED, READ_S, REASON, STATUS, STUDENT_TILE, TILE
 from tests.csat.data.slide_textures import textured
 
 NUM_SLIDES = 4
@@ -216,3 +216,18 @@ def test_rows_of_a_parquet_are_tiles(tmp_path, pixels):
     np.testing.assert_array_equal(out[STATUS], [OK, OK, QUARANTINED, OK])
     assert "a.parquet, row 4" in out[REASON][2]
     np.testing.assert_array_equal(out[TILE][0], pixels[0][:128, 320:448])
+
+
+def test_whole_images_come_at_their_own_size_on_glass(slides, pixels):
+    columns = rows([(slides[0], 0, 0), (slides[1], 64, 32), ("missing.tif", 0, 0)])
+    columns |= {"width_px": np.array([100, 64, 50]), "height_px": np.array([40, 96, 50]), "read_px": np.array([100, 96, 50])}
+    out = TileReader(tile_px=32, whole=True, student_factor=4)(columns)
+    assert [tile.shape for tile in out[TILE]] == [(64, 128, 3), (96, 64, 3), (32, 32, 3)]
+    assert [tile.shape for tile in out[STUDENT_TILE]] == [(16, 32, 3), (24, 16, 3), (8, 8, 3)]
+    assert list(out[STATUS]) == [OK, OK, QUARANTINED]
+    first = out[TILE][0]
+    np.testing.assert_array_equal(first[:40, :100], pixels[0][:40, :100])
+    assert (first[40:] == 255).all() and (first[:, 100:] == 255).all()
+    assert (out[STUDENT_TILE][0][10:] == 255).all() and (out[STUDENT_TILE][0][:, 25:] == 255).all()
+    means = pixels[0][:40, :100].reshape(10, 4, 25, 4, 3).mean((1, 3))
+    np.testing.assert_allclose(out[STUDENT_TILE][0][:10, :25], means, atol=0.51)
