@@ -47,7 +47,7 @@ class FakeTeacher(Teacher):
             raise RuntimeError("the device is lost")
         if (tiles[:, 0, 0] == RAISES).all(axis=-1).any():
             raise ValueError("cannot bear this tile")
-        crop_px, edge_px = self.options.crop_px, tiles.shape[1]
+        crop_px, (height, width) = self.options.crop_px, tiles.shape[1:3]
         grey = tiles.mean(axis=3, dtype=np.float32) / 255
         answers = {
             "np": grey[:, None],
@@ -57,7 +57,7 @@ class FakeTeacher(Teacher):
         answers = {spec.name: answers[spec.name].astype(np.float16) for spec in self.spec.responses}
         for spec in self.spec.responses:
             if spec.is_dense:
-                answers[spec.name] = answers[spec.name][..., crop_px : edge_px - crop_px, crop_px : edge_px - crop_px]
+                answers[spec.name] = answers[spec.name][..., crop_px : height - crop_px, crop_px : width - crop_px]
         answers[self.spec.responses[0].name][(tiles[:, 0, 0] == ANSWERS_NAN).all(axis=-1)] = np.nan
         return answers
 

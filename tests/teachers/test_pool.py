@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from csat.data.augment import ColourAugment, ColourConfig
+from csat.data.ragged import of_arrays
 from csat.data.transforms import apply_d4_tiles, d4_of
 from csat.errors import ConfigError, TeacherError
-from csat.responses import FILTERED, OK, POSITION, QUARANTINED, REASON, STATUS, TEACHER_S, TILE
+from csat.responses import FILTERED, OK, POSITION, QUARANTINED, REASON, STATUS, STUDENT_TILE, TEACHER_S, TILE
 from teachers.pool import TeacherStage
 from tests.fakes import ANSWERS_NAN, RAISES, FakeTeacher, fake_loader
 
@@ -179,3 +180,28 @@ def test_every_actor_checks_that_it_has_the_drivers_weights():
 def test_errors_travel_between_processes():
     error = pickle.loads(pickle.dumps(TeacherError("why")))
     assert isinstance(error, TeacherError) and str(error) == "why"
+
+
+def test_whole_images_are_answered_each_at_its_own_size():
+    generator = np.random.default_rng(0)
+    shapes = [(16, 24), (24, 16), (16, 24), (16, 16), (32, 16)]
+    images = [generator.integers(1, 250, (*shape, 3), dtype=np.uint8) for shape in shapes]
+    columns = rows(5, status=[OK, OK, OK, OK, QUARANTINED])
+    columns |= {TILE: of_arrays(images), STUDENT_TILE: of_arrays([image[::2, ::2] for image in images])}
+    colour = ColourConfig(stain_scale=0.0, stain_shift=0.0, brightness=0.4, contrast=0.0, saturation=0.0)
+    out = stage(view_seed=3, colour=colour)(columns)
+    assert list(out[STATUS]) == [OK, OK, OK, OK, QUARANTINED]
+    turned = apply_d4_tiles(columns[TILE], d4_of(columns[POSITION], 3))
+    for row in range(4):
+        seen = out[TILE][row]
+        assert seen.shape == turned[row].shape
+        expected = FakeTeacher().respond(seen[None])
+        for name in ("np", "hv", "features"):
+            np.testing.assert_array_equal(out[f"response_{name}"][row], expected[name][0])
+    for row in range(4):  # the student's pixels are in the same view and colours
+        ratio = out[TILE][row].mean() / turned[row].mean()
+        small = apply_d4_tiles(columns[STUDENT_TILE], d4_of(columns[POSITION], 3))[row]
+        assert out[STUDENT_TILE][row].shape == small.shape
+        assert out[STUDENT_TILE][row].mean() / small.mean() == pytest.approx(ratio, rel=0.05)
+    assert out["response_np"][4].shape == (1, *out[TILE][4].shape[:2]) and not out["response_np"][4].any()
+    assert out["response_features"].shape == (5, 3) and out["response_features"].dtype == np.float16
