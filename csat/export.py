@@ -4,7 +4,7 @@
 |---|---|
 | student (csat, any timm backbone) | `student.safetensors`, `backbone.safetensors` (timm's keys), `config.json` |
 | hovernet | `hovernet.safetensors` (the published tensor names: `--teacher hovernet` loads it), `config.json` |
-| unet, fanet, mobile_unet, enet, erfnet | `model.safetensors`, `config.json` |
+| unet, fanet, mobile_unet, enet, erfnet, a classifier on a layer | `model.safetensors`, `config.json` |
 """
 
 import json
@@ -27,11 +27,12 @@ from csat.methods.contract import Method
 from csat.model.hovernet_model import HoverNetModel
 from csat.model.segmentation_nets import NETWORKS, SegmentationNet
 from csat.model.student import Student, load_student, save_student, spec_from_json
+from csat.model.tapped import TappedClassifier
 from csat.model.unet import UNetModel
 from csat.responses import ResponseSpec
 
 FORMAT_VERSION = 1
-WEIGHTS = {"hovernet": "hovernet.safetensors", **dict.fromkeys(("unet", *NETWORKS), "model.safetensors")}
+WEIGHTS = {"hovernet": "hovernet.safetensors", **dict.fromkeys(("unet", "tapped", *NETWORKS), "model.safetensors")}
 STUDENT_WEIGHTS = "student.safetensors"
 
 
@@ -52,7 +53,7 @@ def export_model(model: nn.Module, folder: str, metadata: dict[str, Any]) -> Non
     """Write a model's folder.
 
     Args:
-        model: A Student, HoverNetModel, UNetModel or SegmentationNet.
+        model: A Student, HoverNetModel, UNetModel, SegmentationNet or TappedClassifier.
         folder: URI; config.json comes last and marks it complete.
         metadata: JSON-ready.
     """
@@ -150,6 +151,9 @@ def _save_other(model: nn.Module, folder: Path, metadata: dict[str, Any]) -> Non
     elif isinstance(model, SegmentationNet):
         options = {name: value for name, value in model.options.items() if name != "pretrained"}  # its weights are in the file
         kind, module = model.network, model
+    elif isinstance(model, TappedClassifier):
+        kind, module = "tapped", model
+        options = {"backbone": model.name} | {name: getattr(model, name) for name in ("layer", "downsample", "upsample")}
     else:
         raise TypeError(f"no form to export {type(model).__name__} in")
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
@@ -170,7 +174,7 @@ def _load(folder: Path) -> nn.Module:
         return load_student(folder)
     responses: Sequence[ResponseSpec] = [spec_from_json(spec) for spec in config["responses"]]
     networks = {name: partial(SegmentationNet, network=name) for name in NETWORKS}
-    models = {"hovernet": HoverNetModel, "unet": UNetModel, **networks}
+    models = {"hovernet": HoverNetModel, "unet": UNetModel, "tapped": TappedClassifier, **networks}
     if config["model"] not in models:
         raise ConfigError(f"{folder} holds a model of kind {config['model']!r}; known are: student, {', '.join(models)}")
     with torch.random.fork_rng(devices=[]):

@@ -10,12 +10,14 @@ What it answers follows from the task that it was trained for:
 | segmentation | `mask` | logits | one per class, by cell |
 | classification | `label` | logits | one per class, for the tile as a whole |
 | any, of a timm backbone | `features` | features | the backbone's last map; only where the option `features` asks for it |
+| classification by a layer (`model.options.layer`) | `features` | features | that layer's map, where `features` asks for it |
+| | `cam_at_plus`, `cam_at` | attention | a map per class in [0, 1], for method attention; where `cam` asks for them |
 | segmentation, of fanet, enet, … | `encoder`, `decoder` | features | for method coco; only where `taps` asks for them |
 
 `np`, `hv` and `tp` are those of the teacher `hovernet`, so that one takes the other's place. Classes come as logits, not as
 probabilities: a softened comparison (a temperature above 1) needs what float16 probabilities round away, and a student that
 learned them has the very heads that finetune.py looks for. All of them move with their tile under flips and rotations, but for
-`features`, `encoder` and `decoder`: the pool turns the tile before a model that answers those sees it.
+`features`, `encoder`, `decoder` and the attention maps: the pool turns the tile before a model that answers those sees it.
 
 Masks and nuclei come at the model's own resolution: a timm backbone's at every second pixel of the image that it sees, the
 others' at the tile's. HoVer-Net's margin is cut away; `encoder` and `decoder` have a cell for every four pixels.
@@ -35,10 +37,12 @@ from csat.data import storage
 from csat.data.transforms import downsample
 from csat.errors import TeacherError
 from csat.export import exported_folder, load_exported, local_copy, read_exported_config, weights_name
+from csat.losses.attention import attention_maps, normalise_jointly
 from csat.model.hovernet import SMALLEST_PX
 from csat.model.hovernet_model import HoverNetModel
 from csat.model.segmentation_nets import NETWORKS, TAP_STRIDE_PX, SegmentationNet
 from csat.model.student import Student
+from csat.model.tapped import TappedClassifier
 from csat.model.unet import UNetModel
 from csat.responses import Kind, ResponseSpec, Symmetry, TeacherSpec
 from teachers.contract import Teacher, select_responses, sha256_of
@@ -47,6 +51,7 @@ from teachers.torch_teacher import Precision, TorchTeacher
 NAME = "run"
 FEATURES = "features"
 TAPS = ("encoder", "decoder")
+CAMS = {"cam_at_plus": "at+", "cam_at": "at"}  # response → form of the attention maps
 TYPES = "tp"  # the response whose classes are answered as probabilities
 LARGEST_PX = 1024  # of the tile sizes that the spec lists; a larger tile would only need more memory
 
@@ -59,6 +64,7 @@ class RunOptions:
     micro_batch: int = 16  # tiles on the device at once
     features: bool = False  # answer the backbone's last feature map too, which method resolution learns
     any_size: bool = False  # answer images of any size (convolutional nets), also where it was trained at one tile size
+    cam: bool = False  # answer the attention maps of a classifier on a layer too, which method attention learns
     taps: bool = False  # answer the two tapped maps of a network for segmentation too, which method coco learns
 
 
@@ -74,12 +80,24 @@ class TrainedTeacher(TorchTeacher):
 
     def answer(self, images: Tensor) -> dict[str, Tensor]:
         images = downsample(images / 255, self.model.downsample)
+        if isinstance(self.model, TappedClassifier):
+            return self._answer_by_layer(images)
         if any(response.name in TAPS for response in self.spec.responses):
             *taps, logits = self.model.tap(images)
             predictions = dict(zip(TAPS, taps, strict=True)) | {head.name: logits for head in self.heads}
         else:
             predictions = self.model(images)
         return {response.name: _as_response(response, predictions[response.name].float()) for response in self.spec.responses}
+
+    def _answer_by_layer(self, images: Tensor) -> dict[str, Tensor]:
+        """Logits, map and attention maps. The latter follow from gradients, which inference mode has none of."""
+        wanted = {response.name for response in self.spec.responses}
+        forms = {name: form for name, form in CAMS.items() if name in wanted}
+        with torch.inference_mode(False), torch.set_grad_enabled(bool(forms)):
+            features, logits = self.model.tap(images.clone())  # a copy that gradients may be taken by
+            cams = {name: normalise_jointly(attention_maps(features, logits, form)) for name, form in forms.items()}
+        answers = {FEATURES: features.detach().float(), self.heads[0].name: logits.detach().float(), **cams}
+        return {name: answers[name] for name in (response.name for response in self.spec.responses)}
 
 
 def load(options: RunOptions, *, weights: str | None, device: str, wanted: Sequence[str] | None) -> Teacher:
@@ -120,6 +138,13 @@ def load(options: RunOptions, *, weights: str | None, device: str, wanted: Seque
 def _responses(model: nn.Module, options: RunOptions, weights: str) -> list[ResponseSpec]:
     """Everything that the model answers; it answers its last map too from here on, where that is asked for."""
     responses = [_response(model, head) for head in model.responses]
+    if isinstance(model, TappedClassifier):
+        return responses + _of_layer(model, options, weights)
+    if options.cam:
+        raise TeacherError(
+            f"teacher {NAME!r}: {weights} holds a {type(model).__name__}, and cam are maps of a classifier on a named layer: leave "
+            "the option out, or train one with finetune.py --model.options.layer"
+        )
     if options.taps:
         responses += _taps(model, weights)
     if not options.features:
@@ -131,6 +156,22 @@ def _responses(model: nn.Module, options: RunOptions, weights: str) -> list[Resp
             "of a timm backbone: leave the option out, or choose a run of such a model"
         )
     return [*responses, model.add_last_map(FEATURES)]
+
+
+def _of_layer(model: TappedClassifier, options: RunOptions, weights: str) -> list[ResponseSpec]:
+    if options.taps:
+        raise TeacherError(
+            f"teacher {NAME!r}: {weights} holds a classifier, and taps are maps of a segmentation: leave it out"
+        )
+    shape = {"stride_px": model.cell_px, "symmetry": Symmetry.NONE}
+    responses = (
+        [ResponseSpec(name=FEATURES, kind=Kind.FEATURES, channels=model.tap_channels, **shape)] if options.features else []
+    )
+    if options.cam:
+        head = model.responses[0]
+        shape |= {"channels": head.channels, "channel_names": head.channel_names}
+        responses += [ResponseSpec(name=name, kind=Kind.ATTENTION, **shape) for name in CAMS]
+    return responses
 
 
 def _taps(model: nn.Module, weights: str) -> list[ResponseSpec]:

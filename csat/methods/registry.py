@@ -9,6 +9,7 @@ from torch import nn
 
 from csat.data.datasets.contract import DatasetInfo
 from csat.errors import ConfigError
+from csat.methods.attention import Attention, AttentionConfig
 from csat.methods.coco import CoCo, CoCoConfig
 from csat.methods.contract import Method
 from csat.methods.rckd import RCKD, RCKDConfig
@@ -27,6 +28,7 @@ METHODS: dict[str, tuple[type, type[Method]]] = {
 LABELLED_METHODS: dict[str, tuple[type, type[Method]]] = {
     "supervised": (SupervisedConfig, Supervised),
     "coco": (CoCoConfig, CoCo),
+    "attention": (AttentionConfig, Attention),
 }
 
 

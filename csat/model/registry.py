@@ -20,6 +20,7 @@ from csat.model.hovernet_model import HoverNetModel
 from csat.model.parts import BACKBONE, DECODER, HEADS, PartedModel
 from csat.model.segmentation_nets import NETWORKS, SegmentationNet
 from csat.model.student import Student, StudentConfig
+from csat.model.tapped import TappedClassifier
 from csat.model.transfer import transfer
 from csat.model.unet import UNetModel
 from csat.settings import read_settings
@@ -48,7 +49,7 @@ class ModelConfig:
     drop_path: float = 0.0  # stochastic depth of the backbone's last block, 0 to 1
     grad_checkpointing: bool = False  # recompute the backbone's blocks in the backward pass
     channels_last: bool = True  # memory layout of a timm backbone
-    options: dict[str, Any] = field(default_factory=dict)  # hovernet: mode, width; unet: width, depth; fanet: width
+    options: dict[str, Any] = field(default_factory=dict)  # hovernet: mode, width; unet: width, depth; fanet: width; timm: layer
 
     def __post_init__(self):
         for name, allowed in (("init", INITS), ("transfer", TRANSFERS), ("freeze", FREEZES)):
@@ -89,6 +90,14 @@ class FANetOptions:
     """Of `name: fanet`."""
 
     width: int = WIDTH  # channels at full resolution, a multiple of 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class TappedOptions:
+    """Of a timm model that classifies by one of its layers, for method attention."""
+
+    layer: str  # dotted name of the last layer that is kept, such as features.28 of vgg16
+    upsample: bool = False  # enlarge what model.downsample shrank, as the paper does; nothing is computed less
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,9 +143,12 @@ def _build(config: ModelConfig, info: DatasetInfo) -> PartedModel:
         return UNetModel(heads_of(info), width=options.width, depth=options.depth)
     if config.name in NETWORKS:
         return _build_segmentation_net(config, info)
+    if "layer" in config.options:
+        return _build_tapped(config, info)
     if config.options:
         raise ConfigError(
-            f"model.options are for hovernet, unet and fanet; {config.name!r} has none: {', '.join(config.options)}"
+            f"model.options are for hovernet, unet and fanet; {config.name!r} has none but layer (with upsample), by which it "
+            f"classifies: {', '.join(config.options)}"
         )
     student = StudentConfig(
         backbone=config.name,
@@ -148,6 +160,23 @@ def _build(config: ModelConfig, info: DatasetInfo) -> PartedModel:
         channels_last=config.channels_last,
     )
     return Student(student, heads_of(info))
+
+
+def _build_tapped(config: ModelConfig, info: DatasetInfo) -> TappedClassifier:
+    if info.task != Task.CLASSIFICATION:
+        raise ConfigError(f"model.options.layer is for classification, and the task is {info.task}: leave it out")
+    defaults = ModelConfig()
+    others = [n for n in TIMM_SETTINGS if n != "downsample" and getattr(config, n) != getattr(defaults, n)]
+    if others:
+        raise ConfigError(f"a classifier on a layer has no {', '.join(others)}: leave them out, or model.options.layer")
+    options = read_settings(TappedOptions, config.options, what="model.options of a classifier on a layer")
+    return TappedClassifier(
+        heads_of(info),
+        backbone=config.name,
+        pretrained=config.init == "pretrained",
+        downsample=config.downsample,
+        **asdict(options),
+    )
 
 
 def _build_segmentation_net(config: ModelConfig, info: DatasetInfo) -> SegmentationNet:

@@ -6,25 +6,29 @@ tensor for tensor, so that timm's ImageNet weights serve. Any other backbone wor
 `stages.2` of CSAT.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from csat.errors import ConfigError
-from csat.model.backbones import create_backbone
+from csat.model.backbones import create_backbone, layers_of
+from csat.model.parts import BACKBONE, DECODER, HEADS, PartedModel
 from csat.responses import ResponseSpec
 
 PROBE_PX = (64, 96)  # height and width; two sizes, so that a layer with its axes in another order is noticed
 
 
-class TappedClassifier(nn.Module):
+class TappedClassifier(PartedModel):
     """Backbone up to a layer, mean over its cells, linear. What comes after the layer is dropped.
 
     Attributes:
         responses: As given: the one head.
         downsample: The model sees the tile at 1/downsample of its pixels.
-        stride_px: Pixels of the model's image per cell of the layer; also `step_px`, so that the cells cover the whole image.
+        stride_px: Pixels per cell of the layer: of the model's image, and with `upsample` of the enlarged one.
+        step_px: What the edges of the model's image are multiples of, so that the cells cover the whole image.
         tap_channels: Channels of the layer.
     """
 
@@ -36,6 +40,7 @@ class TappedClassifier(nn.Module):
         layer: str = "features.28",
         pretrained: bool = False,
         downsample: int = 1,
+        upsample: bool = False,
     ):
         """
         Args:
@@ -44,6 +49,7 @@ class TappedClassifier(nn.Module):
             layer: Dotted name of a module in it, the last that is kept.
             pretrained: With timm's own weights (downloads them).
             downsample: The model sees the tile at 1/downsample of its pixels.
+            upsample: It enlarges what it sees to the tile's pixels (bilinear), as the paper does: nothing is computed less.
 
         Raises:
             ConfigError: an unknown backbone or layer, a layer that is no map or that more than one path leads around, other
@@ -56,13 +62,15 @@ class TappedClassifier(nn.Module):
         if downsample < 1:
             raise ConfigError(f"downsample is a whole factor of at least 1, not {downsample}")
         self.responses, self.downsample, self.layer = tuple(responses), downsample, layer
+        self.name, self.upsample = backbone, upsample
         self.backbone = create_backbone(backbone, pretrained=pretrained)
         data = self.backbone.pretrained_cfg
         self.register_buffer("mean", torch.tensor(data.get("mean", (0.5, 0.5, 0.5))).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(data.get("std", (0.5, 0.5, 0.5))).view(1, 3, 1, 1))
         _cut_after(self.backbone, layer, name=backbone)
         _, self.tap_channels, height, width = self._probe(backbone)
-        self.stride_px = self.step_px = PROBE_PX[0] // height
+        self.stride_px = PROBE_PX[0] // height
+        self.step_px = self.stride_px // math.gcd(self.stride_px, downsample) if upsample else self.stride_px
         self.head = nn.Linear(self.tap_channels, responses[0].channels)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -76,8 +84,10 @@ class TappedClassifier(nn.Module):
             images: Float `[B, 3, H, W]` in [0, 1], already downsampled; H and W multiples of `step_px`.
 
         Returns:
-            `[B, tap_channels, H/stride_px, W/stride_px]` and `[B, C]`.
+            `[B, tap_channels, H/stride_px, W/stride_px]`, with `upsample` downsample times as many cells, and `[B, C]`.
         """
+        if self.upsample and self.downsample > 1:
+            images = interpolate(images, scale_factor=float(self.downsample), mode="bilinear", align_corners=False)
         features = self.backbone.forward_features((images - self.mean) / self.std)
         return features, self.head(features.mean((2, 3)))
 
@@ -87,9 +97,24 @@ class TappedClassifier(nn.Module):
         if tile_px <= 0 or tile_px % step_px:
             nearest = max(step_px, round(tile_px / step_px) * step_px)
             raise ConfigError(
-                f"layer {self.layer!r} has a cell per {self.step_px} px, and with downsample {self.downsample} one per "
+                f"layer {self.layer!r} has a cell per {self.stride_px} px, and with downsample {self.downsample} one per "
                 f"{step_px} px of the tile: set --data.tile_px {nearest}, not {tile_px}"
             )
+
+    @property
+    def cell_px(self) -> int:
+        """Pixels of the tile per cell of the layer."""
+        return self.stride_px if self.upsample else self.stride_px * self.downsample
+
+    def parts(self) -> dict[str, list[nn.Module]]:
+        return {BACKBONE: [self.backbone], DECODER: [], HEADS: [self.head]}
+
+    def tensors_of_head(self, name: str) -> dict[str, Tensor]:
+        """Of the one head, as `tensors_of`: its tensors do not carry its name."""
+        return self.tensors_of(HEADS) if name == self.responses[0].name else {}
+
+    def backbone_layers(self) -> dict[str, int]:
+        return {f"backbone.{name}": layer for name, layer in layers_of(self.backbone, self.name).items()}
 
     @torch.no_grad()
     def _probe(self, backbone: str) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from csat.model.hovernet_model import HoverNetModel
 from csat.model.parts import BACKBONE, DECODER, HEADS, PartedModel
 from csat.model.segmentation_nets import SegmentationNet
 from csat.model.student import Student
+from csat.model.tapped import TappedClassifier
 from csat.model.unet import UNetModel
 from csat.responses import Kind, ResponseSpec
 
@@ -57,6 +58,8 @@ def _check_kind(source: nn.Module, model: PartedModel, source_name: str) -> None
         raise ConfigError(
             f"{source_name} holds a {_kind(source)}, and model.name asks for a {_kind(model)}: name the same model"
         )
+    if isinstance(model, TappedClassifier) and (source.name, source.layer) != (model.name, model.layer):
+        raise ConfigError(f"{source_name} holds a {_kind(source)}, and a {_kind(model)} is asked for: name the same layer")
     if isinstance(model, Student):
         theirs, ours = source.config.backbone, model.config.backbone
         if architecture_of(theirs) != architecture_of(ours):
@@ -115,5 +118,7 @@ def _has_decoder(model: PartedModel) -> bool:
 def _kind(model: nn.Module) -> str:
     if isinstance(model, SegmentationNet):
         return model.network
+    if isinstance(model, TappedClassifier):
+        return f"classifier on the layer {model.layer!r} of {model.name!r}"
     names = {HoverNetModel: "hovernet", UNetModel: "unet"}
     return f"student with the backbone {model.config.backbone!r}" if isinstance(model, Student) else names[type(model)]

@@ -1,0 +1,174 @@
+"""Attention across resolutions: a classifier at low resolution learns where a teacher at full resolution looks, beside labels.
+
+del Amor et al. 2024, "Attention to detail: inter-resolution knowledge distillation" (arXiv 2401.06010). Teacher and student
+are classifiers on one layer of a backbone (`csat/model/tapped.py`); the student sees 1/2 … 1/8 of the pixels
+(`model.downsample`). `L = CE + alpha_kd KD + alpha_fm FM + alpha_at AT`:
+
+| term | weight | loss |
+|---|---|---|
+| `ce` | 1 | cross-entropy with the label |
+| `kd` | alpha_kd | cross-entropy with the teacher's probabilities, softened by the temperature |
+| `fm` | alpha_fm | root mean square of the difference of the layer's maps |
+| `at` | alpha_at | root mean square of the difference of the attention maps, all classes normalised together |
+
+The attention maps follow from gradients, and the student learns through them (second derivatives). There is a map for every
+class, whatever the labels are: a batch of one class only is nothing special.
+
+Differs, or is decided here:
+- The student sees its small image as it is, and costs less. `model.options.upsample` enlarges it again, as the paper does.
+  Without, its maps are smaller than the teacher's, and are interpolated.
+- alpha_kd is 1: the paper gives alpha_fm and alpha_at only, for a quarter of the resolution.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor, nn
+
+from csat.data.datasets.contract import DatasetInfo, Task
+from csat.data.tasks import targets_of
+from csat.data.transforms import downsample
+from csat.errors import ConfigError, TeacherError
+from csat.losses.attention import attention_distance, attention_maps
+from csat.losses.classes import cross_entropy
+from csat.losses.distribution import softened_cross_entropy
+from csat.losses.rms import rms_distance
+from csat.methods.contract import Method
+from csat.responses import Batch, Kind, ResponseSpec, TeacherSpec
+
+LABEL, FEATURES = "label", "features"
+FORMS = {"at_plus": "at+", "at": "at"}  # variant → form of the maps
+CAMS = {variant: f"cam_{variant}" for variant in FORMS}  # variant → the response with the teacher's maps
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionConfig:
+    """How much is learned from what. A weight of 0 switches a term off, with the response that only it needs."""
+
+    variant: str = "at_plus"  # of the attention maps: at_plus, at, or none (no attention term)
+    alpha_kd: float = 1.0  # weight of the teacher's probabilities
+    alpha_fm: float = 0.1  # weight of the teacher's map; not 0 only where both layers have as many channels
+    alpha_at: float = 10.0  # weight of the attention maps
+    temperature: float = 1.0  # of the teacher's probabilities, above 1 softens
+    seed: int = 0  # unused: this method draws nothing at random
+
+    def __post_init__(self):
+        if self.variant not in (*FORMS, "none"):
+            raise ConfigError(f"variant is one of {', '.join(FORMS)} or none, not {self.variant!r}")
+        for name in ("alpha_kd", "alpha_fm", "alpha_at"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} must be a number of 0 or more, not {getattr(self, name)}")
+        if not 0 < self.temperature < math.inf:
+            raise ConfigError(f"temperature must be positive, not {self.temperature}")
+
+    @property
+    def has_attention(self) -> bool:
+        return self.variant != "none" and self.alpha_at > 0
+
+
+class Attention(Method):
+    """Learns classes from labels and from a teacher's logits, map and attention maps."""
+
+    def __init__(
+        self,
+        config: AttentionConfig,
+        model: nn.Module,
+        *,
+        info: DatasetInfo,
+        tile_px: int,
+        responses: Sequence[ResponseSpec],
+        class_counts: np.ndarray | None = None,
+    ):
+        """
+        Args:
+            config: The settings.
+            model: As `csat.model.registry.build_model` makes it with the option `layer`: a `TappedClassifier`.
+            info: Task and classes.
+            tile_px: Edge of the tiles.
+            responses: What `needs` chose.
+            class_counts: Unused.
+
+        Raises:
+            ConfigError: another task, a single class, a model without a tapped layer, other classes or another number of
+                channels than the teacher's.
+        """
+        super().__init__()
+        if info.task != Task.CLASSIFICATION:
+            raise ConfigError(f"method attention learns a classification, and the task is {info.task}: choose another method")
+        if len(info.classes) < 2:
+            raise ConfigError(
+                f"method attention tells classes apart, and the data have one: {', '.join(info.classes) or 'none'}. Add "
+                "images of another class"
+            )
+        if not hasattr(model, "tap") or not hasattr(model, "tap_channels"):
+            raise ConfigError(
+                f"method attention compares the maps of a layer, and a {type(model).__name__} has none named: set "
+                "--model.name vgg16 --model.options.layer features.28, or another timm backbone with one of its layers"
+            )
+        self.config, self.model, self.info, self.seed = config, model, info, config.seed
+        self.responses, self.targets = tuple(responses), targets_of(info)
+        alphas = {"kd": config.alpha_kd, "fm": config.alpha_fm, "at": config.alpha_at if config.has_attention else 0.0}
+        self.weights = {"ce": 1.0} | {name: float(alpha) for name, alpha in alphas.items() if alpha}
+        for spec in self.responses:
+            spec.shape(tile_px)
+            self._check_channels(spec)
+
+    @classmethod
+    def needs(cls, config: AttentionConfig, teacher: TeacherSpec) -> tuple[ResponseSpec, ...]:
+        """Logits, the layer's map and the attention maps, each where its weight is not 0.
+
+        Raises:
+            TeacherError: the teacher lacks one; names it and what the teacher gives.
+        """
+        wanted = [(LABEL, Kind.LOGITS)] if config.alpha_kd else []
+        wanted += [(FEATURES, Kind.FEATURES)] if config.alpha_fm else []
+        wanted += [(CAMS[config.variant], Kind.ATTENTION)] if config.has_attention else []
+        given = {spec.name: spec for spec in teacher.responses}
+        for name, kind in wanted:
+            spec = given.get(name)
+            if spec is None or spec.kind != kind or spec.is_dense != (name != LABEL) or spec.crop_px:
+                have = ", ".join(f"{spec.name} ({spec.kind}, {spec.channels} ch)" for spec in teacher.responses) or "nothing"
+                raise TeacherError(
+                    f"method attention needs the response {name!r} ({kind}), which teacher {teacher.name!r} does not give; it "
+                    f"gives: {have}. A run of finetune.py with --model.options.layer gives all with "
+                    "--teacher.options.features true --teacher.options.cam true"
+                )
+        return tuple(given[name] for name, _ in wanted)
+
+    def part(self, turn: str) -> nn.Module:
+        return {"student": self.model}[turn]
+
+    def forward(self, batch: Batch, turn: str = "student") -> dict[str, Tensor]:
+        """The unweighted terms of a batch: term → float32 `[B]`. Gradients must be enabled where there is an attention term.
+
+        Args:
+            batch: Tiles, the teacher's responses, and the target `label`.
+            turn: "student", the only one.
+        """
+        features, logits = self.model.tap(downsample(batch.tiles.float() / 255, self.model.downsample))
+        terms = {"ce": cross_entropy(logits, batch.targets[LABEL])}
+        if "kd" in self.weights:
+            terms["kd"] = softened_cross_entropy(logits, batch.responses[LABEL], self.config.temperature)
+        if "fm" in self.weights:
+            terms["fm"] = rms_distance(features, batch.responses[FEATURES])
+        if "at" in self.weights:
+            maps = attention_maps(features, logits, FORMS[self.config.variant], keep_graph=True)
+            terms["at"] = attention_distance(maps, batch.responses[CAMS[self.config.variant]])
+        return terms
+
+    def _check_channels(self, spec: ResponseSpec) -> None:
+        """Maps are compared channel with channel, and classes with classes."""
+        if spec.name == FEATURES:
+            if spec.channels != self.model.tap_channels:
+                raise ConfigError(
+                    f"the teacher's layer has {spec.channels} channels and the student's {self.model.tap_channels}, and fm "
+                    "compares them one by one: choose layers of as many (--model.options.layer), or "
+                    "--method.options.alpha_fm 0"
+                )
+        elif spec.channels != len(self.info.classes) or spec.channel_names not in ((), tuple(self.info.classes)):
+            raise ConfigError(
+                f"the teacher's classes are {', '.join(spec.channel_names) or spec.channels}, and those of the data "
+                f"{', '.join(self.info.classes)}: choose a teacher of these classes"
+            )
