@@ -142,8 +142,8 @@ def _responses(model: nn.Module, options: RunOptions, weights: str) -> list[Resp
         return responses + _of_layer(model, options, weights)
     if options.cam:
         raise TeacherError(
-            f"teacher {NAME!r}: {weights} holds a {type(model).__name__}, and cam are maps of a classifier on a named layer: leave "
-            "the option out, or train one with finetune.py --model.options.layer"
+            f"teacher {NAME!r}: {weights} holds a {type(model).__name__}, and cam are maps of a classifier on a named "
+            "layer: leave the option out, or train one with finetune.py --model.options.layer"
         )
     if options.taps:
         responses += _taps(model, weights)

@@ -49,7 +49,9 @@ class ModelConfig:
     drop_path: float = 0.0  # stochastic depth of the backbone's last block, 0 to 1
     grad_checkpointing: bool = False  # recompute the backbone's blocks in the backward pass
     channels_last: bool = True  # memory layout of a timm backbone
-    options: dict[str, Any] = field(default_factory=dict)  # hovernet: mode, width; unet: width, depth; fanet: width; timm: layer
+    options: dict[str, Any] = field(
+        default_factory=dict
+    )  # hovernet: mode, width; unet: width, depth; fanet: width; timm: layer…
 
     def __post_init__(self):
         for name, allowed in (("init", INITS), ("transfer", TRANSFERS), ("freeze", FREEZES)):
@@ -147,8 +149,8 @@ def _build(config: ModelConfig, info: DatasetInfo) -> PartedModel:
         return _build_tapped(config, info)
     if config.options:
         raise ConfigError(
-            f"model.options are for hovernet, unet and fanet; {config.name!r} has none but layer (with upsample), by which it "
-            f"classifies: {', '.join(config.options)}"
+            f"model.options are for hovernet, unet and fanet; {config.name!r} has none: {', '.join(config.options)} (but "
+            "for layer, and upsample beside it: by which layer it classifies)"
         )
     student = StudentConfig(
         backbone=config.name,
