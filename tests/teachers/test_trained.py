@@ -131,6 +131,20 @@ def test_a_downsampled_student_answers_on_its_own_grid(tmp_path):
         teacher.spec.check_view(tile_px=126, mpp=0.5)
 
 
+def test_a_classifier_answers_whole_images_where_the_user_says_so(tmp_path):
+    model = fresh("csat_nano", Task.CLASSIFICATION)
+    run = write_run(tmp_path, model, Task.CLASSIFICATION)
+    assert load_teacher(run, options={"features": True}).spec.tile_px == (64,)
+    teacher = load_teacher(run, options={"features": True, "any_size": True})
+    assert teacher.spec.tile_px is None
+    image = noise(1, 96)[:, :64]
+    answers = teacher.respond(image)
+    assert answers["features"].shape == (1, *teacher.spec.response("features").shape((64, 96)))
+    with torch.inference_mode():
+        expected = model(torch.tensor(image).permute(0, 3, 1, 2) / 255)["label"]
+    np.testing.assert_allclose(answers["label"], expected.numpy(), atol=2e-3, rtol=2e-3)
+
+
 def test_answers_move_with_the_tile_as_the_spec_says(tmp_path):
     """A U-Net whose kernels have the square's symmetries sees a turned tile as the turned answer, at the right place."""
     model = fresh("unet", Task.SEGMENTATION)

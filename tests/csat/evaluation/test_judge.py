@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from csat.data.ragged import of_arrays
 from csat.data.synthetic import make_slides, read_truth
 from csat.evaluation.judge import KNOWN, PICTURE, Judge
 from csat.model.student import Student, StudentConfig, save_student
@@ -76,3 +77,29 @@ def test_slides_without_truth_have_no_known_nuclei(slide, student_folder):
     columns["slide"] = np.array(["/elsewhere/a.svs"], dtype=object)
     judged = Judge(str(student_folder), tile_px=TILE_PX, num_pictures=0)(columns)
     assert (judged[KNOWN["student"]] == -1).all()
+
+
+def test_whole_images_are_judged_each_at_its_own_size(tmp_path, slide):
+    grid = ResponseSpec(name="tokens", kind=Kind.FEATURES, channels=4, stride_px=32, symmetry=Symmetry.NONE)
+    logits = ResponseSpec(name="logits", kind=Kind.LOGITS, channels=3, stride_px=None)
+    torch.manual_seed(0)
+    student = Student(StudentConfig(backbone="csat_nano", decoder_channels=8), (grid, logits), last_map=["tokens"])
+    save_student(student, tmp_path, {})
+    student.eval()
+    sizes = [(64, 96), (96, 64), (64, 96), (32, 32)]
+    tiles = [np.full((*size, 3), 40 * index + 60, np.uint8) for index, size in enumerate(sizes)]
+    columns = rows(slide, [(0, 0)] * 4, status=[OK, OK, OK, QUARANTINED])
+    columns |= {TILE: of_arrays(tiles), RESPONSE_PREFIX + "logits": np.eye(3, dtype=np.float16)[[0, 1, 2, 0]]}
+    columns[RESPONSE_PREFIX + "tokens"] = of_arrays([np.ones((4, h // 32, w // 32), np.float16) for h, w in sizes])
+    judge = Judge(str(tmp_path), tile_px=32, num_pictures=4)
+    out = judge(columns)
+    assert out[POSITION].tolist() == [0, 2, 1], "in groups of one size"
+    for position, agreement in zip(out[POSITION], out["student_vs_teacher.logits.agreement"], strict=True):
+        image = torch.from_numpy(tiles[position]).permute(2, 0, 1)[None].float() / 255
+        with torch.inference_mode():
+            assert agreement == (student(image)["logits"].argmax() == columns[RESPONSE_PREFIX + "logits"][position].argmax())
+    assert out["student_vs_teacher.tokens.cosine"].shape == (3,)
+    with np.load(io.BytesIO(out[PICTURE][1])) as picture:
+        assert picture["tile"].shape == (64, 96, 3)
+    nothing = judge({**columns, STATUS: np.full(4, QUARANTINED, np.uint8)})
+    assert all(len(column) == 0 for column in nothing.values())

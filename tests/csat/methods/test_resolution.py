@@ -363,3 +363,26 @@ def test_two_processes_with_ragged_halves_agree_with_one(tmp_path: Path):
         assert parameter.grad.abs().max() > 1e-4, name  # or agreement would say nothing
         for rank in ranks:
             torch.testing.assert_close(rank["gradients"][name], parameter.grad, atol=1e-5, rtol=1e-5)
+
+
+def test_whole_images_come_in_their_view_and_in_the_students_own_pixels():
+    student = TinyStudent((LOGITS, MOVING))
+    method = Resolution(ResolutionConfig(), student, (LOGITS, MOVING), tile_px=16, downsample=2, whole=True)
+    assert method.view_in_pool, "images of one batch cannot be transposed one by one"
+    batch = make_batch(1, (LOGITS, MOVING), size=(32, 48))
+    terms = method(batch)
+    torch.testing.assert_close(student.seen, torch.nn.functional.avg_pool2d(batch.tiles.float() / 255, 2))
+    own = torch.full((1, 3, 16, 24), 51, dtype=torch.uint8)
+    method(replace(batch, student_tiles=own))
+    torch.testing.assert_close(student.seen, torch.full((1, 3, 16, 24), 0.2))
+    assert terms["soft"].shape == terms["pix"].shape == (1,)
+
+
+def test_tiles_and_the_students_own_pixels_are_turned_alike():
+    method = make_method((LOGITS, MOVING)).train()
+    batch = make_batch(4, (LOGITS, MOVING))
+    small = torch.nn.functional.avg_pool2d(batch.tiles.float(), 2).round().to(torch.uint8)
+    method(batch)
+    seen = method.student.seen
+    method(replace(batch, student_tiles=small))
+    torch.testing.assert_close(method.student.seen, seen, atol=0.51 / 255, rtol=0)
