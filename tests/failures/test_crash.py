@@ -39,7 +39,7 @@ def test_tiling_that_hangs_on_a_slide_ends_in_an_error(cluster, tmp_path, monkey
     monkeypatch.setattr(tile_slides, "TASK_TIMEOUT_S", 1.0)
     slide = list_slides([str(make_slides(tmp_path, num_slides=1, size_px=256, seed=1)[0])])[0]
     with pytest.raises(ConfigError, match="_000.svs: tiling it has not ended within 1 s"):
-        tile_slides._take(slide, cluster.remote(max_retries=0)(time.sleep).remote(600))
+        tile_slides._take(slide, cluster.remote(max_retries=0)(lambda: time.sleep(600)).remote())
 
 
 def test_a_slide_that_crashes_its_reader_costs_its_own_tiles_and_no_other(cluster, tmp_path):

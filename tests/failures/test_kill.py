@@ -1,13 +1,17 @@
 """A small seeded part of the kill matrix; `python -m tests.failures.table` runs all of it."""
 
+import json
+
 import pytest
 
-from tests.failures.lab import Lab
+from csat.data.plan import Intervals
+from csat.training.checkpoints import QUARANTINE_SCHEMA, Checkpoint, Checkpoints, Cursor
+from tests.failures.lab import Lab, count_tiles
 from tests.failures.table import as_markdown
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-
+@pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_killed_node_and_a_killed_driver_cost_no_tile():
     """On three nodes: first a node is lost while the run goes on, then the driver of another run."""
@@ -24,3 +28,18 @@ def test_the_table_sums_up_and_hides_nothing():
         for seed, lost, seconds in ((0, 0, 10.0), (1, 3, 30.0))
     ]
     assert "| 2 | 200 | 3 | 0 | 20, 30 |" in as_markdown(runs)
+
+
+@pytest.mark.parametrize(
+    ("done", "trained", "lost", "doubled"),
+    [([(0, 20)], [9, 9], 0, 0), ([(0, 13), (14, 20)], [9, 8], 1, 0), ([(0, 20)], [9, 11], 0, 2), ([(1, 20)], [9, 9], 1, 1)],
+)
+def test_the_count_sees_what_is_lost_and_what_is_doubled(tmp_path, done, trained, lost, doubled):
+    """Two epochs of ten tiles, one of them quarantined; also a tile lost and another one doubled, which no sum would show."""
+    (tmp_path / "manifest").mkdir()
+    (tmp_path / "manifest" / "index.json").write_text(json.dumps({"num_tiles": 10}))
+    rows = [dict(epoch=epoch, trained=count, quarantined=1, filtered=0) for epoch, count in enumerate(trained)]
+    (tmp_path / "accounting.json").write_text(json.dumps({"epochs": rows}))
+    cursor = Cursor(step=1, done=Intervals(done))
+    Checkpoints(str(tmp_path / "checkpoints")).save(Checkpoint(cursor, {}, QUARANTINE_SCHEMA.empty_table()))
+    assert count_tiles(tmp_path, 2) == (20, lost, doubled)
