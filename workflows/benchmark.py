@@ -1,6 +1,7 @@
 """How fast each stage is on this machine, one stage at a time, in one process.
 
     python workflows/benchmark.py --device cpu --threads 2
+    python workflows/benchmark.py --stages '["plan", "manifest"]'     # what ten thousand slides cost before pixels are read
 
 Machines are noisy: every figure is the median of several rounds, the candidates of a stage take turns within a round, and a
 table shows each as a ratio to the first. What a whole run reaches, with everything at once, stands in its throughput.json.
@@ -30,6 +31,7 @@ from csat.model.student import Student, StudentConfig
 from csat.responses import OK, STATUS, TILE, Kind, ResponseSpec, Symmetry
 from teachers.registry import load_teacher
 from workflows import cli
+from workflows.benchmark_scale import measure_manifest, measure_plan
 
 RESPONSES = (
     ResponseSpec(name="np", kind=Kind.PROBABILITY, channels=1),
@@ -49,11 +51,13 @@ TEACHERS = {
 class BenchmarkConfig:
     """Settings of benchmark.py."""
 
-    stages: list[str] = field(default_factory=lambda: ["student", "teacher", "reader"])  # any of student, teacher, reader
+    stages: list[str] = field(default_factory=lambda: ["student", "teacher", "reader"])  # any of these, plan, manifest
     students: list[str] = field(default_factory=lambda: list(STUDENTS))  # backbones
     slides: list[str] = field(default_factory=list)  # slides for the reader; empty: a synthetic one
     tile_px: int = 256  # edge of the tiles
     batch_size: int = 16  # tiles at once
+    num_slides: int = 10_000  # simulated slides of the stage manifest
+    num_tiles: int = 100_000_000  # simulated tiles of the stages plan and manifest
     rounds: int = 5  # timed rounds of each, after one that is not counted
     device: str = "cpu"  # cpu or cuda
     threads: int | None = None  # of torch, on the CPU; None: torch's choice
@@ -63,9 +67,17 @@ class BenchmarkConfig:
 def main(argv: list[str] | None = None) -> int:
     try:
         config, _ = cli.parse(BenchmarkConfig, __doc__, argv)
-        stages = {"student": measure_students, "teacher": measure_teachers, "reader": measure_readers}
+        stages = {
+            "student": measure_students,
+            "teacher": measure_teachers,
+            "reader": measure_readers,
+            "plan": lambda config: measure_plan(config.num_tiles),
+            "manifest": lambda config: measure_manifest(config.num_slides, config.num_tiles),
+        }
         if unknown := [stage for stage in config.stages if stage not in stages]:
             raise ConfigError(f"there is no stage {', '.join(unknown)}; there are: {', '.join(stages)}")
+        if min(config.num_slides - 1, config.num_tiles) < 1:
+            raise ConfigError("--num_slides must be at least 2 and --num_tiles at least 1")
         if config.device == "cuda" and not torch.cuda.is_available():
             raise ConfigError("--device cuda: torch sees no CUDA device here")
         if config.threads:

@@ -20,8 +20,26 @@ def test_the_figures_are_written(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("argument", "words"),
-    [('--stages=["lunch"]', "no stage lunch"), ('--students=["cast"]', "csat"), ("--slides=[/nowhere.svs]", "nowhere.svs")],
+    [
+        ('--stages=["lunch"]', "no stage lunch"),
+        ('--students=["cast"]', "csat"),
+        ("--slides=[/nowhere.svs]", "nowhere.svs"),
+        ("--num_slides=1", "at least 2"),
+    ],
 )
 def test_mistakes_are_named(capsys, argument, words):
     assert benchmark.main([argument, *SMALL]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_scale_is_simulated_with_the_code_of_a_run(tmp_path, capsys):
+    output = tmp_path / "figures.json"
+    argv = ['--stages=["plan", "manifest"]', "--num_slides=8", "--num_tiles=20000", f"--output={output}", *SMALL]
+    assert benchmark.main(argv) == 0
+    plan, manifest = (json.loads(output.read_text())[stage] for stage in ("plan", "manifest"))
+    assert plan["0_tiles_on_their_way.intervals"] == 1
+    assert plan["2000_tiles_on_their_way.intervals"] == 1 + -(-2000 // 32)
+    assert plan["2000_tiles_on_their_way.cursor_bytes"] < 40 * 64 + 1000
+    assert 0 < manifest["tiles"] < 20_000, "some slides are held out"
+    assert all(manifest[f"memory_after_{share}_percent_bytes"] > 0 for share in (25, 50, 75, 100))
+    assert "20,000 tiles" in capsys.readouterr().out
