@@ -110,7 +110,8 @@ class TeacherStage:
             answers |= {int(group[index]): answer for index, answer in answered.items()}
             for index, reason in failures.items():
                 status[group[index]], reasons[group[index]] = QUARANTINED, reason
-        responses = {RESPONSE_PREFIX + spec.name: _column(spec, tiles, answers) for spec in self.teacher.spec.responses}
+        specs = self.teacher.spec.responses
+        responses = {RESPONSE_PREFIX + spec.name: response_column(spec, tiles, answers) for spec in specs}
         seconds = np.zeros(len(tiles), np.float32)
         seconds[rows] = (time.perf_counter() - start) / max(len(rows), 1)
         return {**columns, **seen, STATUS: status, REASON: reasons, **responses, TEACHER_S: seconds}
@@ -206,7 +207,7 @@ class TeacherStage:
             ) from error
 
 
-def _column(spec: ResponseSpec, tiles: np.ndarray, answers: Mapping[int, Mapping[str, np.ndarray]]) -> np.ndarray:
+def response_column(spec: ResponseSpec, tiles: np.ndarray, answers: Mapping[int, Mapping[str, np.ndarray]]) -> np.ndarray:
     """One response of every row, float16, zeros where there is no answer."""
     if spec.is_dense and tiles.dtype == object:
         empty = (np.zeros(spec.shape(tile.shape[:2]), np.float16) for tile in tiles)

@@ -109,6 +109,21 @@ class Plan:
         """Row numbers inside the chunk, in the order of the slot's positions. int64 `[num_rows]`."""
         return np.random.default_rng((self.seed, 2, slot.epoch, slot.chunk_index)).permutation(slot.num_rows)
 
+    def tiles_at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which tile each position is: its chunk, and its row in that chunk. int64 `[n]` both."""
+        epochs, ranks = np.divmod(np.asarray(positions, dtype=np.int64), self.num_tiles)
+        chunks, rows = np.empty_like(ranks), np.empty_like(ranks)
+        for epoch in np.unique(epochs).tolist():
+            order, offsets = self._epoch(epoch)
+            here = np.flatnonzero(epochs == epoch)
+            places = np.searchsorted(offsets, ranks[here], side="right") - 1
+            for place in np.unique(places).tolist():
+                slot = self.slot(epoch * self.num_chunks + place)
+                mine = here[places == place]
+                chunks[mine] = order[place]
+                rows[mine] = self.row_order(slot)[ranks[mine] - offsets[place]]
+        return chunks, rows
+
     def first_slot(self, done: Intervals) -> int:
         """The first slot with anything left to do; `num_slots` when all is done."""
         position = done.first_gap()

@@ -45,6 +45,15 @@ def test_every_epoch_visits_every_tile_once():
     assert [seen[p] for p in range(22)] != [seen[p] for p in range(22, 44)], "the second epoch has another order"
 
 
+def test_the_tile_of_a_position_is_found_from_anywhere():
+    plan = make_plan()
+    seen = tiles_by_position(plan)
+    positions = np.random.default_rng(0).permutation(plan.num_positions)
+    chunks, rows = plan.tiles_at(positions)
+    assert list(zip(chunks.tolist(), rows.tolist(), strict=True)) == [seen[p] for p in positions.tolist()]
+    assert [len(each) for each in plan.tiles_at(np.empty(0, np.int64))] == [0, 0]
+
+
 def test_order_follows_from_the_seed_alone():
     assert tiles_by_position(make_plan()) == tiles_by_position(pickle.loads(pickle.dumps(make_plan())))
     assert tiles_by_position(make_plan(seed=4)) != tiles_by_position(make_plan())
