@@ -24,6 +24,7 @@ from ray.train.torch import TorchTrainer
 from csat.data import storage
 from csat.data.manifest import Manifest, ManifestConfig
 from csat.data.plan import Plan
+from csat.data.response_cache import CacheConfig, cache_key, open_cache
 from csat.data.sources import SlideRow, list_slides
 from csat.data.synthetic import make_slides
 from csat.data.tiling import TilingConfig
@@ -49,7 +50,7 @@ from workflows.config import (
 )
 from workflows.meters import StoreMeter
 from workflows.progress import ProgressBoard, ProgressDisplay
-from workflows.stream import TRAIN, ResumingStream, StreamConfig, WholeSplit, execution_options, slide_cache
+from workflows.stream import CACHED, TRAIN, ResumingStream, StreamConfig, WholeSplit, execution_options, slide_cache
 from workflows.tile_slides import build_manifest
 from workflows.worker import Job, train_worker
 
@@ -82,6 +83,7 @@ class PretrainConfig:
     demo: DemoConfig = field(default_factory=DemoConfig)  # synthetic slides
     readers: ReaderConfig = field(default_factory=ReaderConfig)  # actors that read tiles
     pool: PoolConfig = field(default_factory=PoolConfig)  # actors that hold the teacher
+    cache: CacheConfig = field(default_factory=CacheConfig)  # keep the teacher's responses; off without a uri
     workers: WorkerConfig = field(default_factory=WorkerConfig)  # processes that train
     ray: RayConfig = field(default_factory=RayConfig)  # the cluster
     student_pixels: Literal["tile", "pyramid"] = "tile"  # the student sees the tile shrunk, or the slide's own lower level
@@ -109,6 +111,7 @@ def pretrain(config: PretrainConfig, plain: dict[str, Any]) -> int:
     job_check = _make_job(config, folder, spec, Plan([config.train.batch_size], [0], num_epochs=1, seed=0))
     method = job_check.build_method()  # settings of student and method that cannot work are met here, on the driver
     _check_pixels(config, method)
+    _check_cache(config, method)
 
     slides = list_slides(_with_demo(config, folder), source_mpp=config.data.source_mpp)
     cluster.connect(config.ray)
@@ -120,6 +123,7 @@ def pretrain(config: PretrainConfig, plain: dict[str, Any]) -> int:
     if config.data.whole:
         _check_resources(config, stream)  # again: how large the largest image is, only the manifest knows
     _print_plan(config, slides, manifest, stream)
+    job, stream = _with_cache(config, manifest, job, stream)
 
     folder.set_status("running")
     _train(config, folder, job, stream)
@@ -173,6 +177,18 @@ def _check_pixels(config: PretrainConfig, method: Method) -> None:
         raise ConfigError(
             "--student_pixels pyramid is for a student at lower resolution than its teacher: --method.name resolution with "
             f"--student.downsample 2 or more, not {config.method.name} with {config.student.downsample}"
+        )
+
+
+def _check_cache(config: PretrainConfig, method: Method) -> None:
+    if config.cache.uri is None:
+        return
+    if method.view_in_pool or method.colour_in_pool is not None:
+        what = "view (flip and rotation)" if method.view_in_pool else "colours"
+        raise ConfigError(
+            f"--cache.uri: with --method.name {config.method.name} and these options the teacher sees each tile in another "
+            f"{what} in every epoch, so that its earlier response is of no use: leave --cache.uri out, or choose responses "
+            "(maps) and options with which the tile stays as it was scanned until the trainer has it"
         )
 
 
@@ -262,6 +278,25 @@ def _stream_config(
     )
 
 
+def _with_cache(config: PretrainConfig, manifest: Manifest, job: Job, stream: StreamConfig) -> tuple[Job, StreamConfig]:
+    """Job and stream with the response cache, where one is asked for. Says what it may take, or refuses."""
+    if config.cache.uri is None:
+        return job, stream
+    key = cache_key(
+        job.teacher,
+        stream.teacher.options,
+        stream.responses,
+        manifest_fingerprint=manifest.fingerprint,
+        tile_px=job.tile_px,
+        mpp=config.data.mpp,
+    )
+    size = stream.largest_size()
+    cache, num_bytes = open_cache(config.cache, key, stream.responses, num_tiles=manifest.num_tiles, tile_px=size)
+    state = "complete: no teacher is needed" if cache.is_complete() else "filled in the first epoch, read in the later ones"
+    print(f"response cache {cache.folder}: at most {num_bytes / 1e9:.2f} GB of {config.cache.budget_gb:g} GB, {state}")
+    return replace(job, cache=cache), replace(stream, cache=cache)
+
+
 def _print_plan(config: PretrainConfig, slides: list[SlideRow], manifest: Manifest, stream: StreamConfig) -> None:
     if held_out := manifest.index["holdout"]:
         unused = held_out["not_kept"] + held_out["on_the_border"]
@@ -290,10 +325,12 @@ def _train(config: PretrainConfig, folder: RunFolder, job: Job, stream: StreamCo
     attempt = 1 + (folder.read_json("attempts.json") or {"attempts": 0})["attempts"]
     folder.write_json("attempts.json", {"attempts": attempt})
     board = ProgressBoard.remote()
+    parts = [TRAIN] if stream.cache is None else [TRAIN, CACHED]
+    resuming = ResumingStream(config=stream, checkpoints_uri=checkpoints.folder, settings=config.ray)
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": job, "progress": board},
-        datasets={TRAIN: ResumingStream(config=stream, checkpoints_uri=checkpoints.folder, settings=config.ray)},
+        datasets={part: replace(resuming, part=part) for part in parts},
         dataset_config=WholeSplit(execution_options=execution_options(config.ray)),
         scaling_config=ScalingConfig(
             num_workers=config.workers.num_workers,

@@ -108,13 +108,17 @@ def write_throughput(
     attempts = [each for number in range(1, count + 1) if (each := folder.read_json(f"attempt-{number:03d}.json"))]
     spilled = [each["spilled_bytes"] for each in attempts if each["spilled_bytes"] is not None]
     rows = meters.get("rows", 0.0)
+    answered = meters.get("answered", rows)  # a run that an earlier version began did not count them
     loop_s, wait_s = meters.get("loop_s", 0.0), meters.get("wait_s", 0.0)
     throughput = {
         "tiles": int(rows),
         "tiles_per_s": rows / (loop_s / num_workers) if loop_s else None,
         "stages": {
             "read": {"tiles_per_s_per_actor": _rate(rows, meters.get("read_s"))},
-            "teacher": {"tiles_per_s_per_actor": _rate(rows, meters.get("teacher_s"))},
+            "teacher": {
+                "tiles_per_s_per_actor": _rate(answered, meters.get("teacher_s")),
+                "answered_share": _rate(answered, rows),
+            },
             "student": {"tiles_per_s_per_worker": _rate(rows, loop_s - wait_s), "workers": num_workers},
         },
         "trainer_waiting_share": wait_s / loop_s if loop_s else None,
@@ -155,7 +159,7 @@ def _evaluate(
     """The exported student against the teacher on the held-out tiles, through the same readers and teacher pool."""
     chunks = holdout.chunks
     plan = Plan(chunks["rows"], chunks["part"], num_epochs=1, seed=seed)
-    as_scanned = {"view_seed": None, "colour": None}
+    as_scanned = {"view_seed": None, "colour": None, "cache": None}
     held_out = replace(stream, manifest_uri=folder.path("manifest", "holdout"), plan=plan, **as_scanned)
     judged = make_stream(held_out, Intervals()).map_batches(
         Judge,

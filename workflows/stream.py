@@ -1,4 +1,9 @@
-"""The stream: plan → pixels → teacher responses → workers, as one Ray Data pipeline whose actors live through all epochs."""
+"""The stream: plan → pixels → teacher responses → workers, as one Ray Data pipeline whose actors live through all epochs.
+
+With a response cache there are two pipelines, one after the other: the first ends with the first epoch that is not done and
+has the teacher pool, the second covers the later epochs and reads what was kept. Ray starts a pipeline's actors when its first
+row is asked for and ends them after its last: the teacher's GPUs are free from the second epoch on.
+"""
 
 import math
 from dataclasses import dataclass
@@ -15,15 +20,18 @@ from csat.data.crashes import CrashLog
 from csat.data.plan import Intervals, Plan
 from csat.data.planned_reader import SLOT, PlannedReader
 from csat.data.read import TileReader
+from csat.data.response_cache import ResponseCache
 from csat.data.slide_cache import SlideCache
 from csat.responses import ResponseSpec
 from csat.training.checkpoints import Checkpoints
+from teachers.cached import CachedTeacherStage
 from teachers.pool import TeacherStage
 from workflows.config import PoolConfig, RayConfig, ReaderConfig, TeacherConfig
 
 MAX_BLOCKS = 4096  # of the plan; beyond that a block holds several slots
 BLOCK_BYTES = 128 * 2**20  # what Ray Data puts together into one block of rows that a stage gives out one after the other
 TRAIN = "train"  # name of the data set that the workers ask for
+CACHED = "cached"  # and of the one that comes after it where there is a response cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +51,7 @@ class StreamConfig:
     colour_seed: int = 0  # of those colours
     largest_px: tuple[tuple[int, int], ...] | None = None  # whole images, and the largest (Manifest); None: square tiles
     student_factor: int | None = None  # read the student's pixels by themselves, at 1 / student_factor; None: from the tile
+    cache: ResponseCache | None = None  # of the teacher's responses; None: the teacher answers in every epoch
 
     def largest_size(self) -> tuple[int, int]:
         """Height and width of the largest row as it travels, with its padding."""
@@ -67,8 +76,15 @@ def slide_cache(readers: ReaderConfig) -> SlideCache:
     return SlideCache(readers.cache_folder, int(readers.cache_gb * 1e9))
 
 
-def make_stream(config: StreamConfig, done: Intervals) -> ray.data.Dataset:
-    """The lazy pipeline over everything in the plan that is not done."""
+def make_stream(
+    config: StreamConfig, done: Intervals, *, epochs: tuple[int, int] | None = None, has_pool: bool = True
+) -> ray.data.Dataset:
+    """The lazy pipeline over everything in the plan that is not done.
+
+    Args:
+        epochs: The first of them, and the first that is left out; None: all.
+        has_pool: The teacher stage has the actors, and GPUs, of the teacher pool; else only its CPUs, for what a cache lacks.
+    """
     reader = TileReader(
         tile_px=config.tile_px,
         cache=slide_cache(config.readers),
@@ -79,50 +95,74 @@ def make_stream(config: StreamConfig, done: Intervals) -> ray.data.Dataset:
         student_factor=config.student_factor,
     )
     rows_at_once = {} if config.largest_px is None else {"rows_at_once": max(1, BLOCK_BYTES // 4 // config.bytes_per_tile())}
-    slots = np.arange(config.plan.first_slot(done), config.plan.num_slots)
+    first, stop = (0, config.plan.num_epochs) if epochs is None else epochs
+    slots = np.arange(
+        max(config.plan.first_slot(done), first * config.plan.num_chunks),
+        min(stop, config.plan.num_epochs) * config.plan.num_chunks,
+    )
     blocks = [pa.table({SLOT: block}) for block in np.array_split(slots, min(len(slots), MAX_BLOCKS) or 1)]
-    return (
-        ray.data.from_arrow(blocks)
-        .map_batches(
-            PlannedReader,
-            fn_constructor_args=(config.manifest_uri, config.plan, done, reader),
-            fn_constructor_kwargs=rows_at_once,
-            batch_size=None,
-            num_cpus=config.readers.cpus_per_actor,
-            compute=ActorPoolStrategy(min_size=config.readers.min_actors, max_size=config.readers.max_actors),
-        )
-        .map_batches(
-            TeacherStage,
-            fn_constructor_kwargs=dict(
-                name=config.teacher.name,
-                weights=config.teacher.weights,
-                options=config.teacher.options,
-                wanted=[spec.name for spec in config.responses],
-                device="cuda" if config.pool.gpus_per_actor else "cpu",
-                expected_sha256=config.teacher_sha256,
-                view_seed=config.view_seed,
-                colour=config.colour,
-                colour_seed=config.colour_seed,
-            ),
-            batch_size=config.pool.batch_size,
-            num_cpus=config.pool.cpus_per_actor,
-            num_gpus=config.pool.gpus_per_actor or None,
-            compute=ActorPoolStrategy(min_size=config.pool.min_actors, max_size=config.pool.max_actors),
-        )
+    pixels = ray.data.from_arrow(blocks).map_batches(
+        PlannedReader,
+        fn_constructor_args=(config.manifest_uri, config.plan, done, reader),
+        fn_constructor_kwargs=rows_at_once,
+        batch_size=None,
+        num_cpus=config.readers.cpus_per_actor,
+        compute=ActorPoolStrategy(min_size=config.readers.min_actors, max_size=config.readers.max_actors),
+    )
+    return _with_responses(pixels, config, gpus=config.pool.gpus_per_actor if has_pool else 0.0)
+
+
+def _with_responses(pixels: ray.data.Dataset, config: StreamConfig, *, gpus: float) -> ray.data.Dataset:
+    """The teacher stage behind the reader; with a cache, it takes whole chunks, as they are kept."""
+    teacher = dict(
+        name=config.teacher.name,
+        weights=config.teacher.weights,
+        options=config.teacher.options,
+        wanted=[spec.name for spec in config.responses],
+        device="cuda" if gpus else "cpu",
+        expected_sha256=config.teacher_sha256,
+        view_seed=config.view_seed,
+        colour=config.colour,
+        colour_seed=config.colour_seed,
+    )
+    pool = dict(
+        num_cpus=config.pool.cpus_per_actor,
+        num_gpus=gpus or None,
+        compute=ActorPoolStrategy(min_size=config.pool.min_actors, max_size=config.pool.max_actors),
+    )
+    if config.cache is None:
+        return pixels.map_batches(TeacherStage, fn_constructor_kwargs=teacher, batch_size=config.pool.batch_size, **pool)
+    return pixels.map_batches(
+        CachedTeacherStage,
+        fn_constructor_args=(config.cache, config.plan),
+        fn_constructor_kwargs={"batch_size": config.pool.batch_size, **teacher},
+        batch_size=None,
+        **pool,
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResumingStream:
-    """Called by Ray Train whenever a worker group starts: a stream over what the *committed* checkpoint has not done."""
+    """Called by Ray Train whenever a worker group starts: a stream over what the *committed* checkpoint has not done.
+
+    With a response cache, over the first epoch that is not done (TRAIN), or over those after it (CACHED): see the module.
+    """
 
     config: StreamConfig
     checkpoints_uri: str
     settings: RayConfig
+    part: str = TRAIN
 
     def __call__(self) -> ray.data.Dataset:
         configure_data(self.settings)
-        return make_stream(self.config, Checkpoints(self.checkpoints_uri).latest_cursor().done)
+        done = Checkpoints(self.checkpoints_uri).latest_cursor().done
+        if self.config.cache is None:
+            return make_stream(self.config, done)
+        plan = self.config.plan
+        later = min(done.first_gap(), plan.num_positions - 1) // plan.num_tiles + 1  # the first epoch of the second pipeline
+        if self.part == CACHED:
+            return make_stream(self.config, done, epochs=(later, plan.num_epochs), has_pool=False)
+        return make_stream(self.config, done, epochs=(0, later), has_pool=not self.config.cache.is_complete())
 
 
 class WholeSplit(DataConfig):

@@ -1,6 +1,7 @@
 """What runs in each Ray Train worker: build the method, hand it to the training loop, report."""
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,15 +10,16 @@ import ray.train
 import torch
 
 from csat.data.plan import Plan
+from csat.data.response_cache import ResponseCache
 from csat.errors import NonFiniteLossError
 from csat.methods.registry import build_method
 from csat.model.student import StudentConfig
 from csat.responses import TeacherSpec
-from csat.training.context import TrainContext
+from csat.training.context import Columns, TrainContext
 from csat.training.loop import TrainConfig, Trainer
 from csat.training.run_folder import RunFolder
 from workflows.config import MethodConfig, WorkerConfig
-from workflows.stream import TRAIN
+from workflows.stream import CACHED, TRAIN
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +37,7 @@ class Job:
     tile_px: int  # of whole images, what their edges are multiples of
     plan: Plan
     whole: bool = False  # images of any size, not tiles
+    cache: ResponseCache | None = None  # of the teacher's responses: then there are two streams
 
     def build_method(self):
         """The method with its student, seeded: the same weights in every process."""
@@ -50,11 +53,19 @@ def train_worker(config: dict[str, Any]) -> None:
     progress: ray.actor.ActorHandle = config["progress"]
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     device = ray.train.torch.get_device()
-    shard = ray.train.get_dataset_shard(TRAIN)
+    streams = [TRAIN] if job.cache is None else [TRAIN, CACHED]
+    names = iter(streams)
+
+    def batches(size: int) -> Iterator[Columns]:
+        name = next(names)
+        if name == CACHED:
+            job.cache.mark_complete()  # an epoch has been through the teacher stage
+        shard = ray.train.get_dataset_shard(name)
+        return iter(shard.iter_batches(batch_size=size, batch_format="numpy", prefetch_batches=job.workers.prefetch_batches))
+
     context = TrainContext(
-        batches=lambda size: iter(
-            shard.iter_batches(batch_size=size, batch_format="numpy", prefetch_batches=job.workers.prefetch_batches)
-        ),
+        batches=batches,
+        num_streams=len(streams),
         device=device,
         on_progress=lambda figures: progress.update.remote(figures),
     )

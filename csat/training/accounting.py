@@ -57,6 +57,7 @@ class Accounts:
         self.meter("read_s", float(rows[READ_S].sum()))
         self.meter("teacher_s", float(rows[TEACHER_S].sum()))
         self.meter("rows", len(positions))
+        self.meter("answered", int((rows[TEACHER_S] > 0).sum()))  # by a teacher, now; the others had no need of it
 
     def meter(self, name: str, value: float) -> None:
         """Add to one of the run's sums."""

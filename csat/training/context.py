@@ -22,14 +22,17 @@ class TrainContext:
     """One worker's place in the run.
 
     Attributes:
-        batches: Makes the stream of this worker's rows, `batch_size` rows at a time; the last may be shorter. Called once.
+        batches: Makes the stream of this worker's rows, `batch_size` rows at a time; the last may be shorter. Called
+            `num_streams` times, each time when all ranks are through with what came before.
         device: Where the student lives.
+        num_streams: Streams that follow each other.
         on_progress: Called on rank 0 with the figures of each log line.
         on_validation: Called on rank 0 with the figures of each validation.
     """
 
     batches: Callable[[int], Iterator[Columns]]
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    num_streams: int = 1
     on_progress: Callable[[dict[str, Any]], None] = lambda figures: None
     on_validation: Callable[[dict[str, Any]], None] = lambda figures: None
 

@@ -110,6 +110,7 @@ class Trainer:
         self.recorder = Recorder(run_folder, last_step=self.step) if context.rank == 0 else None
         self._model = self._wrap()
         self._window = Window()
+        self._last_save = time.monotonic()
         self._last_batch: Batch | None = None
 
     def run(self) -> Cursor:
@@ -142,8 +143,15 @@ class Trainer:
     # ---------------------------------------------------------------------------------------------------------- one step
 
     def _run(self) -> None:
-        stream = self.context.batches(self.config.rows_per_worker(self.context.world_size))
-        last_save = time.monotonic()
+        num_rows = self.config.rows_per_worker(self.context.world_size)
+        self._last_save = time.monotonic()
+        for _ in range(self.context.num_streams):
+            if not self.is_stopped:
+                self._train_stream(self.context.batches(num_rows))
+        self._log()
+
+    def _train_stream(self, stream: Iterator[Columns]) -> None:
+        """Steps until no rank has rows left, or the validation says to stop."""
         while True:
             started = time.monotonic()
             parts = [self._next_rows(stream) for _ in range(self.config.accumulate)]
@@ -153,7 +161,7 @@ class Trainer:
                 [
                     sum(len(rows[POSITION]) for rows in parts if rows),
                     sum(len(batch) for batch in batches),
-                    self.context.rank == 0 and self._is_due_by_time(last_save),  # one clock for all ranks
+                    self.context.rank == 0 and self._is_due_by_time(),  # one clock for all ranks
                 ]
             )
             if not rows_all:
@@ -172,10 +180,9 @@ class Trainer:
             self._validate()
             if wants_save or (tiles_all and self._is_due_by_step()):
                 self._save()
-                last_save = time.monotonic()
+                self._last_save = time.monotonic()
             if self.is_stopped:
                 break
-        self._log()
 
     def _update(self, batches: list[Batch], tiles_all: int) -> None:
         """One optimiser step per turn, from the tiles of all ranks."""
@@ -310,9 +317,9 @@ class Trainer:
         # One turn leaves the other parts without gradients; with a single turn everything is used.
         return DistributedDataParallel(self.method, find_unused_parameters=len(self.method.turns) > 1)
 
-    def _is_due_by_time(self, last_save: float) -> bool:
+    def _is_due_by_time(self) -> bool:
         interval = self.config.checkpoint_every_s
-        return interval is not None and time.monotonic() - last_save > interval
+        return interval is not None and time.monotonic() - self._last_save > interval
 
     def _is_due_by_step(self) -> bool:
         interval = self.config.checkpoint_every_steps

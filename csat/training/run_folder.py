@@ -36,6 +36,7 @@ FREE_SETTINGS = (
     "pool",
     "workers",
     "ray",
+    "cache.budget_gb",
     "train.log_every_steps",
     "train.checkpoint_every_s",
     "train.checkpoint_every_steps",

@@ -47,6 +47,20 @@ def weights_of(trainer):
     return {name: tensor.clone() for name, tensor in trainer.method.state_dict().items()}
 
 
+def test_streams_follow_each_other_as_if_they_were_one(tmp_path):
+    """Epoch 0 from one stream, epoch 1 from the next: the same steps, checkpoints and weights as from a single one."""
+    parts = [range(24), range(24, 48)]
+    asked = iter(parts)
+    context = TrainContext(lambda size: toy_stream(next(asked), size), num_streams=2)
+    trainer = Trainer(ToyMethod(), toy_plan(), context, CONFIG, run_folder=str(tmp_path / "two"), tile_px=TILE_PX)
+    assert trainer.run().done.pairs() == [[0, 48]]
+    assert next(asked, None) is None
+    single = make_trainer(tmp_path / "one", range(48))
+    single.run()
+    for name, tensor in weights_of(single).items():
+        torch.testing.assert_close(weights_of(trainer)[name], tensor, rtol=0, atol=0)
+
+
 def test_a_run_trains_everything_once_and_learns(tmp_path):
     trainer = make_trainer(tmp_path, range(48), bad=(5, 29), config=TrainConfig(epochs=2, batch_size=4, log_every_steps=1))
     cursor = trainer.run()
