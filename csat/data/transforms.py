@@ -82,17 +82,17 @@ def apply_d4_tiles(tiles: np.ndarray, index: np.ndarray) -> np.ndarray:
     """`apply_d4` for tiles on their way to a teacher.
 
     Args:
-        tiles: uint8 `[B, H, H, 3]`, or object `[B]` of images `[height, width, 3]`, each of its own size.
+        tiles: uint8 `[B, H, W, 3]`, or object `[B]` of images `[height, width, 3]`, each of its own size.
         index: integers `[B]` in 0..7.
 
     Returns:
-        A new array of the same shape; an image that is transposed changes height and width.
+        A new array of the same shape; of rectangles an object array, since one that is transposed changes height and width.
     """
-    if tiles.dtype == object:
+    if tiles.dtype == object or (tiles.ndim == 4 and tiles.shape[1] != tiles.shape[2]):
         turned = (_turn_tile(tile, bits) for tile, bits in zip(tiles, np.asarray(index).tolist(), strict=True))
         return of_arrays([np.ascontiguousarray(tile) for tile in turned])
-    if tiles.ndim != 4 or tiles.shape[1] != tiles.shape[2]:
-        raise ValueError(f"expected square tiles [B, H, H, 3], got {list(tiles.shape)}")
+    if tiles.ndim != 4:
+        raise ValueError(f"expected tiles [B, H, W, 3], got {list(tiles.shape)}")
     seen = np.empty_like(tiles)
     for row, bits in enumerate(np.asarray(index).tolist()):
         seen[row] = _turn_tile(tiles[row], bits)
