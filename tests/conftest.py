@@ -4,6 +4,9 @@ import os
 import socket
 from pathlib import Path
 
+hypothesis.settings.register_profile("patient", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("patient")
+
 import pytest
 
 # Before torch or Ray are imported: tests share a few cores, and a first `ray.init` would write a token to the home folder.

@@ -9,7 +9,7 @@ from csat.errors import ConfigError
 from csat.model.parts import BACKBONE, DECODER, HEADS
 from csat.model.student import Student, StudentConfig
 from csat.responses import Kind, ResponseSpec
-from tests.csat.model.test_registry import CASES, SMALL, build
+from tests.csat.model.test_registry import CASES, DENSE, build
 
 LABEL = ResponseSpec(name="label", kind=Kind.LOGITS, channels=2, stride_px=None)
 MASK = ResponseSpec(name="mask", kind=Kind.LOGITS, channels=2)
@@ -20,9 +20,9 @@ def student(backbone, responses=(MASK, LABEL), **options):
 
 
 class TestFreeze:
-    @pytest.mark.parametrize("name", SMALL)
-    def test_frozen_parts_stay_in_evaluation_mode(self, name):
-        model = build(name, Task.NUCLEI)
+    @pytest.mark.parametrize(("name", "task"), DENSE.items())
+    def test_frozen_parts_stay_in_evaluation_mode(self, name, task):
+        model = build(name, task)
         model.freeze((BACKBONE,))
         for mode in (True, False, True):
             model.train(mode)

@@ -9,7 +9,7 @@ from csat.model.parts import BACKBONE, DECODER, HEADS
 from csat.model.student import Student, StudentConfig
 from csat.model.transfer import transfer
 from csat.responses import Kind, ResponseSpec, Symmetry
-from tests.csat.model.test_registry import SMALL, build
+from tests.csat.model.test_registry import DENSE, FOR_NUCLEI, build
 
 ALL = (BACKBONE, DECODER, HEADS)
 
@@ -34,10 +34,10 @@ def used(model):
     return model
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(("name", "task"), DENSE.items())
 @pytest.mark.parametrize("parts", [(BACKBONE,), (BACKBONE, DECODER), ALL], ids="+".join)
-def test_exactly_the_named_parts_move(name, parts):
-    source, model = used(build(name, Task.NUCLEI, seed=1)), build(name, Task.NUCLEI)
+def test_exactly_the_named_parts_move(name, task, parts):
+    source, model = used(build(name, task, seed=1)), build(name, task)
     expected = set().union(*(model.tensors_of(part) for part in parts)) | ({"mean", "std"} & model.state_dict().keys())
     counters = {
         tensor for tensor in expected if tensor.endswith("num_batches_tracked")
@@ -46,8 +46,8 @@ def test_exactly_the_named_parts_move(name, parts):
 
 
 def test_the_parts_of_a_model_are_all_of_it():
-    for name in SMALL:
-        model = build(name, Task.NUCLEI)
+    for name, task in DENSE.items():
+        model = build(name, task)
         parts = [set(model.tensors_of(part)) for part in ALL]
         assert sum(map(len, parts)) == len(set().union(*parts))
         rest = model.state_dict().keys() - set().union(*parts)
@@ -68,7 +68,7 @@ def test_another_task_keeps_its_own_heads(name, before, after):
     assert bool(changed & model.tensors_of(DECODER).keys()) == is_dense  # a decoder that never saw a map is worth nothing
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", FOR_NUCLEI)
 def test_other_types_keep_their_own_head(name):
     source = used(build(name, Task.NUCLEI, seed=1, classes=("a", "b", "c")))
     for classes in (("x", "y"), ("a", "c", "b")):  # another number, and the same number in another order
