@@ -25,6 +25,7 @@ class CachedTeacherStage:
         cache: Where responses are kept.
         plan: Says which tile of the manifest a position is.
         batch_size: Tiles that the teacher sees at once.
+        has_pool: The teacher is expected to be needed; else it is told when it is.
         make_stage: Makes the teacher stage.
         teacher: What it is given, see `TeacherStage`. The tiles stay as they were scanned.
     """
@@ -35,12 +36,14 @@ class CachedTeacherStage:
         plan: Plan,
         *,
         batch_size: int,
+        has_pool: bool = True,
         make_stage: Callable[..., TeacherStage] = TeacherStage,
         **teacher: Any,
     ):
         assert teacher.get("view_seed") is None and teacher.get("colour") is None, "a tile's response would differ each epoch"
         self.cache, self.plan, self.batch_size = cache, plan, batch_size
         self._make_stage, self._teacher = make_stage, teacher
+        self._level = logging.INFO if has_pool else logging.WARNING
         self._stage: TeacherStage | None = None
 
     def __call__(self, columns: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
@@ -77,7 +80,8 @@ class CachedTeacherStage:
     ) -> dict[int, Answer]:
         """The teacher's answers by row in the chunk; its time goes into `seconds`."""
         if self._stage is None:
-            logger.info("the cache lacks responses: loading the teacher (%s)", self._teacher.get("device", "cpu"))
+            device = self._teacher.get("device", "cpu")
+            logger.log(self._level, "%s lacks responses: the teacher is loaded (%s)", self.cache.folder, device)
             self._stage = self._make_stage(**self._teacher)
         answers: dict[int, Answer] = {}
         for start in range(0, len(missing), self.batch_size):

@@ -160,10 +160,22 @@ def check_run_folder_is_shared(run_folder: str) -> None:
     Raises:
         StorageError: names the nodes that do not see it.
     """
+    check_is_shared("run folder", run_folder, file="config.yaml")
+
+
+def check_is_shared(what: str, folder: str, *, file: str) -> None:
+    """Every node must see this file in the folder.
+
+    Args:
+        what: For the message.
+
+    Raises:
+        StorageError: names the nodes that do not see it.
+    """
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if len(nodes) < 2:
         return
-    marker = storage.join(run_folder, "config.yaml")
+    marker = storage.join(folder, file)
     checks = {
         node["NodeManagerAddress"]: _exists.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
@@ -172,9 +184,7 @@ def check_run_folder_is_shared(run_folder: str) -> None:
     }
     blind = [address for address, check in checks.items() if not ray.get(check, timeout=NODE_CHECK_TIMEOUT_S)]
     if blind:
-        raise StorageError(
-            f"node {', '.join(blind)} cannot see the run folder {run_folder}: use an s3:// URI or a shared file system"
-        )
+        raise StorageError(f"node {', '.join(blind)} cannot see the {what} {folder}: use an s3:// URI or a shared file system")
 
 
 @ray.remote(num_cpus=0)

@@ -24,7 +24,7 @@ from ray.train.torch import TorchTrainer
 from csat.data import storage
 from csat.data.manifest import Manifest, ManifestConfig
 from csat.data.plan import Plan
-from csat.data.response_cache import CacheConfig, cache_key, open_cache
+from csat.data.response_cache import KEY, CacheConfig, cache_key, open_cache
 from csat.data.sources import SlideRow, list_slides
 from csat.data.synthetic import make_slides
 from csat.data.tiling import TilingConfig
@@ -292,8 +292,9 @@ def _with_cache(config: PretrainConfig, manifest: Manifest, job: Job, stream: St
     )
     size = stream.largest_size()
     cache, num_bytes = open_cache(config.cache, key, stream.responses, num_tiles=manifest.num_tiles, tile_px=size)
+    cluster.check_is_shared("response cache", cache.folder, file=KEY)
     state = "complete: no teacher is needed" if cache.is_complete() else "filled in the first epoch, read in the later ones"
-    print(f"response cache {cache.folder}: at most {num_bytes / 1e9:.2f} GB of {config.cache.budget_gb:g} GB, {state}")
+    print(f"response cache {cache.folder}: at most {num_bytes / 1e9:.4g} GB of {config.cache.budget_gb:g} GB, {state}")
     return replace(job, cache=cache), replace(stream, cache=cache)
 
 

@@ -109,11 +109,12 @@ def make_stream(
         num_cpus=config.readers.cpus_per_actor,
         compute=ActorPoolStrategy(min_size=config.readers.min_actors, max_size=config.readers.max_actors),
     )
-    return _with_responses(pixels, config, gpus=config.pool.gpus_per_actor if has_pool else 0.0)
+    return _with_responses(pixels, config, has_pool=has_pool)
 
 
-def _with_responses(pixels: ray.data.Dataset, config: StreamConfig, *, gpus: float) -> ray.data.Dataset:
+def _with_responses(pixels: ray.data.Dataset, config: StreamConfig, *, has_pool: bool) -> ray.data.Dataset:
     """The teacher stage behind the reader; with a cache, it takes whole chunks, as they are kept."""
+    gpus = config.pool.gpus_per_actor if has_pool else 0.0
     teacher = dict(
         name=config.teacher.name,
         weights=config.teacher.weights,
@@ -135,7 +136,7 @@ def _with_responses(pixels: ray.data.Dataset, config: StreamConfig, *, gpus: flo
     return pixels.map_batches(
         CachedTeacherStage,
         fn_constructor_args=(config.cache, config.plan),
-        fn_constructor_kwargs={"batch_size": config.pool.batch_size, **teacher},
+        fn_constructor_kwargs={"batch_size": config.pool.batch_size, "has_pool": has_pool, **teacher},
         batch_size=None,
         **pool,
     )

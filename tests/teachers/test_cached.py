@@ -162,6 +162,17 @@ def test_no_rows_have_all_columns(cache):
     assert out["response_np"].shape == (0, 1, TILE_PX, TILE_PX) and out[TEACHER_S].shape == (0,)
 
 
+def test_a_teacher_that_nobody_expected_is_told(cache, caplog):
+    run(cache, rows_at(epoch(0)[:11]), Counted())
+    for has_pool, is_told in ((True, False), (False, True)):
+        options = {"batch_size": 3, "has_pool": has_pool, "make_stage": Counted(), "name": "fake", "wanted": WANTED}
+        list(CachedTeacherStage(cache, PLAN, **options)(rows_at(epoch(0)[:11])))
+        assert not caplog.records, "nothing is missing: no teacher, nothing to tell"
+        copy = ResponseCache(f"{cache.uri}/{has_pool}", cache.key, cache.responses)
+        list(CachedTeacherStage(copy, PLAN, **options)(rows_at(epoch(0)[:3])))
+        assert ("lacks responses: the teacher is loaded (cpu)" in caplog.text) == is_told
+
+
 def test_a_view_in_the_pool_is_no_case_for_a_cache(cache):
     with pytest.raises(AssertionError, match="differ each epoch"):
         CachedTeacherStage(cache, PLAN, batch_size=3, name="fake", view_seed=3)
