@@ -85,7 +85,8 @@ def test_bad_slides_are_quarantined_and_counted(finished):
 def test_the_student_learned_something(finished):
     folder, _ = finished
     lines = read_metrics(str(folder))
-    assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
+    second_epoch = [line["loss"] for line in lines if line["epoch"] > 1]  # the last line alone may be of two tiles
+    assert sum(second_epoch) / len(second_epoch) < 0.8 * lines[0]["loss"]
     evaluation = read_json(folder, "evaluation.json")
     faithful = evaluation["student_vs_teacher.np.dice"]
     assert faithful["low"] <= faithful["value"] <= faithful["high"]
