@@ -153,6 +153,11 @@ class TestWithACluster:
         assert "too little to keep the stream moving" in message
         assert "--ray.stream_gb 0.1" in message
 
+    def test_a_response_cache_over_its_budget(self, tmp_path, slides, capsys):
+        message = refuse(capsys, slides, tmp_path / "run", cache__uri=tmp_path / "cache", cache__budget_gb=1e-6)
+        assert "tiles may take" in message and "--cache.budget_gb 1e-06" in message
+        assert not (tmp_path / "cache").exists()
+
     def test_slides_without_resolution(self, tmp_path, capsys):
         slide = tmp_path / "no_mpp.tif"
         pixels = np.random.default_rng(0).integers(0, 255, (512, 512, 3), dtype=np.uint8)
