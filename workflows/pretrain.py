@@ -293,7 +293,7 @@ def _with_cache(config: PretrainConfig, manifest: Manifest, job: Job, stream: St
     size = stream.largest_size()
     cache, num_bytes = open_cache(config.cache, key, stream.responses, num_tiles=manifest.num_tiles, tile_px=size)
     cluster.check_is_shared("response cache", cache.folder, file=KEY)
-    state = "complete: no teacher is needed" if cache.is_complete() else "filled in the first epoch, read in the later ones"
+    state = "complete: training needs no teacher" if cache.is_complete() else "filled in the first epoch, read in later ones"
     print(f"response cache {cache.folder}: at most {num_bytes / 1e9:.4g} GB of {config.cache.budget_gb:g} GB, {state}")
     return replace(job, cache=cache), replace(stream, cache=cache)
 
