@@ -30,12 +30,12 @@ from torch import Tensor, nn
 from csat.data.datasets.contract import DatasetInfo, Task
 from csat.data.tasks import targets_of
 from csat.data.transforms import downsample
-from csat.errors import ConfigError, TeacherError
+from csat.errors import ConfigError
 from csat.losses.attention import attention_distance, attention_maps
 from csat.losses.classes import cross_entropy
 from csat.losses.distribution import softened_cross_entropy
 from csat.losses.rms import rms_distance
-from csat.methods.contract import Method
+from csat.methods.contract import Method, check_same_classes, pick_responses
 from csat.responses import Batch, Kind, ResponseSpec, TeacherSpec
 
 LABEL, FEATURES = "label", "features"
@@ -122,20 +122,11 @@ class Attention(Method):
         Raises:
             TeacherError: the teacher lacks one; names it and what the teacher gives.
         """
-        wanted = [(LABEL, Kind.LOGITS)] if config.alpha_kd else []
-        wanted += [(FEATURES, Kind.FEATURES)] if config.alpha_fm else []
-        wanted += [(CAMS[config.variant], Kind.ATTENTION)] if config.has_attention else []
-        given = {spec.name: spec for spec in teacher.responses}
-        for name, kind in wanted:
-            spec = given.get(name)
-            if spec is None or spec.kind != kind or spec.is_dense != (name != LABEL) or spec.crop_px:
-                have = ", ".join(f"{spec.name} ({spec.kind}, {spec.channels} ch)" for spec in teacher.responses) or "nothing"
-                raise TeacherError(
-                    f"method attention needs the response {name!r} ({kind}), which teacher {teacher.name!r} does not give; it "
-                    f"gives: {have}. A run of finetune.py with --model.options.layer gives all with "
-                    "--teacher.options.features true --teacher.options.cam true"
-                )
-        return tuple(given[name] for name, _ in wanted)
+        wanted = [(LABEL, Kind.LOGITS, False)] if config.alpha_kd else []
+        wanted += [(FEATURES, Kind.FEATURES, True)] if config.alpha_fm else []
+        wanted += [(CAMS[config.variant], Kind.ATTENTION, True)] if config.has_attention else []
+        hint = "A run of finetune.py with --model.options.layer gives all with --teacher.options.features true "
+        return pick_responses("attention", wanted, teacher, hint=hint + "--teacher.options.cam true")
 
     def part(self, turn: str) -> nn.Module:
         return {"student": self.model}[turn]
@@ -167,8 +158,5 @@ class Attention(Method):
                     "compares them one by one: choose layers of as many (--model.options.layer), or "
                     "--method.options.alpha_fm 0"
                 )
-        elif spec.channels != len(self.info.classes) or spec.channel_names not in ((), tuple(self.info.classes)):
-            raise ConfigError(
-                f"the teacher's classes are {', '.join(spec.channel_names) or spec.channels}, and those of the data "
-                f"{', '.join(self.info.classes)}: choose a teacher of these classes"
-            )
+        else:
+            check_same_classes(spec, self.info.classes, remedy="choose a teacher of these classes")

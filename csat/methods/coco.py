@@ -37,11 +37,11 @@ from csat.data.counter_hash import uniforms
 from csat.data.datasets.contract import IGNORE, DatasetInfo, Task
 from csat.data.tasks import targets_of
 from csat.data.transforms import align, downsample
-from csat.errors import ConfigError, TeacherError
+from csat.errors import ConfigError
 from csat.losses.classes import cross_entropy
 from csat.losses.correlation import CELLS, correlation_error
 from csat.losses.wgan import PENALTY_WEIGHT, adversarial_loss, critic_loss, gradient_penalty
-from csat.methods.contract import Method, OwnOptimiser
+from csat.methods.contract import Method, OwnOptimiser, check_same_classes, pick_responses
 from csat.model.critic import PatchCritic
 from csat.model.paraphraser_files import LAYERS, make_paraphrasers
 from csat.responses import Batch, Kind, ResponseSpec, TeacherSpec
@@ -127,7 +127,8 @@ class CoCo(Method):
             theirs = [specs[name].channels for name in LAYERS]
             self.paraphrasers = make_paraphrasers(theirs, model.tapped_channels)
         if config.lambda_adv:
-            self._check_classes(specs[MASK])
+            remedy = "choose a teacher of these classes, or --method.options.lambda_adv 0"
+            check_same_classes(specs[MASK], info.classes, remedy=remedy)
             self.turns = ("critic", "student")
             self.weights |= {"adv": config.lambda_adv, "critic": 1.0, "penalty": PENALTY_WEIGHT}
             self.critic = PatchCritic(len(info.classes))
@@ -140,19 +141,10 @@ class CoCo(Method):
         Raises:
             TeacherError: the teacher lacks one; names it and what the teacher gives.
         """
-        wanted = [(name, Kind.FEATURES) for name in LAYERS if config.lambda_s]
-        wanted += [(MASK, Kind.LOGITS)] if config.lambda_adv else []
-        given = {spec.name: spec for spec in teacher.responses}
-        for name, kind in wanted:
-            spec = given.get(name)
-            if spec is None or spec.kind != kind or not spec.is_dense or spec.crop_px:
-                have = ", ".join(f"{spec.name} ({spec.kind}, {spec.channels} ch)" for spec in teacher.responses) or "nothing"
-                raise TeacherError(
-                    f"method coco needs the response {name!r} ({kind}, of the whole tile), which teacher {teacher.name!r} "
-                    f"does not give; it gives: {have}. A run of fanet gives all with --teacher.options.taps true; without "
-                    "lambda_s no maps are needed, without lambda_adv no logits"
-                )
-        return tuple(given[name] for name, _ in wanted)
+        wanted = [(name, Kind.FEATURES, True) for name in LAYERS if config.lambda_s]
+        wanted += [(MASK, Kind.LOGITS, True)] if config.lambda_adv else []
+        hint = "A run of fanet gives all with --teacher.options.taps true; without lambda_s no maps are needed, without "
+        return pick_responses("coco", wanted, teacher, hint=hint + "lambda_adv no logits")
 
     def part(self, turn: str) -> nn.Module:
         return {"student": self.model, "critic": self.critic}[turn]
@@ -216,13 +208,4 @@ class CoCo(Method):
             raise ConfigError(
                 f"method coco compares {self.config.cells} x {self.config.cells} cells, and a tile of {self.tile_px} px has "
                 f"maps of {min(sizes)} x {min(sizes)}: set --method.options.cells {min(sizes)}, or a larger --data.tile_px"
-            )
-
-    def _check_classes(self, teacher: ResponseSpec) -> None:
-        is_same = teacher.channel_names in ((), tuple(self.info.classes)) and teacher.channels == len(self.info.classes)
-        if not is_same:
-            raise ConfigError(
-                f"the teacher's classes are {', '.join(teacher.channel_names) or teacher.channels}, and those of the data "
-                f"{', '.join(self.info.classes)}: the critic compares class with class. Choose a teacher of these classes, or "
-                "--method.options.lambda_adv 0"
             )

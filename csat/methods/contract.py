@@ -1,4 +1,7 @@
-"""What the training loop may know about a method: its parts, its turns, and its named loss terms per tile."""
+"""What the training loop may know about a method: its parts, its turns, and its named loss terms per tile.
+
+And what methods share in asking a teacher for what they need.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -9,8 +12,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from csat.data.augment import ColourConfig
+from csat.errors import ConfigError, TeacherError
 from csat.model.student import Student, StudentConfig
-from csat.responses import Batch, ResponseSpec, TargetSpec, TeacherSpec
+from csat.responses import Batch, Kind, ResponseSpec, TargetSpec, TeacherSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,3 +93,39 @@ class Method(nn.Module, ABC):
     def total(self, terms: dict[str, Tensor]) -> Tensor:
         """Weighted sum of the terms, `[B]`."""
         return sum(self.weights[name] * term for name, term in terms.items())
+
+
+def pick_responses(
+    method: str, wanted: Sequence[tuple[str, Kind, bool]], teacher: TeacherSpec, *, hint: str
+) -> tuple[ResponseSpec, ...]:
+    """The wanted responses of a teacher, in that order.
+
+    Args:
+        method: Its name, for the message.
+        wanted: Name, kind, and whether it is a map (of the whole tile) or one vector.
+        teacher: Whose they are.
+        hint: How to get such a teacher, for the message.
+
+    Raises:
+        TeacherError: the teacher lacks one; names it and what the teacher gives.
+    """
+    given = {spec.name: spec for spec in teacher.responses}
+    for name, kind, is_dense in wanted:
+        spec = given.get(name)
+        if spec is None or spec.kind != kind or spec.is_dense != is_dense or spec.crop_px:
+            have = ", ".join(f"{spec.name} ({spec.kind}, {spec.channels} ch)" for spec in teacher.responses) or "nothing"
+            form = "a map of the whole tile" if is_dense else "one vector for the tile"
+            raise TeacherError(
+                f"method {method} needs the response {name!r} ({kind}, {form}), which teacher {teacher.name!r} does not give; "
+                f"it gives: {have}. {hint}"
+            )
+    return tuple(given[name] for name, _, _ in wanted)
+
+
+def check_same_classes(spec: ResponseSpec, classes: Sequence[str], *, remedy: str) -> None:
+    """Channels are compared with the data's classes one by one. Raises ConfigError where they are others."""
+    if spec.channels != len(classes) or spec.channel_names not in ((), tuple(classes)):
+        raise ConfigError(
+            f"the teacher's classes are {', '.join(spec.channel_names) or spec.channels}, and those of the data "
+            f"{', '.join(classes)}: {remedy}"
+        )
