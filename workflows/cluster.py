@@ -75,23 +75,8 @@ def check_resources(
     Raises:
         ConfigError: with the sums, and what to change.
     """
-    have = {name: max(value, 0.0) for name, value in ray.cluster_resources().items()}
-    growable = _autoscaling_limits()
-    for resource, flag in (("CPU", "cpus"), ("GPU", "gpus")):
-        parts = {
-            f"{workers.num_workers} workers x {flag} {_per(workers, flag):g}": workers.num_workers * _per(workers, flag),
-            f"{pool.min_actors} teacher actors x {_per(pool, flag):g}": pool.min_actors * _per(pool, flag),
-            f"{readers.min_actors} readers x {_per(readers, flag):g}": readers.min_actors * _per(readers, flag),
-        }
-        total, limit = sum(parts.values()), max(have.get(resource, 0.0), growable.get(resource, 0.0))
-        if total > limit + 1e-9:
-            sums = " + ".join(name for name, amount in parts.items() if amount)
-            raise ConfigError(
-                f"the run needs {total:g} {resource}s ({sums}) and the cluster has {limit:g}: lower --workers.num_workers or "
-                f"--workers.{flag}_per_worker, --pool.min_actors or --pool.{flag}_per_actor"
-                + (", --readers.min_actors or --readers.cpus_per_actor" if resource == "CPU" else "")
-                + ", or use a larger cluster"
-            )
+    have, growable = _have(), _autoscaling_limits()
+    _check_sums(workers, pool, readers)
     largest = max((node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
     if not growable and max(workers.cpus_per_worker, pool.cpus_per_actor, readers.cpus_per_actor) > largest:
         raise ConfigError(f"one worker or actor asks for more CPUs than the largest node has ({largest:g})")
@@ -110,17 +95,38 @@ def check_resources(
         )
 
 
-def check_workers(workers: WorkerConfig) -> None:
-    """Workers alone against what the cluster has, or can grow to. Raises ConfigError with the sums."""
-    have, growable = ray.cluster_resources(), _autoscaling_limits()
+def check_workers(workers: WorkerConfig, *, pool: PoolConfig | None = None, readers: ReaderConfig | None = None) -> None:
+    """Workers, and with a teacher its pool and the readers, against what the cluster has or can grow to.
+
+    Raises:
+        ConfigError: with the sums, and what to change.
+    """
+    _check_sums(workers, pool, readers if pool else None)
+
+
+def _check_sums(workers: WorkerConfig, pool: PoolConfig | None, readers: ReaderConfig | None) -> None:
+    """CPUs and GPUs that a run reserves at least. Raises ConfigError with the sums, and what to change."""
+    have, growable = _have(), _autoscaling_limits()
     for resource, flag in (("CPU", "cpus"), ("GPU", "gpus")):
-        total = workers.num_workers * _per(workers, flag)
-        limit = max(have.get(resource, 0.0), growable.get(resource, 0.0))
+        parts = {f"{workers.num_workers} workers x {flag} {_per(workers, flag):g}": workers.num_workers * _per(workers, flag)}
+        levers = ["--workers.num_workers", f"--workers.{flag}_per_worker"]
+        if pool is not None:
+            parts[f"{pool.min_actors} teacher actors x {_per(pool, flag):g}"] = pool.min_actors * _per(pool, flag)
+            levers += ["--pool.min_actors", f"--pool.{flag}_per_actor"]
+        if readers is not None and _per(readers, flag):
+            parts[f"{readers.min_actors} readers x {_per(readers, flag):g}"] = readers.min_actors * _per(readers, flag)
+            levers += ["--readers.min_actors", f"--readers.{flag}_per_actor"]
+        total, limit = sum(parts.values()), max(have.get(resource, 0.0), growable.get(resource, 0.0))
         if total > limit + 1e-9:
+            sums = " + ".join(name for name, amount in parts.items() if amount)
             raise ConfigError(
-                f"{workers.num_workers} workers x {_per(workers, flag):g} {resource}s need {total:g} and the cluster has "
-                f"{limit:g}: lower --workers.num_workers or --workers.{flag}_per_worker, or use a larger cluster"
+                f"the run needs {total:g} {resource}s ({sums}) and the cluster has {limit:g}: lower "
+                f"{', '.join(levers[:-1])} or {levers[-1]}, or use a larger cluster"
             )
+
+
+def _have() -> dict[str, float]:
+    return {name: max(value, 0.0) for name, value in ray.cluster_resources().items()}
 
 
 def check_trials(*, max_concurrent: int, cpus: float, gpus: float, workers: WorkerConfig | None = None) -> None:

@@ -15,7 +15,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,7 @@ from csat.training.checkpoints import Checkpoints
 from csat.training.loop import TrainConfig
 from csat.training.run_folder import RunFolder
 from csat.training.validation import ValidationConfig
-from teachers.contract import teacher_manifest
-from teachers.registry import describe_teacher, find_teacher
+from teachers.registry import describe_teacher
 from workflows import cli, cluster, results
 from workflows.config import MethodConfig, PoolConfig, RayConfig, ReaderConfig, TeacherConfig, WorkerConfig, check_counts
 from workflows.labelled_stream import Prepared, decode
@@ -46,6 +45,7 @@ from workflows.meters import StoreMeter
 from workflows.paraphrase_worker import make_job, paraphrase_worker, train_paraphrasers
 from workflows.paraphrasers import are_missing, ready_paraphrasers
 from workflows.progress import ProgressBoard, ProgressDisplay
+from workflows.run_teacher import check_same_teacher, with_teacher_found
 from workflows.stream import TRAIN, WholeSplit, execution_options
 
 logger = logging.getLogger("finetune")
@@ -99,6 +99,7 @@ def read_config(settings: dict[str, Any]) -> tuple[FinetuneConfig, dict[str, Any
 
 def finetune(config: FinetuneConfig, plain: dict[str, Any]) -> int:
     """All of it, top to bottom."""
+    config, plain = with_teacher_found(config, plain)
     folder = RunFolder(config.run_folder)
     config.train.rows_per_worker(config.workers.num_workers)
     folder.open(plain, overwrite=config.overwrite, config_class=FinetuneConfig)
@@ -107,7 +108,7 @@ def finetune(config: FinetuneConfig, plain: dict[str, Any]) -> int:
         return 0
     data = check(config)
     cluster.connect(config.ray, kept_gb=2 * config.data.memory_gb)
-    cluster.check_workers(config.workers)
+    cluster.check_workers(config.workers, pool=config.pool if config.teacher else None, readers=config.readers)
     cluster.check_run_folder_is_shared(folder.uri)
     prepared = decode(config.data, data)
     _print_data(data)
@@ -136,7 +137,7 @@ def check(config: FinetuneConfig, data: LabelledData | None = None) -> LabelledD
     if not are_missing(method, config):
         ready_paraphrasers(method, config, teacher)
     if not config.accept_leakage:
-        check_leakage(config.model, data)
+        check_leakage(config.model, data, teacher=config.teacher)
     return data
 
 
@@ -185,10 +186,10 @@ def fit(
         return folder.read_json("evaluation.json")
     _write_data(folder, prepared)
     _write_samples(folder, prepared)
-    folder.set_status("running")
-    config = _with_teacher_found(config)
     job = FinetuneJob(config=config, prepared=prepared, teacher=describe(config))
-    _check_same_teacher(folder, job.teacher)
+    if job.teacher is not None:
+        check_same_teacher(folder, job.teacher)
+    folder.set_status("running")
     is_alone = in_this_process and config.workers.num_workers == 1
     try:
         method = build_method(config, prepared.data, job.teacher)
@@ -225,28 +226,6 @@ def where(folder: RunFolder) -> str:
         if isinstance(figure, dict) and "low" in figure and "/" not in name
     ]
     return "\n".join([*lines, f"model:  {folder.path('exported')}", f"report: {folder.path('report.html')}"])
-
-
-def _with_teacher_found(config: FinetuneConfig) -> FinetuneConfig:
-    """`--teacher.name FOLDER` as the teacher that it means: other processes start in other folders."""
-    if config.teacher is None:
-        return config
-    name, weights = find_teacher(config.teacher.name, config.teacher.weights)
-    return replace(config, teacher=replace(config.teacher, name=name, weights=weights))
-
-
-def _check_same_teacher(folder: RunFolder, spec: TeacherSpec | None) -> None:
-    """A run goes on with the teacher that it began with: the same folder may hold another model by now."""
-    earlier = folder.read_json("teacher.json")
-    if spec is None:
-        return
-    now = teacher_manifest(spec)
-    if earlier is not None and earlier["weights_sha256"] != now["weights_sha256"]:
-        raise ConfigError(
-            f"{folder.uri} was begun with a teacher of the hash {earlier['weights_sha256'][:16]}, and {spec.source} now has "
-            f"{now['weights_sha256'][:16]}: put the former teacher back, or choose another run folder"
-        )
-    folder.write_json("teacher.json", now)
 
 
 def _train_in_group(job: FinetuneJob, folder: RunFolder, worker: Callable[[dict[str, Any]], None]) -> None:

@@ -27,6 +27,8 @@ from csat.data.labelled import LabelledData
 from csat.data.manifest import read_manifest
 from csat.errors import DatasetError, StorageError
 from csat.model.registry import ModelConfig
+from teachers.registry import find_teacher
+from workflows.config import TeacherConfig
 
 logger = logging.getLogger(__name__)
 
@@ -55,19 +57,23 @@ class Seen:
     groups: frozenset[str] = field(repr=False)
 
 
-def check_leakage(model: ModelConfig, data: LabelledData) -> None:
-    """Compare what the initial run has seen with the validation and test parts.
+def check_leakage(model: ModelConfig, data: LabelledData, *, teacher: TeacherConfig | None = None) -> None:
+    """Compare what the initial run, and the teacher's, have seen with the validation and test parts.
 
     Raises:
         DatasetError: which run saw how many images, or groups; some of them, and what to do.
     """
-    if model.from_run is None:
+    runs = [(model.from_run, "")] if model.from_run else []
+    if teacher is not None:
+        name, weights = find_teacher(teacher.name, teacher.weights)
+        runs += [(place, ", the teacher") for place, _ in _behind({"teacher": {"name": name, "weights": weights}})]
+    if not runs:
         return
     judged = [sample for part in JUDGED for sample in data.parts[part]]
     image_of = {_image_key(sample.image, sample.key): sample.image for sample in judged}
     group_of = {_group_key(sample.group, sample.image): sample.group for sample in judged}
     lines = []
-    for seen in seen_by(model.from_run):
+    for seen in [seen for run, role in runs for seen in seen_by(run, role=role)]:
         images = [image_of[key] for key in sorted(image_of.keys() & seen.images)]
         groups = sorted({group_of[key] for key in group_of.keys() & seen.groups})
         if images:
@@ -82,13 +88,14 @@ def check_leakage(model: ModelConfig, data: LabelledData) -> None:
         )
 
 
-def seen_by(run: str) -> list[Seen]:
+def seen_by(run: str, *, role: str = "") -> list[Seen]:
     """What a run has seen, and what the runs behind it have.
 
     Args:
         run: Folder of a pretraining or a fine-tuning, or the exported model in it; local or in a bucket.
+        role: What it is to the model that is judged, for the message, such as ", the teacher".
     """
-    return list(_follow(run, role="", visited=set()))
+    return list(_follow(run, role=role, visited=set()))
 
 
 def _follow(place: str, *, role: str, visited: set[str]) -> Iterator[Seen]:

@@ -12,7 +12,7 @@ import sys
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the script runs from a checkout, installed or not
 
@@ -36,8 +36,7 @@ from csat.responses import TeacherSpec
 from csat.training.checkpoints import Checkpoints
 from csat.training.loop import TrainConfig
 from csat.training.run_folder import RunFolder
-from teachers.contract import teacher_manifest
-from teachers.registry import describe_teacher, find_teacher
+from teachers.registry import describe_teacher
 from workflows import cli, cluster, results
 from workflows.config import (
     MethodConfig,
@@ -50,6 +49,7 @@ from workflows.config import (
 )
 from workflows.meters import StoreMeter
 from workflows.progress import ProgressBoard, ProgressDisplay
+from workflows.run_teacher import check_same_teacher, with_teacher_found
 from workflows.stream import CACHED, TRAIN, ResumingStream, StreamConfig, WholeSplit, execution_options, slide_cache
 from workflows.tile_slides import build_manifest
 from workflows.worker import Job, train_worker
@@ -86,7 +86,7 @@ class PretrainConfig:
     cache: CacheConfig = field(default_factory=CacheConfig)  # keep the teacher's responses; off without a uri
     workers: WorkerConfig = field(default_factory=WorkerConfig)  # processes that train
     ray: RayConfig = field(default_factory=RayConfig)  # the cluster
-    student_pixels: Literal["tile", "pyramid"] = "tile"  # the student sees the tile shrunk, or the slide's own lower level
+    student_pixels: str = "tile"  # tile: the student sees the tile shrunk; pyramid: the slide's own lower level
     report_tiles: int = 8  # held-out tiles shown in the report
     overwrite: bool = False  # delete a run of another configuration in run_folder
 
@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def pretrain(config: PretrainConfig, plain: dict[str, Any]) -> int:
     """All of it, top to bottom. Everything before `_train` is checks and metadata; nothing costly has started until then."""
-    config, plain = _with_teacher_found(config, plain)
+    config, plain = with_teacher_found(config, plain)
     folder = RunFolder(config.run_folder)
     check_counts(readers=config.readers, pool=config.pool)
     config.train.rows_per_worker(config.workers.num_workers)
@@ -107,7 +107,7 @@ def pretrain(config: PretrainConfig, plain: dict[str, Any]) -> int:
     if is_rerun and folder.is_finished():
         print(f"this run is finished: nothing to do\n{results.where(folder)}")
         return 0
-    _check_same_teacher(folder, spec)
+    check_same_teacher(folder, spec)
     job_check = _make_job(config, folder, spec, Plan([config.train.batch_size], [0], num_epochs=1, seed=0))
     method = job_check.build_method()  # settings of student and method that cannot work are met here, on the driver
     _check_pixels(config, method)
@@ -134,13 +134,6 @@ def pretrain(config: PretrainConfig, plain: dict[str, Any]) -> int:
 
 
 # -------------------------------------------------------------------------------------------------------- before the start
-
-
-def _with_teacher_found(config: PretrainConfig, plain: dict[str, Any]) -> tuple[PretrainConfig, dict[str, Any]]:
-    """`--teacher FOLDER` as the teacher that it means, in the run's record too: other processes start in other folders."""
-    name, weights = find_teacher(config.teacher.name, config.teacher.weights)
-    plain = {**plain, "teacher": {**plain["teacher"], "name": name, "weights": weights}}
-    return replace(config, teacher=replace(config.teacher, name=name, weights=weights)), plain
 
 
 def _describe_teacher(config: PretrainConfig) -> TeacherSpec:
@@ -190,20 +183,6 @@ def _check_cache(config: PretrainConfig, method: Method) -> None:
             f"{what} in every epoch, so that its earlier response is of no use: leave --cache.uri out, or choose responses "
             "(maps) and options with which the tile stays as it was scanned until the trainer has it"
         )
-
-
-def _check_same_teacher(folder: RunFolder, spec: TeacherSpec) -> None:
-    """A run goes on with the teacher that it began with."""
-    now, earlier = teacher_manifest(spec), folder.read_json("teacher.json")
-    if earlier is not None and earlier != now and folder.has_begun():
-        differences = [f"{key}: was {earlier.get(key)}, is {now.get(key)}" for key in now if earlier.get(key) != now.get(key)]
-        raise ConfigError(
-            f"{folder.uri} was begun with another teacher:\n  "
-            + "\n  ".join(differences)
-            + "\nGive the earlier weights back, or "
-            "choose another --run_folder"
-        )
-    folder.write_json("teacher.json", now)
 
 
 def _with_demo(config: PretrainConfig, folder: RunFolder) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from csat.data import storage
 from csat.errors import ConfigError
+from teachers.registry import find_teacher
 from workflows.finetune import FinetuneConfig, read_config
 from workflows.search_space import Dimension, corners
 
@@ -126,8 +127,13 @@ def _with_places(settings: dict[str, Any], data_root: str | None) -> dict[str, A
     if sets:
         placed = {name: _placed(value, data_root) for name, value in sets.items()}
         settings = merge(settings, {"data": {"sets": placed}})
-    from_run = _section(settings, "model").get("from_run")
-    return merge(settings, {"model": {"from_run": storage.normalise(from_run)}}) if isinstance(from_run, str) else settings
+    from_run, teacher = _section(settings, "model").get("from_run"), _section(settings, "teacher")
+    if isinstance(from_run, str):
+        settings = merge(settings, {"model": {"from_run": storage.normalise(from_run)}})
+    if isinstance(teacher.get("name"), str):
+        name, weights = find_teacher(teacher["name"], teacher.get("weights"))
+        settings = merge(settings, {"teacher": {"name": name, "weights": weights}})
+    return settings
 
 
 def _section(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:

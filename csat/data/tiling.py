@@ -10,7 +10,6 @@ With `whole`, a row is no tile of a grid but an image, or a piece of tissue of a
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import cv2
 import numpy as np
@@ -58,7 +57,7 @@ class TilingConfig:
     allow_upsampling: bool = False  # enlarge slides whose finest level is coarser than wanted
     source_mpp: float | None = None  # resolution of slides that state none, um/px
     tissue_thumbnail_px: int = 2048  # longer edge of the picture in which tissue is looked for, px
-    whole: Literal["image", "tissue"] | None = None  # no tiles: each image, or each piece of tissue, at its own size
+    whole: str | None = None  # image or tissue: no tiles, but each image, or piece of tissue, at its own size
     max_px: int = 4096  # with whole: longest edge at the wanted resolution; a larger image is quarantined, never shrunk
 
     def __post_init__(self):

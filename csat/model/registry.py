@@ -49,9 +49,7 @@ class ModelConfig:
     drop_path: float = 0.0  # stochastic depth of the backbone's last block, 0 to 1
     grad_checkpointing: bool = False  # recompute the backbone's blocks in the backward pass
     channels_last: bool = True  # memory layout of a timm backbone
-    options: dict[str, Any] = field(
-        default_factory=dict
-    )  # hovernet: mode, width; unet: width, depth; fanet: width; timm: layer…
+    options: dict[str, Any] = field(default_factory=dict)  # hovernet: mode, width; unet, fanet: width; timm: layer
 
     def __post_init__(self):
         for name, allowed in (("init", INITS), ("transfer", TRANSFERS), ("freeze", FREEZES)):

@@ -36,10 +36,20 @@ def test_the_recipe_starts_with_only_the_head_there(name, monkeypatch):
     wanted = dict(readers=READERS, pool=POOL, workers=WORKERS, ray_config=RAY, slot_bytes=SLOT_BYTES)
     monkeypatch.setenv("CSAT_CLUSTER_LIMITS", limits(name))
     cluster.check_resources(**wanted)
-    cluster.check_workers(WORKERS)
+    cluster.check_workers(WORKERS, pool=POOL, readers=READERS)
     monkeypatch.delenv("CSAT_CLUSTER_LIMITS")
     with pytest.raises(ConfigError, match="the cluster has 0"):
         cluster.check_resources(**wanted)
+
+
+def test_the_teachers_of_a_fine_tuning_are_counted(monkeypatch):
+    workers, pool, readers = WorkerConfig(num_workers=2, cpus_per_worker=1), PoolConfig(cpus_per_actor=1), ReaderConfig()
+    monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {"CPU": 2.0})
+    cluster.check_workers(workers, readers=readers)
+    with pytest.raises(
+        ConfigError, match=r"2 workers x cpus 1 \+ 1 teacher actors x 1 .* the cluster has 2: .*--pool.min_actors"
+    ):
+        cluster.check_workers(workers, pool=pool, readers=readers)
 
 
 @every_cluster

@@ -10,6 +10,7 @@ from workflows import cli
 from workflows.benchmark import BenchmarkConfig
 from workflows.config import TeacherConfig
 from workflows.evaluate import EvaluateConfig
+from workflows.finetune import FinetuneConfig
 from workflows.pretrain import PretrainConfig
 from workflows.tune import SweepConfig
 
@@ -104,7 +105,7 @@ def test_wrong_recipes(tmp_path, text, message):
 
 
 def test_every_setting_of_the_verbs_is_explained():
-    for config_class in (PretrainConfig, BenchmarkConfig, EvaluateConfig, SweepConfig):
+    for config_class in (PretrainConfig, FinetuneConfig, BenchmarkConfig, EvaluateConfig, SweepConfig):
         notes = cli.field_notes(config_class)
         assert [key for key in valid_keys(config_class) if key not in notes] == []
 

@@ -17,6 +17,7 @@ from csat.data.sources import SlideRow
 from csat.data.tiling import TILE_SCHEMA, TilingConfig
 from csat.errors import DatasetError
 from csat.model.registry import ModelConfig
+from workflows.config import TeacherConfig
 from workflows.leakage import _is_unique, check_leakage, seen_by
 
 HEADER = ["image", "part", "sample", "group", "label", "mpp", "reason"]
@@ -68,9 +69,9 @@ def finetuning(folder, *, train=(), test=(), unreadable=(), model=None) -> str:
     return write_config(folder, data={"sets": {}}, model=model or {"name": "csat", "from_run": None})
 
 
-def refusal(model, labelled) -> str:
+def refusal(model, labelled, **options) -> str:
     with pytest.raises(DatasetError) as caught:
-        check_leakage(model, labelled)
+        check_leakage(model, labelled, **options)
     return str(caught.value)
 
 
@@ -190,6 +191,15 @@ class TestTeacher:
             message.index(words) for words in (f"fine-tuning {tuned}:", f"pretraining {run},", f"fine-tuning {teacher},")
         ]
         assert places == sorted(places) and message.count("1 images were") == 3
+
+    def test_so_is_what_the_teacher_of_this_very_run_has_seen(self, tmp_path):
+        teacher = TeacherConfig(name=finetuning(tmp_path / "teacher", train=[SEEN]))
+        message = refusal(ModelConfig(), data(test=[SEEN]), teacher=teacher)
+        assert (
+            f"1 images were in the training part of the fine-tuning {tmp_path}/teacher, the teacher: {SEEN.image}" in message
+        )
+        check_leakage(ModelConfig(), data(train=[SEEN], test=[NEW]), teacher=teacher)
+        check_leakage(ModelConfig(), data(test=[SEEN]), teacher=TeacherConfig(name="stain"))
 
     def test_a_checkpoint_from_elsewhere_says_nothing(self, tmp_path):
         (tmp_path / "hovernet.pth").touch()

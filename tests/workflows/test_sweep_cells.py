@@ -49,6 +49,21 @@ def test_what_is_decoded_alike_is_shared(tmp_path):
     assert len({plain.data_key, fine.data_key, tenth.data_key}) == 3
 
 
+def test_a_teacher_is_found_from_here_and_weights_of_losses_are_searched(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "fanet").mkdir(parents=True)
+    (cell,) = cells_of(
+        tmp_path,
+        base={"teacher": {"name": "runs/fanet", "options": {"taps": True}}, "method": {"name": "coco"}},
+        search={"method.options.lambda_s": {"loguniform": [0.001, 0.1]}},
+    )
+    run = cell.read({"method.options.lambda_s": 0.02})
+    assert (run.teacher.name, run.teacher.weights) == ("run", str(tmp_path / "runs" / "fanet"))
+    assert run.teacher.options == {"taps": True} and run.method.options == {"lambda_s": 0.02}
+    with pytest.raises(ConfigError, match="there is no teacher 'runs/gone'"):
+        cells_of(tmp_path, base={"teacher": {"name": "runs/gone"}, "method": {"name": "coco"}})
+
+
 def test_places_are_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (cell,) = cells_of(
