@@ -102,3 +102,16 @@ def to_batch(tiles: np.ndarray, targets: dict[str, np.ndarray], specs: Sequence[
         positions=torch.arange(len(tiles)),
         targets={spec.name: torch.from_numpy(targets[spec.name]) for spec in specs},
     )
+
+
+def losses_of_steps(method, batch: Batch, *, steps: int, lr: float) -> list[float]:
+    """The loss before each of some AdamW steps on one batch."""
+    optimiser = torch.optim.AdamW(method.part("student").parameters(), lr=lr)
+    losses = []
+    for _ in range(steps):
+        loss = method.total(method(batch)).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    return losses

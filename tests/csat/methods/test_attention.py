@@ -18,7 +18,7 @@ from csat.methods.attention import Attention, AttentionConfig
 from csat.methods.registry import build_labelled_method
 from csat.model.tapped import TappedClassifier
 from csat.responses import Batch, Kind, ResponseSpec, TeacherSpec
-from tests.labelled_toy import make_info
+from tests.labelled_toy import losses_of_steps, make_info
 
 TILE_PX = 64
 INFO = make_info()
@@ -115,14 +115,7 @@ def test_the_gradient_through_the_maps_is_that_of_finite_differences(form):
 
 def test_steps_lower_the_loss_of_a_fixed_batch():
     method, batch = make().train(), make_batch()
-    optimiser = torch.optim.AdamW(method.part("student").parameters(), lr=2e-3)
-    losses = []
-    for _ in range(12):
-        loss = method.total(method(batch)).mean()
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        losses.append(loss.item())
+    losses = losses_of_steps(method, batch, steps=12, lr=2e-3)
     assert losses[-1] < 0.9 * losses[0]
 
 

@@ -14,7 +14,7 @@ from csat.losses.probability import soft_bce, soft_dice
 from csat.losses.regression import squared_error
 from csat.methods.supervised import Supervised, SupervisedConfig
 from csat.responses import Batch
-from tests.labelled_toy import TinyModel, draw_nuclei, draw_shades, make_info, to_batch
+from tests.labelled_toy import TinyModel, draw_nuclei, draw_shades, losses_of_steps, make_info, to_batch
 
 TILE_PX = 32
 LABELS = [0, 1, 1, 0, 1, 0]
@@ -64,14 +64,7 @@ def test_terms_are_one_value_per_tile_each_with_its_weight(task, classes, terms)
 @pytest.mark.parametrize(("task", "classes", "terms"), CASES)
 def test_steps_lower_the_loss_of_a_fixed_batch(task, classes, terms):
     method, batch = make_method(task, classes), make_batch(task, classes)
-    optimiser = torch.optim.AdamW(method.part("student").parameters(), lr=1e-2)
-    losses = []
-    for _ in range(15):
-        loss = method.total(method(batch)).mean()
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        losses.append(loss.item())
+    losses = losses_of_steps(method, batch, steps=15, lr=1e-2)
     assert losses[-1] < 0.9 * losses[0]
     assert all(parameter.grad is not None for parameter in method.parameters()), "DDP needs no search for unused weights"
 
