@@ -11,7 +11,7 @@ from csat.model.paraphraser_files import are_there, make_paraphrasers, save_para
 from csat.training.recorder import read_metrics
 from csat.training.run_folder import RunFolder
 from teachers.registry import load_teacher
-from workflows import cluster, finetune
+from workflows import finetune
 from workflows.labelled_stream import Prepared
 
 TILE_PX = 64
@@ -114,11 +114,10 @@ def test_a_teacher_without_taps_is_refused(glands, teacher, tmp_path):
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_two_workers_and_a_pool(glands, teacher, tmp_path):
+def test_two_workers_and_a_pool(ray_cluster, glands, teacher, tmp_path):
     plain = settings(glands, tmp_path / "student", **taught(teacher))
     plain["workers"]["num_workers"] = 2
     config, plain = finetune.read_config(plain)
-    cluster.connect(config.ray, kept_gb=0.1)
     finetune.fit(config, plain, finetune.prepare(config))
     check_run(tmp_path / "student", teacher)
     folder = RunFolder(str(tmp_path / "student"))
