@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the scri
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
+from csat.data import storage
 from csat.data.labelled import LabelledConfig, LabelledData, assemble
 from csat.data.splits import PARTS
 from csat.errors import ConfigError, NonFiniteLossError
@@ -235,6 +236,7 @@ def _train_in_group(job: FinetuneJob, folder: RunFolder, worker: Callable[[dict[
     board = ProgressBoard.remote()
     stream = job.stream()
     gpus = {"GPU": config.workers.gpus_per_worker} if config.workers.gpus_per_worker else {}
+    store, path = storage.arrow_filesystem(folder.path("ray"))
     trainer = TorchTrainer(
         worker,
         train_loop_config={"job": job, "progress": board},
@@ -247,7 +249,8 @@ def _train_in_group(job: FinetuneJob, folder: RunFolder, worker: Callable[[dict[
         ),
         run_config=RunConfig(
             name=f"attempt-{attempt:03d}",
-            storage_path=folder.path("ray"),
+            storage_path=path,
+            storage_filesystem=store,
             failure_config=FailureConfig(max_failures=config.workers.max_failures),
         ),
     )

@@ -307,6 +307,7 @@ def _train(config: PretrainConfig, folder: RunFolder, job: Job, stream: StreamCo
     board = ProgressBoard.remote()
     parts = [TRAIN] if stream.cache is None else [TRAIN, CACHED]
     resuming = ResumingStream(config=stream, checkpoints_uri=checkpoints.folder, settings=config.ray)
+    store, path = storage.arrow_filesystem(folder.path("ray"))
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": job, "progress": board},
@@ -320,7 +321,8 @@ def _train(config: PretrainConfig, folder: RunFolder, job: Job, stream: StreamCo
         # Our own checkpoints say where a run is; each attempt therefore gets a fresh state of Ray's.
         run_config=RunConfig(
             name=f"attempt-{attempt:03d}",
-            storage_path=folder.path("ray"),
+            storage_path=path,
+            storage_filesystem=store,
             failure_config=FailureConfig(max_failures=config.workers.max_failures),
         ),
     )

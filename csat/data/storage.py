@@ -308,5 +308,7 @@ def _explained(verb: str, uri: str) -> Iterator[None]:
     except PermissionError as error:
         raise StorageError(f"cannot {verb} {uri}: permission denied ({error}); check the rights or the credentials") from error
     except Exception as error:  # botocore, aiohttp and gcsfs each have their own family
-        cure = "" if is_local(uri) else "; check the endpoint, region and credentials in the environment"
+        is_busy = isinstance(error, OSError) and error.errno == errno.EBUSY  # what s3fs makes of "slow down"
+        cure = "wait for the store to recover" if is_busy else "check the endpoint, region and credentials in the environment"
+        cure = "" if is_local(uri) else f"; {cure}"
         raise StorageError(f"cannot {verb} {uri}: {type(error).__name__}: {error}{cure}") from error

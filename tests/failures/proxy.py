@@ -1,6 +1,7 @@
 """A proxy on loopback between a client and an S3 server, which spoils chosen answers as a busy or broken store does."""
 
 import http.client
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +22,15 @@ class Fault(NamedTuple):
     before: Callable[[], None] | None = None  # called before the request is passed on
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that went away, or was killed, is no news; whatever else went wrong is."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 class FaultyStore:
     """`endpoint` passes everything on to the store; `faults` is asked before each request.
 
@@ -31,8 +41,7 @@ class FaultyStore:
         self.upstream = urlsplit(upstream)
         self.faults: Callable[[str, str], Fault | None] = lambda method, path: None
         self.requests: list[tuple[str, str]] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), self._handler())
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     @property

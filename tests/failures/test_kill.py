@@ -1,12 +1,14 @@
 """A small seeded part of the kill matrix; `python -m tests.failures.table` runs all of it."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 
 from csat.data.plan import Intervals
 from csat.training.checkpoints import QUARANTINE_SCHEMA, Checkpoint, Checkpoints, Cursor
-from tests.failures.lab import Lab, count_tiles
+from tests.failures.kills import kill
+from tests.failures.lab import Lab, Outcome, count_tiles, read_file
 from tests.failures.table import as_markdown
 
 
@@ -17,17 +19,17 @@ def test_a_killed_node_and_a_killed_driver_cost_no_tile():
     """On three nodes: first a node is lost while the run goes on, then the driver of another run."""
     with Lab() as lab:
         for fault in ("node", "driver"):
-            outcome = lab.run(fault, seed=100)
+            outcome = kill(lab, fault, seed=100)
             assert (outcome.lost, outcome.doubled) == (0, 0), outcome
             assert outcome.tiles > 200 and 0 < outcome.done_at_kill < 1, outcome
 
 
 def test_the_table_sums_up_and_hides_nothing():
     runs = [
-        dict(fault="node", seed=seed, tiles=100, lost=lost, doubled=0, done_at_kill=0.5, recovery_s=seconds, end_s=None)
+        asdict(Outcome(fault="node", seed=seed, tiles=100, lost=lost, doubled=0, recovery_s=seconds))
         for seed, lost, seconds in ((0, 0, 10.0), (1, 3, 30.0))
     ]
-    assert "| 2 | 200 | 3 | 0 | 20, 30 |" in as_markdown(runs)
+    assert "| 2 | 200 | 3 | 0 | 0 |  | 20, 30 |" in as_markdown(runs)
 
 
 @pytest.mark.parametrize(
@@ -42,4 +44,4 @@ def test_the_count_sees_what_is_lost_and_what_is_doubled(tmp_path, done, trained
     (tmp_path / "accounting.json").write_text(json.dumps({"epochs": rows}))
     cursor = Cursor(step=1, done=Intervals(done))
     Checkpoints(str(tmp_path / "checkpoints")).save(Checkpoint(cursor, {}, QUARANTINE_SCHEMA.empty_table()))
-    assert count_tiles(tmp_path, 2) == (20, lost, doubled)
+    assert count_tiles(lambda name: read_file(tmp_path, name), 2) == (20, lost, doubled)

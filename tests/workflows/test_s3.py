@@ -16,7 +16,7 @@ def test_slides_and_run_folder_in_a_bucket(s3, slides, tmp_path, run_alone):
     uri = s3  # reached through the environment, which the run inherits
     for slide in slides:
         storage.write_bytes(storage.join(uri, "slides", slide.name), slide.read_bytes())
-    folder, log = storage.join(uri, "runs", "a"), tmp_path / "log"
+    folder, log = storage.join(uri, "my runs", "a b"), tmp_path / "log"
     argv = arguments(
         [f"{uri}/slides/*.svs"], folder, readers__cache_folder=tmp_path / "cache", train__checkpoint_every_steps=4
     )

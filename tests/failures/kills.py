@@ -1,0 +1,52 @@
+"""SIGKILL to one part of a run, or to all of a node, at a moment drawn from a seed."""
+
+import random
+import time
+
+from tests.failures.lab import TITLES, Lab, Outcome, kill_tree
+
+# What is killed, and what is promised to happen.
+PROMISES = {
+    "teacher": "the run goes on; another actor answers again what was on its way",
+    "reader": "the run goes on; another actor reads again what was on its way",
+    "worker": "the run goes on: all workers restart from the last committed checkpoint",
+    "node": "the run goes on once another node has come",
+    "driver": "the same command, with another number of workers, goes on",
+    "head": "the driver ends; the same command, with another number of workers, goes on on a new cluster",
+}
+
+
+def kill(lab: Lab, fault: str, seed: int) -> Outcome:
+    """One run, one SIGKILL at a moment drawn from the seed, and the run's end.
+
+    Raises:
+        AssertionError: the run took longer than it may, or ended otherwise than promised; with the log's end.
+    """
+    rng = random.Random(f"{fault}-{seed}")
+    cluster = lab.cluster()
+    run = lab.run(f"{fault}-{seed}")
+    num_workers = rng.choice([1, 2])
+    run.start(cluster, num_workers=num_workers)
+    run.wait_until_done(rng.uniform(0.02, 0.6))
+    time.sleep(rng.uniform(0, 0.3))
+
+    share, end_s, killed_at = run.committed()[1], None, time.monotonic()
+    if fault in TITLES:
+        found = cluster.processes(fault)
+        assert found and not run.has_ended(), f"the run had no {fault} left to kill\n{run.said()}"
+        rng.choice(found).kill()
+    elif fault == "node":
+        cluster.kill_node(cluster.node_of_the_run(rng))
+        cluster.add_node()
+    elif fault == "driver":
+        run.start(cluster, num_workers=3 - num_workers)
+    else:
+        kill_tree(cluster.head)
+        assert run.wait_until_ended() != 0, "the driver said that all went well, without a cluster"
+        end_s = round(time.monotonic() - killed_at, 1)
+        lab.end_cluster()
+        run.start(lab.cluster(), num_workers=3 - num_workers)
+    run.wait_until_done(share + 1e-9)
+    recovery_s = round(time.monotonic() - killed_at, 1)
+    run.wait_until_counted()
+    return Outcome(fault=fault, seed=seed, **run.count(), done_at_kill=round(share, 3), recovery_s=recovery_s, end_s=end_s)
