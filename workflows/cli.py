@@ -102,7 +102,8 @@ def parse(
         if action.dest in notes:
             action.help = notes[action.dest].replace("%", "%%")
     arguments = _join_lists(sys.argv[1:] if argv is None else argv, config_class)
-    arguments = [_expand(argument, previous) for argument, previous in _with_previous(arguments)]
+    neighbours = zip(_with_previous(arguments), [*arguments[1:], ""], strict=True)
+    arguments = [_expand(argument, previous, following) for (argument, previous), following in neighbours]
     _check_recipes(arguments, config_class)
     try:
         arguments = _set_nested(parser, arguments, nested or {})
@@ -188,14 +189,15 @@ def _with_previous(arguments: Sequence[str]) -> list[tuple[str, str]]:
     return list(zip(arguments, ["", *arguments], strict=False))
 
 
-def _expand(argument: str, previous: str) -> str:
-    """Short forms of flags, and recipes by name."""
+def _expand(argument: str, previous: str, following: str) -> str:
+    """Short forms of flags, and recipes by name. `--teacher null` is no name: it switches off what a recipe says."""
     if previous == "--config" and argument in recipe_names():
         return str(RECIPES / f"{argument}.yaml")
     name, equals, value = argument.partition("=")
     if name == "--config" and value in recipe_names():
         return f"--config={RECIPES / value}.yaml"
-    return SHORT_FORMS.get(name, name) + equals + value
+    is_off = (value if equals else following) == "null"
+    return (name if is_off else SHORT_FORMS.get(name, name)) + equals + value
 
 
 def _check_recipes(arguments: Sequence[str], config_class: type) -> None:

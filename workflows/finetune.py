@@ -44,7 +44,7 @@ from workflows.labelled_worker import FinetuneJob, build_method, finetune_worker
 from workflows.leakage import check_leakage
 from workflows.meters import StoreMeter
 from workflows.paraphrase_worker import make_job, paraphrase_worker, train_paraphrasers
-from workflows.paraphrasers import are_missing, ready_paraphrasers
+from workflows.paraphrasers import are_missing, ready_paraphrasers, with_paraphrasers_found
 from workflows.progress import ProgressBoard, ProgressDisplay
 from workflows.run_teacher import check_same_teacher, with_teacher_found
 from workflows.stream import TRAIN, WholeSplit, execution_options
@@ -80,10 +80,10 @@ class FinetuneConfig:
             raise ConfigError(f"test_time_views is 1 or 8 (the symmetries of the square), not {self.test_time_views}")
         if self.num_bootstraps < 1:
             raise ConfigError(f"num_bootstraps must be at least 1, not {self.num_bootstraps}")
-        if self.data.sampling == "balanced" and self.method.options.get("class_weights", "none") != "none":
+        if self.data.sampling != "natural" and self.method.options.get("class_weights", "none") != "none":
             raise ConfigError(
-                "data.sampling balanced and method.options.class_weights both make up for rare classes, and together would do "
-                "it twice: choose one of the two"
+                f"data.sampling {self.data.sampling} and method.options.class_weights both make up for rare classes, and "
+                "together would do it twice: choose one of the two"
             )
 
 
@@ -100,7 +100,7 @@ def read_config(settings: dict[str, Any]) -> tuple[FinetuneConfig, dict[str, Any
 
 def finetune(config: FinetuneConfig, plain: dict[str, Any]) -> int:
     """All of it, top to bottom."""
-    config, plain = with_teacher_found(config, plain)
+    config, plain = with_paraphrasers_found(*with_teacher_found(config, plain))
     folder = RunFolder(config.run_folder)
     config.train.rows_per_worker(config.workers.num_workers)
     folder.open(plain, overwrite=config.overwrite, config_class=FinetuneConfig)

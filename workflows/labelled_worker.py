@@ -13,7 +13,7 @@ from torch import nn
 
 from csat.data.datasets.contract import Sample
 from csat.data.labelled import LabelledData
-from csat.data.labelled_reader import LabelledReader, SampleOrder, read_here
+from csat.data.labelled_reader import LabelledReader, SampleOrder, read_here, visits_an_epoch
 from csat.data.plan import Plan
 from csat.data.splits import class_counts
 from csat.errors import NonFiniteLossError
@@ -61,8 +61,9 @@ class FinetuneJob:
 
     @property
     def plan(self) -> Plan:
-        num_samples, seed = len(self.prepared.data.parts["train"]), self.config.train.seed
-        return Plan([num_samples], [0], num_epochs=self.num_epochs, seed=seed)
+        labels = [sample.label for sample in self.prepared.data.parts["train"]]
+        visits = int(visits_an_epoch(labels, self.config.data.sampling).sum())
+        return Plan([visits], [0], num_epochs=self.num_epochs, seed=self.config.train.seed)
 
     @property
     def run_folder(self) -> str:

@@ -133,6 +133,9 @@ def _with_places(settings: dict[str, Any], data_root: str | None) -> dict[str, A
     if isinstance(teacher.get("name"), str):
         name, weights = find_teacher(teacher["name"], teacher.get("weights"))
         settings = merge(settings, {"teacher": {"name": name, "weights": weights}})
+    paraphrasers = _section(_section(settings, "method"), "options").get("paraphrasers")
+    if isinstance(paraphrasers, str):
+        settings = merge(settings, {"method": {"options": {"paraphrasers": storage.normalise(paraphrasers)}}})
     return settings
 
 

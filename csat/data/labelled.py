@@ -40,7 +40,7 @@ class LabelledConfig:
     tile_px: int = 224  # edge of the square that the model sees
     fit: str = "resize"  # resize: a tile is (a large part of) the whole image; crop: a window at the image's own resolution
     split: SplitConfig = field(default_factory=SplitConfig)  # parts
-    sampling: str = "natural"  # of training samples: natural, or balanced (every class equally often)
+    sampling: str = "natural"  # natural, balanced (classes equally often) or oversampled (samples of rare classes repeated)
     augment: JointConfig = field(default_factory=JointConfig)  # of training images and their masks together
     memory_gb: float = 4.0  # decoded images up to this size stay in the object store; larger sets are decoded in each epoch
     max_unreadable: float = 0.05  # share of images that may be unreadable before the run refuses to start
@@ -48,7 +48,7 @@ class LabelledConfig:
     def __post_init__(self):
         if not self.sets:
             raise ConfigError(f"data.sets is empty: give NAME: FOLDER pairs; names of layouts: {', '.join(DATASETS)}")
-        for name, allowed in (("fit", ("resize", "crop")), ("sampling", ("natural", "balanced"))):
+        for name, allowed in (("fit", ("resize", "crop")), ("sampling", ("natural", "balanced", "oversampled"))):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"data.{name} is one of {', '.join(allowed)}, not {getattr(self, name)!r}")
         if self.tile_px < 16:
@@ -97,8 +97,8 @@ def assemble(config: LabelledConfig) -> LabelledData:
         for part, samples in split_set(found, _split_config(chosen, config)).items():
             parts[part] += renamed(samples, name) if len(config.sets) > 1 else samples
     info = _merge(infos)
-    if config.sampling == "balanced" and info.task != Task.CLASSIFICATION:
-        raise ConfigError(f"data.sampling balanced takes every class equally often, and the images of a {info.task} have none")
+    if config.sampling != "natural" and info.task != Task.CLASSIFICATION:
+        raise ConfigError(f"data.sampling {config.sampling} goes by the images' class, and those of a {info.task} have none")
     check_images(parts)
     kept = keep_fraction(parts["train"], config.split.label_fraction, config.split.seed)
     keys = {sample.key for sample in kept}

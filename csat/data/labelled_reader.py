@@ -24,15 +24,16 @@ class SampleOrder:
     """Which sample stands at which position.
 
     "natural": every sample once an epoch. "balanced": as many positions an epoch, dealt out evenly (to within one) to the
-    classes, and those of a class to its samples.
+    classes, and those of a class to its samples. "oversampled": every sample as often as `visits_an_epoch` says.
 
     Args:
-        plan: As many positions an epoch as there are samples.
-        labels: Class of each sample; used by "balanced".
+        plan: As many positions an epoch as `visits_an_epoch` sums up to.
+        labels: Class of each sample; not used by "natural".
     """
 
     def __init__(self, plan: Plan, *, sampling: str, labels: Sequence[int | None]):
-        assert plan.num_tiles == len(labels), f"{plan.num_tiles} positions an epoch for {len(labels)} samples"
+        self._visits = visits_an_epoch(labels, sampling)
+        assert plan.num_tiles == self._visits.sum(), f"{plan.num_tiles} positions an epoch for {self._visits.sum()} visits"
         self.plan, self.sampling = plan, sampling
         classes = sorted(set(labels)) if sampling == "balanced" else []
         self._by_class = [np.flatnonzero(np.asarray(labels) == label) for label in classes]
@@ -41,11 +42,23 @@ class SampleOrder:
         """int64 `[num_tiles]`: sample at each position of the epoch."""
         size = self.plan.num_tiles
         rng = np.random.default_rng((self.plan.seed, ORDER_STREAM, epoch))
-        if self.sampling == "natural":
-            return rng.permutation(size)
+        if self.sampling != "balanced":
+            return rng.permutation(np.repeat(np.arange(len(self._visits)), self._visits))
         most = -(-size // len(self._by_class))
         shares = [_cycle(self._by_class[index], most, rng) for index in rng.permutation(len(self._by_class))]
         return rng.permutation(np.stack(shares, axis=1).ravel()[:size])
+
+
+def visits_an_epoch(labels: Sequence[int | None], sampling: str) -> np.ndarray:
+    """int64 `[samples]`: how often each sample comes in an epoch ("balanced": on average over the samples, which is once).
+
+    "oversampled" takes a sample round(size of the largest class / size of its class) times, so that an epoch grows by what the
+    rare classes lack (del Amor et al. 2024).
+    """
+    if sampling != "oversampled":
+        return np.ones(len(labels), np.int64)
+    classes, of_sample, counts = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
+    return np.rint(counts.max() / counts).astype(np.int64)[of_sample]
 
 
 class LabelledReader:

@@ -196,6 +196,7 @@ class SmallRun:
             settings: Those that differ from `tests.workflows.conftest.SMALL`, with __ for dots.
         """
         self.uri, self.log, self.slides, self.settings = uri, log, slides, settings
+        self.num_epochs = settings.get("train__epochs", NUM_EPOCHS)
         self._read = read
         self.driver: subprocess.Popen | None = None
 
@@ -203,7 +204,7 @@ class SmallRun:
         """Give the command, for the first time or again."""
         self.stop()
         settings = dict(
-            train__epochs=NUM_EPOCHS,
+            train__epochs=self.num_epochs,
             train__checkpoint_every_steps=2,
             train__keep_checkpoints=2,
             workers__num_workers=num_workers,
@@ -273,13 +274,13 @@ class SmallRun:
                     return "", 0.0
                 name = json.loads(latest)["name"]
                 done = json.loads(self._read(f"checkpoints/{name}/cursor.json"))["done"]
-                total = NUM_EPOCHS * json.loads(self._read("manifest/index.json"))["num_tiles"]
+                total = self.num_epochs * json.loads(self._read("manifest/index.json"))["num_tiles"]
                 return name, sum(stop - start for start, stop in done) / total
         raise AssertionError(f"no readable checkpoint in {self.uri}")
 
     def count(self) -> dict[str, int]:
         """`tiles`, `lost`, `doubled` and `quarantined`, as an `Outcome` has them."""
-        tiles, lost, doubled = count_tiles(self._read, NUM_EPOCHS)
+        tiles, lost, doubled = count_tiles(self._read, self.num_epochs)
         return dict(tiles=tiles, lost=lost, doubled=doubled, quarantined=len(self.quarantine()))
 
     def quarantine(self) -> list[dict[str, Any]]:

@@ -40,6 +40,20 @@ def test_short_forms_overrides_and_plain_values():
     assert plain["optim"] == {"lr": 0.5}
 
 
+@pytest.mark.parametrize("arguments", [["--teacher", "null"], ["--teacher=null"]])
+def test_null_switches_off_what_a_recipe_says(tmp_path, arguments):
+    @dataclass(frozen=True, kw_only=True)
+    class Optional:
+        """A verb that needs no teacher."""
+
+        teacher: TeacherConfig | None = None  # whom it asks
+
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("teacher: {name: hovernet, options: {mode: fast}}")
+    assert cli.parse(Optional, "", ["--config", str(recipe)])[0].teacher.options == {"mode": "fast"}
+    assert cli.parse(Optional, "", ["--config", str(recipe), *arguments])[0].teacher is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "slides"),
     [

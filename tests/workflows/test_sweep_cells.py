@@ -71,6 +71,9 @@ def test_places_are_absolute(tmp_path, monkeypatch):
     )
     assert cell.config.model.from_run == str(tmp_path / "runs" / "rckd")
     assert cell.config.data.sets["folder"]["path"] == str(tmp_path / "a")
+    coco = {"method": {"name": "coco", "options": {"paraphrasers": "runs/coco/paraphrasers"}}}
+    (cell,) = cells_of(tmp_path, starts={"coco": coco})
+    assert cell.config.method.options["paraphrasers"] == str(tmp_path / "runs" / "coco" / "paraphrasers")
 
 
 def test_a_trial_uses_the_gpu_share_that_it_is_given(tmp_path):

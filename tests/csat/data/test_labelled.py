@@ -257,7 +257,7 @@ def test_an_impossible_resolution_is_refused(table, mpp):
     [
         ({"sets": {}}, "data.sets is empty: give NAME: FOLDER pairs"),
         ({"fit": "squeeze"}, "data.fit is one of resize, crop, not 'squeeze'"),
-        ({"sampling": "fair"}, "data.sampling is one of natural, balanced, not 'fair'"),
+        ({"sampling": "fair"}, "data.sampling is one of natural, balanced, oversampled, not 'fair'"),
         ({"tile_px": 8}, "data.tile_px must be at least 16 px"),
         ({"memory_gb": -1.0}, "data.memory_gb must be 0 or more"),
         ({"max_unreadable": 1.5}, r"data.max_unreadable is a share, in \[0, 1\]"),
@@ -285,5 +285,5 @@ def test_impossible_settings_of_a_set_are_refused(given, message, folder):
 
 
 def test_balanced_sampling_needs_classes(tmp_path):
-    with pytest.raises(ConfigError, match="data.sampling balanced takes every class equally often, .* segmentation have none"):
+    with pytest.raises(ConfigError, match="data.sampling balanced goes by the images' class, .* segmentation have none"):
         assemble(LabelledConfig(sets={"mine": mask_pairs(tmp_path / "b")}, sampling="balanced"))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from csat.data.augment_joint import JointConfig, fit_tile
 from csat.data.datasets.contract import Decoded, Task
-from csat.data.labelled_reader import LabelledReader, SampleOrder, read_here
+from csat.data.labelled_reader import LabelledReader, SampleOrder, read_here, visits_an_epoch
 from csat.data.plan import Intervals, Plan
 from csat.data.tasks import targets_of
 from csat.responses import OK, POSITION, QUARANTINED, READ_S, REASON, STATUS, TARGET_PREFIX, TEACHER_S, TILE
@@ -144,6 +144,16 @@ def test_balanced_order_deals_positions_evenly_to_classes_and_to_their_samples(l
         for label in of_class:
             times = [int((drawn == index).sum()) for index in range(len(labels)) if labels[index] == label]
             assert max(times) - min(times) <= 1
+
+
+def test_oversampling_repeats_rare_classes_by_the_rounded_ratio():
+    labels = [0] * 10 + [1] * 4 + [2] * 3 + [0]  # 11 / 4 = 2.75 and 11 / 3 = 3.67
+    visits = visits_an_epoch(labels, "oversampled")
+    assert visits.tolist() == [1] * 10 + [3] * 4 + [4] * 3 + [1]
+    order = SampleOrder(plan_of(int(visits.sum())), sampling="oversampled", labels=labels)
+    for epoch in range(2):
+        assert np.bincount(order.epoch(epoch)).tolist() == visits.tolist()
+    assert visits_an_epoch(labels, "natural").tolist() == visits_an_epoch(labels, "balanced").tolist() == [1] * 18
 
 
 def test_orders_differ_by_epoch_and_seed_and_repeat():
