@@ -42,7 +42,7 @@ MOST_SHOWN = 3  # groups whose maps stand beside each other in a picture
 class EvaluateConfig:
     """Settings of evaluate.py."""
 
-    runs: list[str] | dict[str, Any]  # name → run folders of finetune.py (seeds of one setting), or folders; globs too
+    runs: list[str] | dict[str, Any]  # name → run folders of finetune.py or distilled classifiers (seeds), or folders; globs
     run_folder: str  # where the comparison goes, local path or s3://…
     split: str = "test"  # part that is compared: test, val, train or, of other data, all
     metric: str | None = None  # that the table leads with; None: the one that chose the weights of the first run

@@ -14,8 +14,9 @@ from csat.data.datasets.contract import Task
 from csat.errors import ConfigError, DatasetError, StorageError
 from csat.evaluation import text_table
 from csat.evaluation.bootstrap import FEW_GROUPS, NUM_BOOTSTRAPS
-from csat.evaluation.downstream import confusion_of, evaluate_all, figures_of
+from csat.evaluation.downstream import MAIN_METRIC, confusion_of, evaluate_all, figures_of
 from csat.evaluation.predictions import Predictions, read_predictions
+from csat.export import exported_folder, read_exported_config
 from csat.training.run_folder import RunFolder
 
 FAITHFUL = "student_vs_teacher."  # prefix of a pretraining's figures that compare the student with its teacher
@@ -27,11 +28,11 @@ CSV_HEADER = (
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedRun:
-    """One finished run of finetune.py.
+    """One finished run of finetune.py, or a classifier that pretrain.py has distilled.
 
     Attributes:
         config: Its config.yaml.
-        evaluation: Its evaluation.json.
+        evaluation: Its evaluation.json; of a distilled classifier, as much of it as there is.
         predictions: Of the part that is compared.
     """
 
@@ -65,7 +66,10 @@ def read_run(uri: str, part: str | None) -> JudgedRun:
     if status["state"] != "finished":
         why = f" ({status['error']})" if status.get("error") else ""
         raise ConfigError(f"the run {uri} is not finished, it is {status['state']}{why}: repeat its command to go on with it")
+    config = yaml.safe_load(storage.read_bytes(folder.path("config.yaml")))
     evaluation = folder.read_json("evaluation.json") or {}
+    if "task" not in evaluation and "slides" in config:
+        return _distilled(folder, config, part)
     if "task" not in evaluation:
         raise ConfigError(f"{uri} is a run of another verb: evaluate.py compares what finetune.py has trained")
     predictions = None
@@ -75,8 +79,42 @@ def read_run(uri: str, part: str | None) -> JudgedRun:
             names = [storage.base_name(name).removesuffix(".parquet") for name in storage.list_dir(folder.path("predictions"))]
             raise ConfigError(f"the run {uri} was not judged on a {part} part; it has: {', '.join(names) or 'none'}")
         predictions = read_predictions(path)
-    config = yaml.safe_load(storage.read_bytes(folder.path("config.yaml")))
     return JudgedRun(uri=folder.uri, config=config, evaluation=evaluation, predictions=predictions)
+
+
+def _distilled(folder: RunFolder, config: dict[str, Any], part: str | None) -> JudgedRun:
+    """A run of pretrain.py whose student has its teacher's classes (method resolution). It has seen no labelled image.
+
+    Raises:
+        ConfigError: it has no classes, or predictions of a part are wanted.
+    """
+    exported = read_exported_config(exported_folder(folder.uri))
+    heads = [head for head in exported["responses"] if head["name"] == "label" and head["channel_names"]]
+    if not heads:
+        names = ", ".join(head["name"] for head in exported["responses"])
+        raise ConfigError(
+            f"{folder.uri} is a run of pretrain.py, and its student ({names}) tells no classes apart: evaluate.py compares "
+            "what finetune.py has trained, and what a teacher from finetune.py has taught with --method.name resolution"
+        )
+    if part is not None:
+        raise ConfigError(
+            f"{folder.uri} is a run of pretrain.py, which knows no labelled images: give some to judge it on, as in "
+            "--data.sets.NAME FOLDER"
+        )
+    view = {"tile_px": exported["metadata"]["tile_px"], "mpp": exported["metadata"]["mpp"], "fit": "crop"}
+    if view["tile_px"] is None:
+        raise ConfigError(f"{folder.uri} was distilled from whole images, and evaluate.py judges tiles of one size")
+    evaluation = {
+        "task": Task.CLASSIFICATION,
+        "classes": list(heads[0]["channel_names"]),
+        "metric": MAIN_METRIC[Task.CLASSIFICATION],
+        "model": {"name": config["student"]["backbone"], "init": "random", "from_run": folder.uri},
+        "seed": config["train"]["seed"],
+        "cost": (folder.read_json("throughput.json") or {}).get("student", {}),
+    }
+    precision = {"precision": config["train"]["precision"]}
+    seen = {"data": view, "test_time_views": 1, "train": precision}
+    return JudgedRun(uri=folder.uri, config=seen, evaluation=evaluation)
 
 
 def check_groups(groups: Mapping[str, Sequence[JudgedRun]]) -> None:

@@ -148,10 +148,10 @@ def _look(
     """Each sample with its activated predictions over the whole image, in order. Tiles of several samples share a batch."""
     waiting: list[_Image] = []
     queue: list[tuple[_Image, tuple[int, int]]] = []
-    margin_px = max([spec.crop_px for spec in model.responses] + [int(view.tile_px * MARGIN_SHARE)])
+    margin_px = max([spec.crop_px for spec in _answers(model)] + [int(view.tile_px * MARGIN_SHARE)])
     for sample, index in zip(samples, indices, strict=True):
         try:
-            image = _Image(sample, source.get(index), model.responses, view, margin_px)
+            image = _Image(sample, source.get(index), _answers(model), view, margin_px)
         except SlideError as error:
             unreadable.append((sample.key, f"{error.reason}: {error}"))
             continue
@@ -166,6 +166,11 @@ def _look(
         _run(model, queue, view, device)
     for image in waiting:
         yield image.result()
+
+
+def _answers(model: nn.Module) -> list[ResponseSpec]:
+    """What a model says of an image: not the maps that a student learned of its teacher."""
+    return [spec for spec in model.responses if spec.kind != Kind.FEATURES]
 
 
 class _Image:
@@ -264,7 +269,7 @@ def _run(model: nn.Module, queue: Sequence[tuple[_Image, tuple[int, int]]], view
         back = torch.full_like(turn, invert_d4(index))
         with torch.autocast(device.type, torch.bfloat16, enabled=view.precision == "bfloat16"):
             raw = model(downsample(apply_d4(tiles, turn).float() / 255, model.downsample))
-        for spec in model.responses:
+        for spec in _answers(model):
             values = _activate(align(raw[spec.name], spec, view.tile_px).float(), spec)
             if spec.is_dense and index:
                 values = apply_d4(values, back, spec.symmetry)

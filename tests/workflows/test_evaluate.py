@@ -9,9 +9,11 @@ import pytest
 import torch
 import yaml
 
-from csat.errors import DatasetError
+from csat.errors import ConfigError, DatasetError
 from csat.evaluation.comparison import JudgedRun, read_run
 from csat.export import export_model
+from csat.model.student import Student, StudentConfig
+from csat.responses import Kind, ResponseSpec
 from csat.training.run_folder import RunFolder
 from tests.made_up import classified, nuclei, segmented, write_run
 from tests.workflows.labelled_folders import data_settings, make_folder
@@ -208,6 +210,60 @@ def test_the_worst_images_are_shown(tmp_path, exported):
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("data:image/jpeg") == 3
     assert "There are no pictures" not in page
+
+
+@pytest.fixture(scope="module")
+def distilled(tmp_path_factory):
+    """A run folder of pretrain.py as method resolution leaves it: classes and the map of its teacher, nothing learned."""
+    return _distilled(tmp_path_factory.mktemp("distilled") / "run", CLASSES)
+
+
+CLASSES = ResponseSpec(name="label", kind=Kind.LOGITS, channels=2, stride_px=None, channel_names=("pink", "violet"))
+AGREEMENT = {"value": 0.5, "low": 0.4, "high": 0.6, "tiles": 9, "groups": 2}
+NUCLEI = ResponseSpec(name="np", kind=Kind.PROBABILITY, channels=1, stride_px=1)
+
+
+def _distilled(path, head, **more) -> str:
+    torch.manual_seed(0)
+    features = ResponseSpec(name="features", kind=Kind.FEATURES, channels=8, stride_px=8)
+    config = StudentConfig(backbone="csat_nano", decoder_channels=8, downsample=2)
+    folder = RunFolder(str(path))
+    student = Student(config, (head, features))
+    export_model(student.eval(), folder.path("exported"), {"mpp": None, "tile_px": 32, **more})
+    run = {"slides": ["x"], "student": {"backbone": "csat_nano"}, "train": {"seed": 3, "precision": "float32"}}
+    folder.write_text("config.yaml", yaml.safe_dump(run))
+    folder.write_json("throughput.json", {"student": {"params": 1000, "macs": 2000, "input_px": 16}})
+    folder.write_json("evaluation.json", {"student_vs_teacher.label.agreement": AGREEMENT})
+    folder.set_status("finished")
+    return folder.uri
+
+
+@pytest.mark.parametrize(
+    ("make", "part", "words"),
+    [
+        (lambda path: _distilled(path, NUCLEI), None, r"its student \(np, features\) tells no classes apart"),
+        (lambda path: _distilled(path, CLASSES), "test", "knows no labelled images: .*--data.sets.NAME FOLDER"),
+        (lambda path: _distilled(path, CLASSES, tile_px=None), None, "distilled from whole images"),
+    ],
+    ids=["nuclei", "no data", "whole images"],
+)
+def test_a_pretraining_that_is_no_classifier_of_tiles(tmp_path, make, part, words):
+    with pytest.raises(ConfigError, match=words):
+        read_run(make(tmp_path / "run"), part)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_distilled_classifier_is_judged_beside_fine_tuned_ones(ray_cluster, tmp_path, distilled, exported):
+    other = make_folder(tmp_path / "another", num_groups=4, per_group=2, seed=3)
+    argv = [_sets(other), "--split=all", "--data.memory_gb=0.05", "--report_samples=2", "--accept_leakage=true"]
+    assert run_verb(tmp_path, {"tuned": exported[0], "distilled": distilled}, *argv) == 0
+    groups = json.loads((tmp_path / "out" / "evaluation.json").read_text())["groups"]
+    assert groups["distilled"]["figures"]["accuracy"]["samples"] == 16
+    assert groups["distilled"]["cost"] == {"params": 1000, "macs": 2000, "input_px": 16, "images_per_s": None}
+    assert groups["distilled"]["fidelity"]["figures"] == {"label.agreement": AGREEMENT}
+    assert [run["seed"] for run in groups["distilled"]["runs"]] == [3]
 
 
 @pytest.mark.ray
