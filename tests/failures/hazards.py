@@ -23,7 +23,7 @@ from PIL import Image
 
 from csat.data.synthetic import make_slides
 from tests.failures.fuzz import mutate
-from tests.failures.lab import NUM_EPOCHS, Cluster, Lab, Outcome, SmallRun
+from tests.failures.lab import LONGER, NUM_EPOCHS, Cluster, Lab, Outcome, SmallRun
 from tests.failures.proxy import Fault
 from tests.workflows.conftest import SMALL
 
@@ -77,10 +77,10 @@ def changing_objects(lab: Lab, name: str, rng: random.Random) -> tuple[SmallRun,
     (other,) = make_slides(lab.folder / f"{name}-other", num_slides=1, size_px=512, seed=rng.randrange(1000, 2000))
     slides = [bucket.put(f"{name}/{path.name}", path.read_bytes()) for path in paths]
     largest = max(path.stat().st_size for path in [*paths, other])
-    run = lab.run_in_bucket(name, slides=slides, readers__cache_gb=1.2 * largest / 1e9)
+    run = lab.run_in_bucket(name, slides=slides, readers__cache_gb=1.2 * largest / 1e9, **LONGER)
     first = len(bucket.proxy.requests)
     run.start(lab.cluster(**bucket.variables), num_workers=rng.choice([1, 2]))
-    run.wait_until_done(rng.uniform(0.02, 0.4))
+    run.wait_until_done(rng.uniform(0.02, 0.3))
     vanishing, replaced = rng.sample([path.name for path in paths], 2)
     bucket.delete(f"{name}/{vanishing}")
     bucket.put(f"{name}/{replaced}", other.read_bytes())
@@ -257,7 +257,7 @@ def _again(run: SmallRun, cluster: Cluster, num_workers: int, share: float) -> d
     assert run.committed()[1] >= share, "a committed checkpoint is gone"
     started = time.monotonic()
     run.start(cluster, num_workers=num_workers)
-    run.wait_until_done(share + 1e-9)
+    run.wait_until_it_commits()
     recovery_s = round(time.monotonic() - started, 1)
     run.wait_until_counted()
     return dict(done_at_kill=round(share, 3), recovery_s=recovery_s)

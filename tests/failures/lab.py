@@ -32,6 +32,8 @@ from tests.workflows.conftest import ROOT, arguments, kill_group
 
 RUN_LIMIT_S = 300.0  # without a new checkpoint, or until the end: longer is a hang, and a failure of the lab
 NUM_EPOCHS = 6
+# A reader is far ahead of the others, and has nothing left to do early in a short run.
+LONGER = {"train__epochs": 18}
 STREAM_GB = 0.006  # so little that readers and teachers are at work until shortly before the end
 # The title that Ray gives to the process that plays each part.
 TITLES = {"teacher": "TeacherStage", "reader": "PlannedReader", "worker": "TrainWorker"}
@@ -214,13 +216,11 @@ class SmallRun:
             ray__stream_gb=STREAM_GB,
             ray__stall_timeout_s=120,
         )
+        argv = arguments(self.slides, self.uri, **(settings | self.settings))
+        self._said_before = self.log.stat().st_size
         with self.log.open("ab") as file:
             self.driver = subprocess.Popen(
-                [
-                    str(BIN / "python"),
-                    "workflows/pretrain.py",
-                    *arguments(self.slides, self.uri, **(settings | self.settings)),
-                ],
+                [str(BIN / "python"), "workflows/pretrain.py", *argv],
                 cwd=ROOT,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -244,6 +244,13 @@ class SmallRun:
             if committed[0] != seen:
                 seen, deadline = committed[0], time.monotonic() + RUN_LIMIT_S
             assert time.monotonic() < deadline, f"no progress in {RUN_LIMIT_S} s\n{self.said()}"
+            time.sleep(0.05)
+
+    def wait_until_it_commits(self) -> None:
+        """Until a checkpoint of the command that was given last is committed, or its driver has ended."""
+        deadline = time.monotonic() + RUN_LIMIT_S
+        while b" committed: " not in self.log.read_bytes()[self._said_before :] and not self.has_ended():
+            assert time.monotonic() < deadline, f"no checkpoint in {RUN_LIMIT_S} s\n{self.said()}"
             time.sleep(0.05)
 
     def wait_until_counted(self) -> None:
