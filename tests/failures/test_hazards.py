@@ -8,6 +8,9 @@ import pytest
 from tests.failures.hazards import HAZARDS, meet
 from tests.failures.lab import Lab
 
+# Two to three minutes each: what they are made of is in test_store.py.
+TOO_SLOW = {"changing objects", "store outage"}
+
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
@@ -18,7 +21,7 @@ def lab():
         yield lab
 
 
-@pytest.mark.parametrize("hazard", HAZARDS)
+@pytest.mark.parametrize("hazard", [hazard for hazard in HAZARDS if hazard not in TOO_SLOW])
 def test_every_tile_is_accounted_for(lab, hazard):
     """What each of them is promised to end in is asserted where it is met."""
     if hazard == "full disk" and (sys.platform != "linux" or os.geteuid() != 0):
