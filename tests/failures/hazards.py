@@ -4,7 +4,6 @@ Each run meets its hazard from its first minute or at a moment drawn from the se
 a proxy, the disk is a small file system, and Ray spills.
 """
 
-import json
 import random
 import shutil
 import struct
@@ -18,13 +17,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 from PIL import Image
 
 from csat.data.synthetic import make_slides
+from tests.failures.cluster import Cluster
 from tests.failures.fuzz import mutate
-from tests.failures.lab import LONGER, NUM_EPOCHS, Cluster, Lab, Outcome, SmallRun
+from tests.failures.lab import LONGER, NUM_EPOCHS, Lab, Outcome, SmallRun
 from tests.failures.proxy import Fault
+from tests.failures.scripted import Errs, save_teacher
 from tests.workflows.conftest import SMALL
 
 TILE_PX = SMALL["data.tile_px"]
@@ -158,17 +158,6 @@ def spilling(lab: Lab, name: str, rng: random.Random) -> tuple[SmallRun, dict]:
 # ------------------------------------------------------------------------------------------- files and teachers that are bad
 
 
-class Errs(torch.nn.Module):
-    """Brightness per pixel; raises on a tile whose first pixel is black, NaN where it is pure red."""
-
-    def forward(self, tiles: torch.Tensor) -> torch.Tensor:
-        first = tiles[:, :, 0, 0]
-        if bool((first.sum(dim=1) == 0).any()):
-            raise ValueError("a poisoned tile")
-        is_red = (first[:, 0] > 250) & (first[:, 1:].sum(dim=1) == 0)
-        return torch.where(is_red.view(-1, 1, 1, 1), torch.nan, tiles.mean(dim=1, keepdim=True) / 255)
-
-
 def bad_files(lab: Lab, name: str, rng: random.Random) -> tuple[SmallRun, dict]:
     """Images of odd modes, files that are no images, and a teacher that raises on some tiles and is NaN on others."""
     folder = lab.folder / name
@@ -185,7 +174,7 @@ def bad_files(lab: Lab, name: str, rng: random.Random) -> tuple[SmallRun, dict]:
     damaged = folder / "damaged.svs"  # may give tiles, some of them unreadable, or none
     damaged.write_bytes(mutate(lab.slides[1].read_bytes(), noise))
 
-    settings = dict(teacher__name="torchscript", teacher__weights=_save_teacher(lab.folder / f"{name}.pt"))
+    settings = dict(teacher__name="torchscript", teacher__weights=save_teacher(Errs(), lab.folder / f"{name}.pt"))
     settings |= dict(data__source_mpp=0.5, data__min_tissue=0, manifest__holdout_fraction=0)
     run = lab.run(name + "-run", slides=[folder], **settings)
     run.start(lab.cluster(), num_workers=rng.choice([1, 2]))
@@ -243,13 +232,6 @@ def _png_of(width_px: int, height_px: int, png: bytes) -> bytes:
 
 def _noise(rng: np.random.Generator) -> np.ndarray:
     return rng.integers(60, 200, (TILE_PX, TILE_PX, 3), dtype=np.uint8)
-
-
-def _save_teacher(path: Path) -> Path:
-    torch.jit.script(Errs()).save(str(path))
-    output = {"name": "np", "kind": "probability", "channels": 1, "stride_px": 1, "crop_px": 0, "symmetry": "scalar"}
-    path.with_suffix(".json").write_text(json.dumps({"mpp": None, "tile_px": TILE_PX, "outputs": [output]}))
-    return path
 
 
 def _again(run: SmallRun, cluster: Cluster, num_workers: int, share: float) -> dict:

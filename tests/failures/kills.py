@@ -3,7 +3,8 @@
 import random
 import time
 
-from tests.failures.lab import LONGER, TITLES, Lab, Outcome, kill_tree
+from tests.failures.cluster import TITLES, kill_tree
+from tests.failures.lab import LONGER, Lab, Outcome
 
 # What is killed, and what is promised to happen.
 PROMISES = {

@@ -7,12 +7,7 @@ is a real S3 server, and a killed process gets no chance to say goodbye. What go
 import contextlib
 import io
 import json
-import logging
-import os
-import random
 import shutil
-import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -21,13 +16,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow.parquet as pq
 
 from csat.data.plan import Intervals
 from csat.data.synthetic import make_slides
-from tests.cluster.nodes import BIN, environment, kill_all_from, wait_for
-from tests.failures.proxy import FaultyStore
+from tests.cluster.nodes import BIN
+from tests.failures.bucket import BUCKET, Bucket
+from tests.failures.cluster import Cluster
 from tests.workflows.conftest import ROOT, arguments, kill_group
 
 RUN_LIMIT_S = 300.0  # without a new checkpoint, or until the end: longer is a hang, and a failure of the lab
@@ -35,9 +30,6 @@ NUM_EPOCHS = 6
 # A reader is far ahead of the others, and has nothing left to do early in a short run.
 LONGER = {"train__epochs": 18}
 STREAM_GB = 0.006  # so little that readers and teachers are at work until shortly before the end
-# The title that Ray gives to the process that plays each part.
-TITLES = {"teacher": "TeacherStage", "reader": "PlannedReader", "worker": "TrainWorker"}
-BUCKET = "lab"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,137 +46,6 @@ class Outcome:
     recovery_s: float | None = None  # from the fault to the next committed checkpoint
     end_s: float | None = None  # from the fault to the driver's own end, where it was to end
     note: str = ""  # what the fault amounted to
-
-
-class Cluster:
-    """A head without CPUs and two nodes of one CPU each, so that any run lies on both, as on a cluster of spot instances."""
-
-    def __init__(self, **variables: str):
-        """
-        Args:
-            variables: Of the environment of every node.
-        """
-        self.folder = Path(tempfile.mkdtemp(prefix="csat-lab-", dir="/tmp"))  # short: Ray puts sockets below it
-        with socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("127.0.0.1", 0)) as second:
-            self.port, dashboard_port = first.getsockname()[1], second.getsockname()[1]
-        self.given = variables
-        self._started: list[subprocess.Popen] = []
-        # A driver that has lost its head gives up after this many seconds, not after Ray's minute.
-        self.variables = environment(RAY_AUTH_MODE="disabled", RAY_gcs_rpc_server_reconnect_timeout_s="15")
-        self.variables |= {"RAY_raylet_start_wait_time_s": "120", "RAY_worker_niceness": "0", **variables}
-        self.nodes: list[subprocess.Popen] = []
-        try:
-            self._start_all(dashboard_port)
-        except BaseException:
-            self.stop()
-            raise
-
-    def _start_all(self, dashboard_port: int) -> None:
-        options = ["--head", "--port", str(self.port), "--temp-dir", str(self.folder / "ray"), "--num-cpus", "0"]
-        self.head = self._start([*options, "--include-dashboard", "false", "--dashboard-port", str(dashboard_port)])
-        self.add_node()
-        self.add_node()
-
-    @property
-    def address(self) -> str:
-        return f"127.0.0.2:{self.port}"
-
-    def add_node(self) -> None:
-        """One more node of one CPU."""
-        self.nodes.append(self._start(["--address", self.address, "--num-cpus", "1"]))
-
-    def processes(self, fault: str) -> list[psutil.Process]:
-        """Those of the run that play that part, on any node."""
-        return [process for node in self.nodes for process in _below(node) if TITLES[fault] in _title(process)]
-
-    def node_of_the_run(self, rng: random.Random) -> subprocess.Popen:
-        """A node that has some part of the run, and not the driver's own: that one is the head, which is another fault.
-
-        A driver that is started beside several nodes of one machine may join any of them; Ray Train's controller shows which.
-        """
-        titles = {node.pid: " ".join(_title(process) for process in _below(node)) for node in self.nodes}
-        parts = [node for node in self.nodes if any(title in titles[node.pid] for title in TITLES.values())]
-        return rng.choice([node for node in parts if "TrainController" not in titles[node.pid]])
-
-    def kill_node(self, node: subprocess.Popen) -> None:
-        """SIGKILL to all of a node's processes at once, as a spot instance that goes away."""
-        kill_tree(node)
-        if node in self.nodes:
-            self.nodes.remove(node)
-
-    def stop(self) -> None:
-        """SIGKILL to what is left, and the folder goes."""
-        for node in self._started:
-            kill_tree(node)
-        kill_all_from(str(self.folder))
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _start(self, options: list[str]) -> subprocess.Popen:
-        number = len(self._started) + 1
-        log = self.folder / f"node-{number}.log"
-        # Each at an address of its own: Ray takes two nodes at one address for one.
-        command = [str(BIN / "ray"), "start", "--block", "--node-ip-address", f"127.0.0.{number + 1}", "--disable-usage-stats"]
-        command += options
-        command += ["--object-store-memory", str(100 * 2**20), "--dashboard-agent-listen-port", "0"]
-        command += ["--min-worker-port", "0", "--max-worker-port", "0"]
-        with log.open("wb") as file:
-            process = subprocess.Popen(
-                command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, env=self.variables
-            )
-        self._started.append(process)
-        wait_for("Ray runtime started", log, process)
-        return process
-
-
-class Bucket:
-    """A real S3 server on loopback. The cluster sees it through `proxy`, which spoils answers; the lab itself does not."""
-
-    def __init__(self):
-        import boto3
-        from moto.server import ThreadedMotoServer  # slow to import: most faults need no bucket
-
-        logging.getLogger("werkzeug").setLevel(logging.WARNING)  # not a line for every request
-        self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-        self._server.start()
-        host, port = self._server.get_host_and_port()
-        keys = {"aws_access_key_id": "testing", "aws_secret_access_key": "not-so-secret", "region_name": "us-east-1"}
-        self.client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", **keys)
-        self.client.create_bucket(Bucket=BUCKET)
-        self.proxy = FaultyStore(f"http://{host}:{port}")
-
-    @property
-    def variables(self) -> dict[str, str]:
-        """The environment in which a user's programs find the bucket."""
-        return {
-            "AWS_ENDPOINT_URL": self.proxy.endpoint,
-            "AWS_ACCESS_KEY_ID": "testing",
-            "AWS_SECRET_ACCESS_KEY": "not-so-secret",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true",
-            "AWS_MAX_ATTEMPTS": "2",
-            "NO_PROXY": "127.0.0.0/8,localhost",
-        }
-
-    def put(self, name: str, data: bytes) -> str:
-        """Store an object; its URI."""
-        self.client.put_object(Bucket=BUCKET, Key=name, Body=data)
-        return f"s3://{BUCKET}/{name}"
-
-    def delete(self, name: str) -> None:
-        """Remove an object."""
-        self.client.delete_object(Bucket=BUCKET, Key=name)
-
-    def read(self, name: str) -> bytes | None:
-        """An object's bytes; None where there is none."""
-        try:
-            return self.client.get_object(Bucket=BUCKET, Key=name)["Body"].read()
-        except self.client.exceptions.NoSuchKey:
-            return None
-
-    def close(self) -> None:
-        """End proxy and server."""
-        self.proxy.close()
-        self._server.stop()
 
 
 class SmallRun:
@@ -392,25 +253,3 @@ def write_outcome(outcome: Outcome, path: Path) -> None:
     """One more line of a .jsonl file."""
     with path.open("a") as file:
         file.write(json.dumps(asdict(outcome)) + "\n")
-
-
-def _below(node: subprocess.Popen) -> list[psutil.Process]:
-    with contextlib.suppress(psutil.Error):
-        return psutil.Process(node.pid).children(recursive=True)
-    return []
-
-
-def _title(process: psutil.Process) -> str:
-    with contextlib.suppress(psutil.Error):
-        return " ".join(process.cmdline())
-    return ""
-
-
-def kill_tree(node: subprocess.Popen) -> None:
-    """SIGKILL to a process and all below it."""
-    for process in _below(node):
-        with contextlib.suppress(psutil.Error):
-            process.send_signal(signal.SIGKILL)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(node.pid, signal.SIGKILL)
-    node.wait(timeout=30)

@@ -9,7 +9,8 @@ import yaml
 
 from csat.training.recorder import read_metrics
 from tests.cluster.nodes import BIN, environment, start
-from tests.failures.lab import Lab, Outcome, kill_tree
+from tests.failures.cluster import kill_tree
+from tests.failures.lab import Lab, Outcome
 from tests.workflows.labelled_folders import data_settings, make_folder, sweep_settings
 
 NUM_TRIALS, NUM_SEEDS, DATA_SETS = 4, 1, ("a", "b")

@@ -4,33 +4,19 @@ import json
 import time
 
 import pytest
-import torch
 
 from csat.training.checkpoints import Checkpoints
-from tests.workflows.conftest import SMALL, arguments
+from tests.failures.scripted import Hangs, save_teacher
+from tests.workflows.conftest import arguments
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
 
 STALL_TIMEOUT_S = 10
 
 
-class Hangs(torch.nn.Module):
-    """Brightness per pixel; for ever on a tile that has a black first pixel."""
-
-    def forward(self, tiles: torch.Tensor) -> torch.Tensor:
-        count = 0
-        while bool((tiles[:, :, 0, 0].sum(dim=1) == 0).any()):
-            count += 1
-        return tiles.mean(dim=1, keepdim=True) / 255
-
-
 @pytest.fixture
 def hanging_teacher(tmp_path):
-    path = tmp_path / "hangs.pt"
-    torch.jit.script(Hangs()).save(str(path))
-    output = {"name": "np", "kind": "probability", "channels": 1, "stride_px": 1, "crop_px": 0, "symmetry": "scalar"}
-    path.with_suffix(".json").write_text(json.dumps({"mpp": None, "tile_px": SMALL["data.tile_px"], "outputs": [output]}))
-    return path
+    return save_teacher(Hangs(), tmp_path / "hangs.pt")
 
 
 @pytest.fixture

@@ -1,9 +1,12 @@
-"""Tiny labelled images in a folder per class, and the settings of a sweep over them that takes seconds."""
+"""Tiny labelled images in a folder per class, and the settings of runs and sweeps over them that take seconds."""
 
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from workflows import finetune
+from workflows.labelled_stream import Prepared
 
 COLORS = {"pink": (210, 140, 180), "violet": (120, 90, 170)}
 SIZE_PX = 32
@@ -47,3 +50,21 @@ def sweep_settings(**more) -> dict:
         "cpus_per_trial": 0.5,
         **more,
     }
+
+
+def taught_settings(*, batch_size: int) -> dict:
+    """Of a small run of finetune.py that has a teacher: its resources, and little to report."""
+    return {
+        "workers": {"cpus_per_worker": 0.25},
+        "pool": {"max_actors": 1, "cpus_per_actor": 0.25, "batch_size": batch_size},
+        "readers": {"max_actors": 1},
+        "num_bootstraps": 100,
+        "report_samples": 1,
+    }
+
+
+def fit_here(plain: dict) -> dict:
+    """finetune.py in this process, as a trial of a sweep does it, over files: Ray is not started."""
+    config, plain = finetune.read_config(plain)
+    prepared = Prepared(finetune.check(config), config.data)
+    return finetune.fit(config, plain, prepared, in_this_process=True)

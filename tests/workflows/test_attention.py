@@ -9,9 +9,8 @@ from csat.errors import TeacherError
 from csat.training.recorder import read_metrics
 from csat.training.run_folder import RunFolder
 from teachers.registry import load_teacher
-from tests.workflows.labelled_folders import SIZE_PX, data_settings, make_folder, sweep_settings
+from tests.workflows.labelled_folders import SIZE_PX, data_settings, fit_here, make_folder, sweep_settings, taught_settings
 from workflows import finetune, tune
-from workflows.labelled_stream import Prepared
 
 MODEL = {"name": "resnet10_gn", "options": {"layer": "layer1"}}  # a cell per 4 px
 STUDENT = {"model": {**MODEL, "downsample": 2}, "method": {"name": "attention"}}
@@ -29,11 +28,7 @@ def settings(images, run_folder, **more) -> dict:
         "data": {**data, "tile_px": SIZE_PX, "memory_gb": 0.05},
         "model": MODEL,
         "train": {"epochs": 2, "batch_size": 8, "log_every_steps": 1, "checkpoint_every_steps": 2},
-        "workers": {"cpus_per_worker": 0.25},
-        "pool": {"max_actors": 1, "cpus_per_actor": 0.25, "batch_size": 8},
-        "readers": {"max_actors": 1},
-        "num_bootstraps": 100,
-        "report_samples": 1,
+        **taught_settings(batch_size=8),
         **more,
     }
 
@@ -48,12 +43,6 @@ def teacher(images, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "high"
     fit_here(settings(images, folder))
     return folder
-
-
-def fit_here(plain: dict) -> dict:
-    """All in this process, over files: Ray is not started."""
-    config, plain = finetune.read_config(plain)
-    return finetune.fit(config, plain, Prepared(finetune.check(config), config.data), in_this_process=True)
 
 
 def check_run(folder, teacher, *, terms: set[str]) -> None:

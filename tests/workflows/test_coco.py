@@ -11,8 +11,8 @@ from csat.model.paraphraser_files import are_there, make_paraphrasers, save_para
 from csat.training.recorder import read_metrics
 from csat.training.run_folder import RunFolder
 from teachers.registry import load_teacher
+from tests.workflows.labelled_folders import fit_here, taught_settings
 from workflows import finetune
-from workflows.labelled_stream import Prepared
 from workflows.paraphrasers import with_paraphrasers_found
 
 TILE_PX = 64
@@ -42,11 +42,7 @@ def settings(glands, run_folder, **more) -> dict:
         "run_folder": str(run_folder),
         "data": {"sets": sets, "task": "segmentation", "fit": "crop", "tile_px": TILE_PX, "memory_gb": 0.05},
         "train": {"epochs": 2, "batch_size": 4, "log_every_steps": 1, "checkpoint_every_steps": 1},
-        "workers": {"cpus_per_worker": 0.25},
-        "pool": {"max_actors": 1, "cpus_per_actor": 0.25, "batch_size": 4},
-        "readers": {"max_actors": 1},
-        "num_bootstraps": 100,
-        "report_samples": 1,
+        **taught_settings(batch_size=4),
         **more,
     }
 
@@ -67,13 +63,6 @@ def taught(teacher, **options) -> dict:
         "teacher": {"name": str(teacher), "options": {"taps": True}},
         "method": {"name": "coco", "options": options},
     }
-
-
-def fit_here(plain: dict) -> dict:
-    """All in this process, as a trial of a sweep does it, over files: Ray is not started."""
-    config, plain = finetune.read_config(plain)
-    prepared = Prepared(finetune.check(config), config.data)
-    return finetune.fit(config, plain, prepared, in_this_process=True)
 
 
 def check_run(folder, teacher) -> None:
