@@ -7,21 +7,26 @@ import pytest
 
 from csat.data.plan import Intervals
 from csat.training.checkpoints import QUARANTINE_SCHEMA, Checkpoint, Checkpoints, Cursor
-from tests.failures.kills import kill
+from tests.failures.kills import PROMISES, kill
 from tests.failures.lab import Lab, Outcome, count_tiles, read_file
 from tests.failures.table import as_markdown
+
+
+@pytest.fixture(scope="module")
+def lab():
+    """One lab, whose cluster lives on until the head is killed."""
+    with Lab() as lab:
+        yield lab
 
 
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_killed_node_and_a_killed_driver_cost_no_tile():
-    """On three nodes: first a node is lost while the run goes on, then the driver of another run."""
-    with Lab() as lab:
-        for fault in ("node", "driver"):
-            outcome = kill(lab, fault, seed=100)
-            assert (outcome.lost, outcome.doubled) == (0, 0), outcome
-            assert outcome.tiles > 200 and 0 < outcome.done_at_kill < 1, outcome
+@pytest.mark.parametrize("fault", PROMISES)
+def test_whoever_is_killed_no_tile_is_lost_or_doubled(lab, fault):
+    outcome = kill(lab, fault, seed=100)
+    assert (outcome.lost, outcome.doubled) == (0, 0), outcome
+    assert outcome.tiles > 200 and 0 < outcome.done_at_kill < 1, outcome
 
 
 def test_the_table_sums_up_and_hides_nothing():
