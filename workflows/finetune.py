@@ -44,9 +44,10 @@ from workflows.labelled_worker import FinetuneJob, build_method, finetune_worker
 from workflows.leakage import check_leakage
 from workflows.meters import StoreMeter
 from workflows.paraphrase_worker import make_job, paraphrase_worker, train_paraphrasers
-from workflows.paraphrasers import are_missing, ready_paraphrasers, with_paraphrasers_found
+from workflows.paraphrasers import are_missing, ready_paraphrasers
+from workflows.places import with_places_found
 from workflows.progress import ProgressBoard, ProgressDisplay
-from workflows.run_teacher import check_same_teacher, with_teacher_found
+from workflows.run_teacher import check_same_teacher
 from workflows.stream import TRAIN, WholeSplit, execution_options
 
 logger = logging.getLogger("finetune")
@@ -100,7 +101,7 @@ def read_config(settings: dict[str, Any]) -> tuple[FinetuneConfig, dict[str, Any
 
 def finetune(config: FinetuneConfig, plain: dict[str, Any]) -> int:
     """All of it, top to bottom."""
-    config, plain = with_paraphrasers_found(*with_teacher_found(config, plain))
+    config, plain = with_places_found(config, plain)
     folder = RunFolder(config.run_folder)
     config.train.rows_per_worker(config.workers.num_workers)
     folder.open(plain, overwrite=config.overwrite, config_class=FinetuneConfig)

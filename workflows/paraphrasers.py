@@ -1,9 +1,7 @@
 """Method coco's paraphrasers within a run: where they lie, whether they are there, and how they get into the method."""
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from csat.data import storage
 from csat.methods.coco import CoCo
 from csat.methods.contract import Method
 from csat.model.paraphraser_files import are_there, load_paraphrasers
@@ -12,20 +10,6 @@ from csat.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from workflows.finetune import FinetuneConfig
-
-
-def with_paraphrasers_found(config: "FinetuneConfig", plain: dict[str, Any]) -> tuple["FinetuneConfig", dict[str, Any]]:
-    """The folder that `method.options.paraphrasers` names, made absolute: other processes start in other folders.
-
-    Args:
-        plain: `config` as plain values.
-    """
-    folder = config.method.options.get("paraphrasers")
-    if not isinstance(folder, str):
-        return config, plain
-    options = {**config.method.options, "paraphrasers": storage.normalise(folder)}
-    plain = {**plain, "method": {**plain["method"], "options": options}}
-    return replace(config, method=replace(config.method, options=options)), plain
 
 
 def has_paraphrasers(method: Method) -> bool:

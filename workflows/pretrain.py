@@ -48,8 +48,9 @@ from workflows.config import (
     check_counts,
 )
 from workflows.meters import StoreMeter
+from workflows.places import with_places_found
 from workflows.progress import ProgressBoard, ProgressDisplay
-from workflows.run_teacher import check_same_teacher, with_teacher_found
+from workflows.run_teacher import check_same_teacher
 from workflows.stream import CACHED, TRAIN, ResumingStream, StreamConfig, WholeSplit, execution_options, slide_cache
 from workflows.tile_slides import build_manifest
 from workflows.worker import Job, train_worker
@@ -98,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def pretrain(config: PretrainConfig, plain: dict[str, Any]) -> int:
     """All of it, top to bottom. Everything before `_train` is checks and metadata; nothing costly has started until then."""
-    config, plain = with_teacher_found(config, plain)
+    config, plain = with_places_found(config, plain)
     folder = RunFolder(config.run_folder)
     check_counts(readers=config.readers, pool=config.pool)
     config.train.rows_per_worker(config.workers.num_workers)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from csat.data import storage
 from csat.errors import ConfigError
-from teachers.registry import find_teacher
 from workflows.finetune import FinetuneConfig, read_config
+from workflows.places import absolute
 from workflows.search_space import Dimension, corners
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def make_cells(config: "SweepConfig", space: tuple[Dimension, ...]) -> list[Cell
     for data_set, data_settings in config.data_sets.items():
         for start, start_settings in config.starts.items():
             settings = merge(unfold(config.base), unfold(data_settings), unfold(start_settings))
-            settings = _with_places(settings, config.data_root)
+            settings = absolute(settings, data_root=config.data_root)
             settings = merge(settings, _resources(settings, config))
             folder = storage.join(root, "cells", data_set, start)
             cell = Cell(data_set=str(data_set), start=str(start), folder=folder, settings=settings)
@@ -121,36 +121,10 @@ def _check_mapping(name: str, settings: Any) -> None:
         raise ConfigError(f"{name}.{own[0]}: the sweep gives this setting to its runs: leave it out")
 
 
-def _with_places(settings: dict[str, Any], data_root: str | None) -> dict[str, Any]:
-    """Folders of data below `data_root`, and all places absolute: trials run in other folders, on other nodes."""
-    sets = _section(_section(settings, "data"), "sets")
-    if sets:
-        placed = {name: _placed(value, data_root) for name, value in sets.items()}
-        settings = merge(settings, {"data": {"sets": placed}})
-    from_run, teacher = _section(settings, "model").get("from_run"), _section(settings, "teacher")
-    if isinstance(from_run, str):
-        settings = merge(settings, {"model": {"from_run": storage.normalise(from_run)}})
-    if isinstance(teacher.get("name"), str):
-        name, weights = find_teacher(teacher["name"], teacher.get("weights"))
-        settings = merge(settings, {"teacher": {"name": name, "weights": weights}})
-    paraphrasers = _section(_section(settings, "method"), "options").get("paraphrasers")
-    if isinstance(paraphrasers, str):
-        settings = merge(settings, {"method": {"options": {"paraphrasers": storage.normalise(paraphrasers)}}})
-    return settings
-
-
 def _section(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """A mapping among the settings; empty where there is none (finetune.py's own check says what is wrong with it)."""
     section = settings.get(name)
     return section if isinstance(section, Mapping) else {}
-
-
-def _placed(value: Any, data_root: str | None) -> Any:
-    if isinstance(value, Mapping) and isinstance(value.get("path"), str):
-        return {**value, "path": _placed(value["path"], data_root)}
-    if not isinstance(value, str):
-        return value
-    return storage.normalise(storage.join(data_root, value) if data_root is not None else value)
 
 
 def _resources(settings: dict[str, Any], config: "SweepConfig") -> dict[str, Any]:

@@ -13,7 +13,6 @@ from csat.training.run_folder import RunFolder
 from teachers.registry import load_teacher
 from tests.workflows.labelled_folders import fit_here, taught_settings
 from workflows import finetune
-from workflows.paraphrasers import with_paraphrasers_found
 
 TILE_PX = 64
 
@@ -84,15 +83,6 @@ def test_a_student_in_this_process(glands, teacher, tmp_path):
     paraphrasers = str(tmp_path / "student" / "paraphrasers")
     fit_here(settings(glands, tmp_path / "trial", **taught(teacher, lambda_s=1.0, paraphrasers=paraphrasers)))
     assert not (tmp_path / "trial" / "paraphrasers").exists()
-
-
-def test_the_folder_of_paraphrasers_is_absolute(glands, teacher, tmp_path, monkeypatch):
-    """It is kept in the run's record, and read by processes that start elsewhere."""
-    monkeypatch.chdir(tmp_path)
-    config, plain = with_paraphrasers_found(
-        *finetune.read_config(settings(glands, tmp_path / "run", **taught(teacher, paraphrasers="kept")))
-    )
-    assert config.method.options["paraphrasers"] == plain["method"]["options"]["paraphrasers"] == str(tmp_path / "kept")
 
 
 def test_paraphrasers_of_another_teacher_are_refused_before_anything_starts(glands, teacher, tmp_path):

@@ -1,5 +1,6 @@
 """Fine-tuning on a real local Ray cluster: labelled images in, a judged model out; and what must be refused first."""
 
+import contextlib
 import json
 import time
 
@@ -81,12 +82,13 @@ def nuclei(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(ray_cluster, images, tmp_path_factory):
-    """A run on two DDP workers, decoded images in memory."""
+    """A run on two DDP workers, decoded images in memory; its folder is named as a user does, from where the user is."""
     folder = tmp_path_factory.mktemp("finetune")
-    more = {"run_folder": str(folder / "run"), "workers": {"num_workers": 2}, "data": {"max_unreadable": 0.1}}
+    more = {"run_folder": "runs/first", "workers": {"num_workers": 2}, "data": {"max_unreadable": 0.1}}
     argv = write_recipe(folder, data_settings(str(images)), more)
-    assert finetune.main(argv) == 0
-    return folder / "run", argv
+    with contextlib.chdir(folder):
+        assert finetune.main(argv) == 0
+    return folder / "runs" / "first", argv
 
 
 @pytest.mark.ray
@@ -132,8 +134,9 @@ class TestClassification:
         best = max(read_metrics(str(folder), "validation"), key=lambda line: line["metric"])
         assert read_json(folder, "evaluation.json")["val"]["balanced_accuracy"]["value"] == pytest.approx(best["metric"])
 
-    def test_again_says_that_it_is_done(self, finished, capsys):
-        _, argv = finished
+    def test_again_says_that_it_is_done(self, finished, capsys, monkeypatch):
+        folder, argv = finished
+        monkeypatch.chdir(folder.parents[1])
         assert finetune.main(argv) == 0
         assert "this run is finished" in capsys.readouterr().out
 
