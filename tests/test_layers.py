@@ -96,6 +96,12 @@ def test_importing_the_science_does_not_load_ray():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)
 
 
+def test_tiling_slides_does_not_load_torch():
+    """Its tasks are many processes that each live for seconds."""
+    code = "import sys, workflows.tile_slides; assert 'torch' not in sys.modules, 'torch was loaded'"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)
+
+
 def test_no_catch_all_modules():
     names = {path.name for path in SOURCES}
     assert not names & {"utils.py", "helpers.py", "common.py"}

@@ -7,8 +7,6 @@ the run's plan. numpy (the teacher pool) and torch (the trainer) give the same b
 The mixing function is splitmix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014).
 """
 
-from hashlib import blake2b
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -35,11 +33,6 @@ def hash_positions(positions: np.ndarray | Tensor, *, seed: int, stream: int) ->
         return _mix_tensor(positions.to(torch.int64) * _signed(GOLDEN) + _signed(key))
     with np.errstate(over="ignore"):  # wrapping is what is wanted
         return _mix_array(np.asarray(positions).astype(np.int64).view(np.uint64) * np.uint64(GOLDEN) + np.uint64(key))
-
-
-def hash_text(text: str, *, seed: int) -> float:
-    """A number in [0, 1) that follows from a name: for draws that must not change with the order of the names."""
-    return int.from_bytes(blake2b(f"{seed}|{text}".encode(), digest_size=7).digest(), "big") / 2.0**56
 
 
 def uniforms(positions: Tensor, num: int, *, seed: int, stream: int) -> Tensor:

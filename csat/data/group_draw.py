@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from csat.data.counter_hash import hash_text
 from csat.data.datasets.contract import Sample
+from csat.data.text_hash import hash_text
 
 MOST_TRIES = 200  # orders that are tried
 MOST_TRIED_GROUPS = 20_000  # in all tries together: of many groups any order fits

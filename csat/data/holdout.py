@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from csat.data.counter_hash import hash_text
 from csat.data.sources import SlideRow
+from csat.data.text_hash import hash_text
 from csat.data.tiling import TILE_SCHEMA
 from csat.errors import ConfigError
 
