@@ -121,14 +121,9 @@ def _check_mapping(name: str, settings: Any) -> None:
         raise ConfigError(f"{name}.{own[0]}: the sweep gives this setting to its runs: leave it out")
 
 
-def _section(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """A mapping among the settings; empty where there is none (finetune.py's own check says what is wrong with it)."""
-    section = settings.get(name)
-    return section if isinstance(section, Mapping) else {}
-
-
 def _resources(settings: dict[str, Any], config: "SweepConfig") -> dict[str, Any]:
     """A trial that trains in its own process uses what the sweep gives it."""
-    if _section(settings, "workers").get("num_workers", 1) != 1:
+    workers = settings.get("workers")
+    if isinstance(workers, Mapping) and workers.get("num_workers", 1) != 1:
         return {}
     return {"workers": {"cpus_per_worker": config.cpus_per_trial, "gpus_per_worker": config.gpus_per_trial}}

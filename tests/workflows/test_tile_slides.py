@@ -1,8 +1,14 @@
 """The order in which slides come into the manifest."""
 
+import numpy as np
+import pytest
+from PIL import Image
+
 from csat.data.manifest import ManifestConfig
-from csat.data.sources import SlideRow
-from workflows.tile_slides import _shuffled
+from csat.data.slide_cache import SlideCache
+from csat.data.sources import SlideRow, list_slides
+from csat.data.tiling import TilingConfig
+from workflows.tile_slides import _shuffled, build_manifest
 
 
 def image(name: str) -> SlideRow:
@@ -24,3 +30,23 @@ def test_a_window_of_a_sorted_list_is_mixed():
 def test_the_order_follows_from_the_seed():
     slides = [image(f"/data/{number}.png") for number in range(50)]
     assert _shuffled(slides, seed=3) == _shuffled(slides, seed=3) != _shuffled(slides, seed=4)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_folder_a_class_gives_mixed_windows(ray_cluster, tmp_path):
+    for tissue in ("normal", "tumour"):
+        (tmp_path / "images" / tissue).mkdir(parents=True)
+        for number in range(32):
+            Image.fromarray(np.full((32, 32, 3), 40 + number, np.uint8)).save(
+                tmp_path / "images" / tissue / f"{number:02d}.png"
+            )
+    slides = list_slides([str(tmp_path / "images")])
+    tiling = TilingConfig(mpp=None, tile_px=32, min_tissue=0)
+    config = ManifestConfig(slides_per_window=16, chunk_tiles=16)
+    manifest = build_manifest(str(tmp_path / "manifest"), slides, tiling, config, SlideCache(tmp_path / "cache", 1 << 30))
+    assert (manifest.num_tiles, len(manifest.parts)) == (64, 4)
+    for part in range(4):
+        names = manifest.read_chunk(part, 0)["slide"].to_pylist()
+        assert 2 <= sum("tumour" in name for name in names) <= 14
