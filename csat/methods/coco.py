@@ -42,7 +42,7 @@ from csat.losses.classes import cross_entropy
 from csat.losses.correlation import CELLS, correlation_error
 from csat.losses.wgan import PENALTY_WEIGHT, adversarial_loss, critic_loss, gradient_penalty
 from csat.methods.contract import Method, OwnOptimiser, check_same_classes, pick_responses
-from csat.model.critic import PatchCritic
+from csat.model.critic import WIDTH, PatchCritic
 from csat.model.paraphraser_files import LAYERS, make_paraphrasers
 from csat.responses import Batch, Kind, ResponseSpec, TeacherSpec
 
@@ -62,6 +62,7 @@ class CoCoConfig:
     paraphraser_lr: float = 3e-4  # its learning rate at the start
     cells: int = CELLS  # per axis, that maps are pooled to before they are compared; both networks' maps need as many
     critic_lr: float = 3e-5  # of the critic, at the start
+    critic_width: int = WIDTH  # channels of its first layer; a critic of 64 takes longer than a small student, on 96 px
     seed: int = 0  # of the points between predictions at which the penalty is taken
 
     def __post_init__(self):
@@ -71,7 +72,7 @@ class CoCoConfig:
         for name in ("paraphraser_lr", "critic_lr"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
-        for name in ("paraphraser_epochs", "cells"):
+        for name in ("paraphraser_epochs", "cells", "critic_width"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
 
@@ -131,7 +132,7 @@ class CoCo(Method):
             check_same_classes(specs[MASK], info.classes, remedy=remedy)
             self.turns = ("critic", "student")
             self.weights |= {"adv": config.lambda_adv, "critic": 1.0, "penalty": PENALTY_WEIGHT}
-            self.critic = PatchCritic(len(info.classes))
+            self.critic = PatchCritic(len(info.classes), width=config.critic_width)
             self.own_optimisers = {"critic": OwnOptimiser(lr=config.critic_lr, betas=(0.9, 0.99))}
 
     @classmethod

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from csat.errors import ConfigError
 
-WIDTHS = (64, 128, 256, 512)  # the first three halve the resolution
+WIDTH = 64  # of the first layer
+FACTORS = (1, 2, 4, 8)  # of the layers' widths; the first three halve the resolution
 KERNEL = 4
 SLOPE = 0.2  # of LeakyReLU below zero
 SMALLEST_PX = 24  # below, the last norm would see a single cell
@@ -21,18 +22,19 @@ class PatchCritic(nn.Module):
 
     Args:
         num_classes: Channels of the logits.
+        width: Channels of the first layer; the cost grows with its square.
         image_channels: Channels of the image.
     """
 
-    def __init__(self, num_classes: int, *, image_channels: int = 3):
+    def __init__(self, num_classes: int, *, width: int = WIDTH, image_channels: int = 3):
         super().__init__()
         layers: list[nn.Module] = []
         channels = image_channels + num_classes
-        for index, width in enumerate(WIDTHS):
-            layers.append(nn.Conv2d(channels, width, KERNEL, stride=1 if index == len(WIDTHS) - 1 else 2, padding=1))
-            layers += [nn.InstanceNorm2d(width)] * (index > 0)
+        for index, factor in enumerate(FACTORS):
+            layers.append(nn.Conv2d(channels, factor * width, KERNEL, stride=1 if index == len(FACTORS) - 1 else 2, padding=1))
+            layers += [nn.InstanceNorm2d(factor * width)] * (index > 0)
             layers.append(nn.LeakyReLU(SLOPE))
-            channels = width
+            channels = factor * width
         self.layers = nn.Sequential(*layers, nn.Conv2d(channels, 1, KERNEL, padding=1))
 
     def forward(self, images: Tensor, logits: Tensor) -> Tensor:

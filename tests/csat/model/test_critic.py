@@ -34,9 +34,10 @@ def make_batch(num_tiles: int = 5) -> list[Tensor]:
     return [torch.rand(shape, generator=generator) for shape in shapes]
 
 
-def test_the_layout_of_a_patchgan():
-    critic = PatchCritic(2)
-    widths = (5, 64, 128, 256, 512, 1)
+@pytest.mark.parametrize("width", [64, 16])
+def test_the_layout_of_a_patchgan(width: int):
+    critic = PatchCritic(2, width=width)
+    widths = (5, width, 2 * width, 4 * width, 8 * width, 1)
     expected = sum(16 * a * b + b for a, b in zip(widths, widths[1:], strict=False))
     assert sum(p.numel() for p in critic.parameters()) == expected
     assert critic(torch.rand(2, 3, 64, 96), torch.randn(2, 2, 64, 96)).shape == (2, 1, 6, 10)
