@@ -4,7 +4,7 @@ It has a folder of its own in the run's, `paraphrasers/`, with checkpoints and m
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,13 +13,16 @@ import torch
 
 from csat.errors import NonFiniteLossError
 from csat.methods.coco import CoCo
-from csat.methods.paraphrasing import Paraphrasing
+from csat.methods.paraphrasing import LR, Paraphrasing, missed
 from csat.model.paraphraser_files import LAYERS, save_paraphrasers
 from csat.responses import ResponseSpec
 from csat.training.context import TrainContext
 from csat.training.loop import Trainer
+from csat.training.recorder import read_metrics
 from csat.training.run_folder import RunFolder
 from workflows.labelled_worker import FinetuneJob, build_method, read_in_process, shard_batches
+
+MISSED_AT_MOST = 1.0  # of a map's variance: as much as saying each channel's mean over the tile would miss
 
 logger = logging.getLogger(__name__)
 
@@ -89,4 +92,19 @@ def train_paraphrasers(
     if context.rank == 0:
         save_paraphrasers(stage.student, job.run_folder, teacher_sha256=job.teacher.weights_sha256)
         logger.info("the paraphrasers of teacher %s are trained", job.teacher.weights_sha256[:12])
+        warn_of_untrained(read_metrics(job.run_folder))
     context.gather(None)  # nobody reads them before they are written
+
+
+def warn_of_untrained(metrics: Sequence[dict[str, Any]]) -> None:
+    """Say so where paraphrasers miss most of what they should say: the student is then compared with noise."""
+    last = metrics[-1] if metrics else {}
+    shares = {name: last.get(f"loss/{missed(name)}", 0.0) for name in LAYERS}
+    if max(shares.values()) > MISSED_AT_MOST:
+        logger.warning(
+            "the paraphrasers' error is %s of the variance of the teacher's maps, and the student is compared with what "
+            "they say: set a higher --method.options.paraphraser_lr (the paper's is %g) or more "
+            "--method.options.paraphraser_epochs",
+            " and ".join(f"{share:.0%} ({name})" for name, share in shares.items()),
+            LR,
+        )

@@ -3,7 +3,8 @@
 Zou & Sun 2021 (arXiv 2108.12173), after factor transfer (Kim et al. 2018, arXiv 1802.04977): one autoencoder per tapped layer
 (`csat/model/paraphraser.py`) is trained to reconstruct the teacher's map, by SGD with momentum 0.9, weight decay 2e-4 and a
 learning rate of 3e-4 x (1 - progress)^0.9, and then frozen. The terms are `encoder` and `decoder`, the mean squared errors of
-the two reconstructions.
+the two reconstructions. With them go, for the reader and with weight 0, `encoder_missed` and `decoder_missed`: these errors as
+shares of the map's variance over the tile. Paraphrasers at 1 or above have learned nothing that a student could follow.
 
 It is a method like any other, so it has the loop's checkpoints, its resumption and its DDP; `csat/model/paraphraser_files.py`
 keeps what came out.
@@ -20,6 +21,7 @@ from csat.responses import Batch, ResponseSpec, TeacherSpec
 
 LR = 3e-4
 WEIGHT_DECAY = 2e-4
+SMALLEST_VARIANCE = 1e-8  # of a map that is the same everywhere
 
 
 class Paraphrasing(Method):
@@ -36,7 +38,7 @@ class Paraphrasing(Method):
         super().__init__()
         self.student = paraphrasers.requires_grad_(True)
         self.responses, self.seed = tuple(responses), seed
-        self.weights = dict.fromkeys(LAYERS, 1.0)
+        self.weights = dict.fromkeys(LAYERS, 1.0) | dict.fromkeys(map(missed, LAYERS), 0.0)
         self.own_optimisers = {"student": OwnOptimiser(kind="sgd", lr=lr, momentum=0.9, weight_decay=WEIGHT_DECAY)}
 
     @classmethod
@@ -49,4 +51,15 @@ class Paraphrasing(Method):
 
     def forward(self, batch: Batch, turn: str = "student") -> dict[str, Tensor]:
         """The unweighted terms, float32 `[B]`."""
-        return {name: self.student[name].reconstruction_error(batch.responses[name].float()) for name in LAYERS}
+        terms = {}
+        for name in LAYERS:
+            features = batch.responses[name].float()
+            terms[name] = self.student[name].reconstruction_error(features)
+            variance = features.var((2, 3), correction=0).mean(1).clamp(min=SMALLEST_VARIANCE)
+            terms[missed(name)] = terms[name].detach() / variance
+        return terms
+
+
+def missed(layer: str) -> str:
+    """Name of the term that says how much of a layer's variance the paraphraser misses."""
+    return f"{layer}_missed"

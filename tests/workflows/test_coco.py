@@ -13,6 +13,7 @@ from csat.training.run_folder import RunFolder
 from teachers.registry import load_teacher
 from tests.workflows.labelled_folders import fit_here, taught_settings
 from workflows import finetune
+from workflows.paraphrase_worker import warn_of_untrained
 
 TILE_PX = 64
 
@@ -71,7 +72,7 @@ def check_run(folder, teacher) -> None:
     assert run.read_json("teacher.json")["weights_sha256"] == load_teacher(str(teacher)).spec.weights_sha256
     assert json.loads((folder / "exported" / "config.json").read_text())["model"] == "mobile_unet"
     assert {"loss/ce", "loss/coco", "loss/adv", "loss/critic", "loss/penalty"} <= read_metrics(run.uri)[-1].keys()
-    assert {"loss/encoder", "loss/decoder"} <= read_metrics(run.path("paraphrasers"))[-1].keys()
+    assert {"loss/encoder", "loss/decoder", "loss/encoder_missed"} <= read_metrics(run.path("paraphrasers"))[-1].keys()
     assert are_there(run.path("paraphrasers"))
 
 
@@ -83,6 +84,15 @@ def test_a_student_in_this_process(glands, teacher, tmp_path):
     paraphrasers = str(tmp_path / "student" / "paraphrasers")
     fit_here(settings(glands, tmp_path / "trial", **taught(teacher, lambda_s=1.0, paraphrasers=paraphrasers)))
     assert not (tmp_path / "trial" / "paraphrasers").exists()
+
+
+@pytest.mark.parametrize(
+    ("encoder", "decoder", "words"), [(0.3, 0.5, ""), (0.3, 13.2, "error is 30% (encoder) and 1320% (decoder)")]
+)
+def test_untrained_paraphrasers_are_told_of(caplog, encoder, decoder, words):
+    warn_of_untrained([{"loss/encoder_missed": 2.0}, {"loss/encoder_missed": encoder, "loss/decoder_missed": decoder}])
+    assert (words in caplog.text) and bool(caplog.text) == bool(words)
+    warn_of_untrained([])
 
 
 def test_paraphrasers_of_another_teacher_are_refused_before_anything_starts(glands, teacher, tmp_path):
