@@ -4,6 +4,9 @@ from copy import deepcopy
 
 import pytest
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
+from ray.core.generated.autoscaler_pb2 import ResourceRequest, ResourceRequestByCount
 
 from tests.cluster.files import AUTOSCALER_FILES, load
 
@@ -64,6 +67,30 @@ def test_the_head_is_on_demand_and_workers_are_spot(name):
         else:
             is_spot = node.get("scheduling", {}).get("provisioningModel") == "SPOT"
         assert is_spot == (group != "head")
+
+
+@every_file
+@pytest.mark.parametrize("group", ["readers", "teachers"])
+def test_an_actor_that_ray_data_asks_memory_for_gets_a_node(name, group):
+    block_bytes = 200_000_000.0  # what Ray Data measures of the first actors' blocks, it asks for with the later ones
+    wanted = {"readers": {"CPU": 1.0}, "teachers": {"CPU": 1.0, "GPU": 1.0}}[group] | {"memory": block_bytes}
+    assert nodes_for(wanted, load(name)) == {group: 1}
+    silent = load(name)
+    del silent["available_node_types"][group]["resources"]["memory"]
+    assert group not in nodes_for(wanted, silent)
+
+
+def nodes_for(wanted: dict[str, float], config: dict) -> dict[str, int]:
+    """What Ray's autoscaler would launch of each type, for one actor in a cluster that has no workers."""
+    config = AutoscalingConfig(prepared(config), skip_content_hash=True)
+    request = SchedulingRequest(
+        disable_launch_config_check=True,
+        node_type_configs=config.get_node_type_configs(),
+        max_num_nodes=config.get_max_num_nodes(),
+        resource_requests=[ResourceRequestByCount(request=ResourceRequest(resources_bundle=wanted), count=1)],
+    )
+    launched = ResourceDemandScheduler().schedule(request).to_launch
+    return {launch.instance_type: launch.count for launch in launched if launch.instance_type != "head"}
 
 
 def test_ec2_accepts_every_node():

@@ -22,8 +22,8 @@ HEAD = "127.0.0.2"
 def autoscaler_file(gcs_address: str) -> dict:
     """A cluster whose teachers each are a node of their own.
 
-    The provider is Ray's fake one, which starts a node as processes on this machine. It is named as an external one, because
-    the defaults of `type: fake_multinode` are missing from the wheel of Ray 2.60.
+    Their type says its memory, as those of our files do: Ray Data asks for some with all but the first teacher. The provider
+    is named as an external one, because the defaults of `type: fake_multinode` are missing from the wheel of Ray 2.60.
     """
     commands = ["setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray", "initialization"]
     return {
@@ -33,7 +33,7 @@ def autoscaler_file(gcs_address: str) -> dict:
         "upscaling_speed": 10,
         "provider": {
             "type": "external",
-            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+            "module": "tests.cluster.provider.Provider",
             "launch_multiple": True,
             "head_node_id": HEAD_ID,
             "gcs_address": gcs_address,
@@ -42,7 +42,7 @@ def autoscaler_file(gcs_address: str) -> dict:
         "available_node_types": {
             "ray.head.default": {"resources": {"CPU": 2}, "node_config": {}, "min_workers": 0, "max_workers": 0},
             "teachers": {
-                "resources": {"teacher": 1, "object_store_memory": 100_000_000},
+                "resources": {"teacher": 1, "memory": 1_000_000_000, "object_store_memory": 100_000_000},
                 "node_config": {},
                 "min_workers": 0,
                 "max_workers": 3,
@@ -66,6 +66,7 @@ def gcs_address():
     command += ["--object-store-memory", "200000000", "--dashboard-agent-listen-port", "0"]
     command += ["--min-worker-port", "0", "--max-worker-port", "0"]
     variables = environment(
+        PYTHONPATH=str(ROOT),
         RAY_AUTH_MODE="disabled",
         RAY_FAKE_CLUSTER="1",
         AUTOSCALER_UPDATE_INTERVAL_S="1",
