@@ -29,7 +29,7 @@ class OwnOptimiser:
     power: float = 0.9  # of the schedule: lr x (1 - progress)^power
 
     def lr_at(self, progress: float) -> float:
-        """Learning rate when `progress` (0 … 1) of the run's tiles are done."""
+        """Learning rate of the step before which `progress` (0 … 1) of the run's tiles are done: the first has all of `lr`."""
         return self.lr * max(0.0, 1.0 - progress) ** self.power
 
 

@@ -169,9 +169,9 @@ class Trainer:
             for rows in parts:
                 if rows:
                     self.accounts.add(rows)
-            self._window.rows += int(rows_all)
             if tiles_all:
                 self._update(batches, int(tiles_all))
+            self._window.rows += int(rows_all)  # after the step: its learning rate is that of the tiles done before it
             self.accounts.meter("wait_s", waited)
             self.accounts.meter("loop_s", time.monotonic() - started)
             self._window.add_time(waited, time.monotonic() - started)

@@ -14,13 +14,17 @@ from csat.model.parts import PartedModel
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW with linear warm-up and cosine decay, over the share of tiles done (not steps: workers may come and go)."""
+    """AdamW with linear warm-up and cosine decay, over the share of tiles done (not steps: workers may come and go).
+
+    A step's learning rate is the schedule's at the tiles done *before* it: the first step has what the schedule begins with
+    (all of `lr` where there is no warm-up), and what it ends with is only reached after the last step.
+    """
 
     lr: float = 1e-3  # peak learning rate
     weight_decay: float = 0.05  # on weights of two or more dimensions
     betas: tuple[float, float] = (0.9, 0.999)  # AdamW's
-    warmup: float = 0.05  # share of the run spent warming up
-    final_lr: float = 0.01  # learning rate at the end, as a share of lr
+    warmup: float = 0.05  # share of the run spent warming up, from a hundredth of lr; 0: the first step has all of it
+    final_lr: float = 0.01  # learning rate after the last step, as a share of lr
     clip_grad_norm: float | None = 1.0  # largest gradient norm; None: no clipping
     ema_decay: float | None = 0.999  # decay of the averaged weights per step; None: no average
     layer_decay: float = 1.0  # learning rate of each layer of the backbone, as a share of the layer's after it; 1: all alike
@@ -33,7 +37,7 @@ class OptimConfig:
             raise ConfigError(f"train.optim.head_lr is a factor above 0, not {self.head_lr}; to freeze parts: model.freeze")
 
     def lr_at(self, progress: float) -> float:
-        """Learning rate when `progress` (0 … 1) of the run's tiles are done."""
+        """Learning rate of the step before which `progress` (0 … 1) of the run's tiles are done."""
         if progress < self.warmup:
             return self.lr * (progress / self.warmup * 0.99 + 0.01)
         share = min(1.0, (progress - self.warmup) / max(1e-9, 1.0 - self.warmup))

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -128,6 +129,27 @@ def test_images_of_one_step_weigh_alike_however_they_are_grouped(tmp_path):
         ends.append(weights_of(trainer))
     for name, tensor in ends[0].items():
         torch.testing.assert_close(ends[1][name], tensor, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.25])
+def test_a_step_has_the_rate_of_the_tiles_done_before_it(tmp_path, warmup):
+    """The first step has the whole rate where there is no warm-up; zero is only reached after the last; resumed runs agree."""
+    optim = OptimConfig(lr=0.01, warmup=warmup, final_lr=0.0)
+    config = replace(CONFIG, log_every_steps=1, optim=optim)
+
+    def rates(folder):
+        return [line["lr"] for line in read_metrics(str(tmp_path / folder))]
+
+    make_trainer(tmp_path / "whole", range(48), config=config).run()
+    assert rates("whole") == pytest.approx([optim.lr_at(step / 12) for step in range(12)])
+    assert rates("whole")[0] == pytest.approx(0.01 if warmup == 0 else 0.0001) and rates("whole")[-1] > 1e-5
+    with pytest.raises(Killed):
+        make_trainer(tmp_path / "cut", range(48), config=config, cut=8).run()
+    done = Checkpoints(str(tmp_path / "cut" / "checkpoints")).latest_cursor().done
+    make_trainer(tmp_path / "cut", [p for p in range(48) if not done.contains(np.array([p]))[0]], config=config).run()
+    assert rates("cut") == rates("whole")
+    make_trainer(tmp_path / "bad", range(48), config=config, bad=(0, 1, 2, 3)).run()  # the first step has no good tile
+    assert rates("bad") == rates("whole")[1:]
 
 
 def test_a_finished_run_does_nothing_more(tmp_path):
