@@ -10,10 +10,10 @@ import numpy as np
 import tifffile
 from PIL import Image
 
+from csat.data.mpp import Mpp, mpp_of_tags
 from csat.errors import SlideError
 
 MAX_IMAGE_PX = 80_000_000  # 240 MB decoded; more is a decompression bomb, or belongs into a pyramid. Below Pillow's own limit
-MPP_RANGE = (0.02, 50.0)  # um/px that a microscope may mean: "72 dpi" (352 um/px) is a printer's default, not a resolution
 
 
 class Level(NamedTuple):
@@ -30,14 +30,15 @@ class ImageReader:
     kind = "image"
     num_rows = 1
 
-    def __init__(self, pixels: np.ndarray, mpp: float | None):
+    def __init__(self, pixels: np.ndarray, resolution: Mpp | None):
         """
         Args:
             pixels: uint8 `[H, W, 3]`, RGB.
-            mpp: um/px, None where not known.
+            resolution: None where not known.
         """
         self._pixels = pixels
-        self.mpp = mpp
+        self.resolution = resolution
+        self.mpp = resolution and resolution.mean
         self.levels = [Level(pixels.shape[1], pixels.shape[0], 1.0)]
 
     @property
@@ -70,18 +71,18 @@ class ImageReader:
         """Nothing to close; the pixels go with the object."""
 
 
-def decode_image(source: bytes | Path, name: str) -> tuple[np.ndarray, float | None]:
+def decode_image(source: bytes | Path, name: str) -> tuple[np.ndarray, Mpp | None]:
     """Pixels of an encoded image, and what it says of its resolution.
 
     Grey, palette, CMYK and 16-bit images become 8-bit RGB (16 bits by their high byte: 65535 is white); alpha is composed on
-    white. Of several pages or frames the first one counts. Only tif states a resolution that may be believed (inch or cm).
+    white. Of several pages or frames the first one counts. Only tif states a resolution, see `mpp_of_tags`.
 
     Args:
         source: The encoded bytes, or a local file.
         name: Named in the errors.
 
     Returns:
-        uint8 `[H, W, 3]`, RGB; and um/px or None.
+        uint8 `[H, W, 3]`, RGB; and what the file states of its resolution, or None.
 
     Raises:
         SlideError: "unreadable": empty, truncated, no image, too large to decode, floats, 32-bit integers.
@@ -98,7 +99,7 @@ def decode_image(source: bytes | Path, name: str) -> tuple[np.ndarray, float | N
             if image.format == "TIFF" and image.mode[0] in "RC" and max(image.tag_v2.get(258, (8,))) > 8:
                 return _decode_tif(source, name)  # Pillow 13.0 mistakes planar 16-bit colour for 8-bit
             tags = getattr(image, "tag_v2", {})
-            return _to_rgb(image, name), _tif_mpp(tags.get(282, 0), tags.get(296, 2))
+            return _to_rgb(image, name), mpp_of_tags(tags.get(282), tags.get(283), tags.get(296, 2))
     except SlideError:
         raise
     except (
@@ -123,25 +124,6 @@ def on_white(rgba: np.ndarray) -> np.ndarray:
         return cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB)
     alpha = rgba[..., 3:].astype(np.uint16)
     return ((rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
-
-
-def is_plausible_mpp(mpp: float | None) -> bool:
-    """Whether a number can be micrometres per pixel of a microscope image."""
-    return mpp is not None and MPP_RANGE[0] <= mpp <= MPP_RANGE[1]
-
-
-def mpp_of_resolution(pixels_per_unit: float, unit: str) -> float | None:
-    """um/px of a tif's resolution tags; None where they say nothing, or nothing plausible.
-
-    Args:
-        pixels_per_unit: XResolution.
-        unit: ResolutionUnit, "inch" or "centimeter".
-    """
-    um_per_unit = {"inch": 25_400.0, "centimeter": 10_000.0}.get(unit)
-    if um_per_unit is None or not pixels_per_unit > 0:
-        return None
-    mpp = um_per_unit / pixels_per_unit
-    return mpp if is_plausible_mpp(mpp) else None
 
 
 def _check_size(width: int, height: int, name: str) -> None:
@@ -169,15 +151,7 @@ def _grey_to_rgb(grey: np.ndarray, name: str) -> np.ndarray:
     return np.repeat((grey.astype(np.uint16) >> 8).astype(np.uint8)[..., None], 3, axis=2)
 
 
-def _tif_mpp(pixels_per_unit, unit: int) -> float | None:
-    """Of the tags XResolution and ResolutionUnit."""
-    try:
-        return mpp_of_resolution(float(pixels_per_unit), {2: "inch", 3: "centimeter"}.get(int(unit), ""))
-    except (TypeError, ValueError, ZeroDivisionError):
-        return None  # malformed tags are no reason to refuse good pixels
-
-
-def _decode_tif(source: bytes | Path, name: str) -> tuple[np.ndarray, float | None]:
+def _decode_tif(source: bytes | Path, name: str) -> tuple[np.ndarray, Mpp | None]:
     """What Pillow cannot decode tifffile often can: odd compressions, planar or 16-bit colour."""
     try:
         with tifffile.TiffFile(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
@@ -187,7 +161,7 @@ def _decode_tif(source: bytes | Path, name: str) -> tuple[np.ndarray, float | No
                 raise SlideError(
                     "unreadable", f"{name}: a tif with {page.photometric!r} in {page.dtype}; save it as 8-bit RGB"
                 )
-            pixels, mpp = page.asarray(), _tif_mpp(page.resolution[0], page.resolutionunit)
+            pixels, mpp = page.asarray(), mpp_of_tags(*page.resolution, int(page.resolutionunit))
     except SlideError:
         raise
     except Exception as error:  # as for Pillow

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from csat.data import storage
-from csat.data.images import ImageReader, Level, decode_image, is_plausible_mpp
+from csat.data.images import ImageReader, Level, decode_image
+from csat.data.mpp import Mpp, is_plausible_mpp
 from csat.errors import ConfigError, SlideError, StorageError
 
 IMAGE_COLUMN = "image"  # binary, or struct<bytes, path> as Hugging Face's datasets write it
@@ -66,11 +67,11 @@ class ParquetReader:
 
     kind = "parquet"
 
-    def __init__(self, uri: str, mpp: float | None):
+    def __init__(self, uri: str, resolution: Mpp | None):
         """
         Args:
             uri: The file; one in a bucket is read by ranges.
-            mpp: um/px of every tile, None where not known (or where `metadata` has it per row).
+            resolution: What the user gave for the tiles, None where nothing; what each row states, `metadata` has.
 
         Raises:
             SlideError: "missing" or "unreadable".
@@ -89,7 +90,8 @@ class ParquetReader:
         self.row_groups = list(zip(self._first_rows, sizes, strict=True))  # (first row, rows), for who shuffles by group
         self._groups: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
         self._decoded: tuple[int, ImageReader] | None = None
-        self.mpp = mpp
+        self.resolution = resolution
+        self.mpp = resolution and resolution.mean
         self.levels = [self._first_size()]
 
     @property
@@ -138,7 +140,7 @@ class ParquetReader:
             if encoded is None:
                 raise SlideError("unreadable", f"{name}: the cell `{IMAGE_COLUMN}` holds no bytes")
             pixels, _ = decode_image(encoded, name)
-            self._decoded = row, ImageReader(pixels, self.mpp)
+            self._decoded = row, ImageReader(pixels, self.resolution)
         return self._decoded[1]
 
     def _encoded(self, row: int) -> bytes | None:

@@ -15,7 +15,8 @@ import openslide
 from openslide import OpenSlide, OpenSlideCache, OpenSlideError
 
 from csat.data import storage
-from csat.data.images import ImageReader, Level, decode_image, is_plausible_mpp, mpp_of_resolution, on_white
+from csat.data.images import ImageReader, Level, decode_image, on_white
+from csat.data.mpp import Mpp, choose_mpp, guess_mpp, mpp_of_tags, stated_mpp
 from csat.data.parquet_tiles import ParquetReader
 from csat.data.slide_cache import Lease, SlideCache, fetch_bytes
 from csat.errors import ConfigError, SlideError
@@ -33,13 +34,15 @@ class SlideReader(Protocol):
 
     Attributes:
         kind: "wsi", "image" or "parquet": what the file turned out to be (a plain tif listed as "wsi" is an "image" here).
-        mpp: um/px of level 0; None where neither the user nor the file says it.
+        resolution: um/px of level 0 and where it comes from; None where neither the user nor the file says it.
+        mpp: Its mean over both axes, or None.
         levels: Finest first. Of a parquet: one level, the size of a tile; every row must have it.
         num_rows: Rows of a parquet, else 1.
         num_bytes: Decoded or encoded bytes that the reader itself keeps in memory.
     """
 
     kind: str
+    resolution: Mpp | None
     mpp: float | None
     levels: list[Level]
     num_rows: int
@@ -74,15 +77,14 @@ def open_slide(
 ) -> SlideReader:
     """A reader of a slide, an image or a parquet of encoded tiles.
 
-    Resolution, in this order: `mpp`; what the file says (OpenSlide's mpp; a tif's resolution tags, where plausible; 10 /
-    objective power, which is the usual camera and right to about 10%); `source_mpp`. A reader without any has `mpp` None;
-    who needs one raises `no_mpp_error`.
+    Where the resolution comes from is said in `csat.data.mpp`. A reader without any has `resolution` None; who needs one
+    raises `no_mpp_error`. Of a parquet the file says it row by row: its reader has what the user gave.
 
     Args:
         uri: Local path or URI. A slide in a bucket goes through the cache; images and parquet are read directly.
         kind: "wsi", "image" or "parquet", as in `SlideRow`. A "wsi" that only is a plain tif becomes an image reader.
         mpp: um/px that the user gave for this slide.
-        source_mpp: um/px that the user gave for whatever does not say its own.
+        source_mpp: um/px that the user gave for whatever states none.
         cache: Needed for slides in a bucket.
 
     Raises:
@@ -90,10 +92,10 @@ def open_slide(
         StorageError: the fault is not the slide's (disk full, store out of reach).
     """
     if kind == "parquet":
-        return ParquetReader(uri, mpp or source_mpp)
+        return ParquetReader(uri, choose_mpp(given=mpp, source_mpp=source_mpp))
     if kind == "image":
-        pixels, stated_mpp = decode_image(fetch_bytes(uri), uri)
-        return ImageReader(pixels, mpp or stated_mpp or source_mpp)
+        pixels, stated = decode_image(fetch_bytes(uri), uri)
+        return ImageReader(pixels, choose_mpp(given=mpp, stated=stated, source_mpp=source_mpp))
     if kind != "wsi":
         raise ConfigError(f"{uri}: kind {kind!r} is not known; expected wsi, image or parquet")
     if cache is None and not storage.is_local(uri):
@@ -106,12 +108,12 @@ def open_slide(
             return OpenSlideReader(uri, lease, mpp=mpp, source_mpp=source_mpp)
         if lease.path.suffix.lower() not in (".tif", ".tiff"):
             raise SlideError("unreadable", f"{uri}: OpenSlide {openslide.__library_version__} does not know this format")
-        pixels, stated_mpp = decode_image(lease.path, uri)
+        pixels, stated = decode_image(lease.path, uri)
     except BaseException:
         lease.release()
         raise
     lease.release()
-    return ImageReader(pixels, mpp or stated_mpp or source_mpp)
+    return ImageReader(pixels, choose_mpp(given=mpp, stated=stated, source_mpp=source_mpp))
 
 
 def no_mpp_error(uri: str) -> SlideError:
@@ -172,7 +174,10 @@ class OpenSlideReader:
         self.lease = lease
         self._slide: OpenSlide | None = None
         self.levels = self._attempt("be opened", _levels_of)
-        self.mpp = mpp or self._attempt("be opened", lambda slide: _stated_mpp(slide.properties)) or source_mpp
+        properties = self._attempt("be opened", lambda slide: dict(slide.properties))
+        guessed = guess_mpp(_number(properties, "openslide.objective-power"))
+        self.resolution = choose_mpp(given=mpp, stated=_stated(properties), source_mpp=source_mpp, guessed=guessed)
+        self.mpp = self.resolution and self.resolution.mean
 
     def read(self, x_px: int, y_px: int, level: int, size_px: int | tuple[int, int], *, row: int = 0) -> np.ndarray:
         """See `SlideReader.read`."""
@@ -241,24 +246,21 @@ def _levels_of(slide: OpenSlide) -> list[Level]:
     return [Level(*size, shrink) for size, shrink in zip(slide.level_dimensions, slide.level_downsamples, strict=True)]
 
 
-def _stated_mpp(properties: Mapping[str, str]) -> float | None:
-    """um/px by the slide's own properties, the most trustworthy first; None where there is none that is plausible."""
-    mpp_x, mpp_y = _number(properties, "openslide.mpp-x"), _number(properties, "openslide.mpp-y")
-    resolution = _number(properties, "tiff.XResolution")
-    power = _number(properties, "openslide.objective-power")
-    candidates = (
-        (mpp_x + mpp_y) / 2 if mpp_x and mpp_y else mpp_x,
-        mpp_of_resolution(resolution, properties.get("tiff.ResolutionUnit", "")) if resolution else None,
-        10.0 / power if power else None,
-    )
-    return next((mpp for mpp in candidates if is_plausible_mpp(mpp)), None)
+def _stated(properties: Mapping[str, str]) -> Mpp | None:
+    """The resolution by the slide's own properties, the most trustworthy first; None where there is none that is plausible."""
+    tags = (_number(properties, "tiff.XResolution"), _number(properties, "tiff.YResolution"))
+    by_tags = mpp_of_tags(*tags, properties.get("tiff.ResolutionUnit"))
+    if properties.get("openslide.vendor") == "generic-tiff":  # its mpp is made of the tags, a printer's too
+        return by_tags
+    return stated_mpp(_number(properties, "openslide.mpp-x"), _number(properties, "openslide.mpp-y")) or by_tags
 
 
 def _number(properties: Mapping[str, str], name: str) -> float | None:
     try:
-        return float(properties.get(name, "nan")) or None
+        number = float(properties.get(name, "nan"))
     except ValueError:
         return None
+    return number if number > 0 else None  # neither NaN nor 0
 
 
 @functools.lru_cache(maxsize=1)

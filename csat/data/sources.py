@@ -5,14 +5,13 @@ Nothing is opened here but lists and the footers of parquet files: a million sli
 
 import csv
 import io
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from csat.data import storage
-from csat.data.images import MPP_RANGE
+from csat.data.mpp import check_mpp
 from csat.data.parquet_tiles import describe_parquet
 from csat.errors import ConfigError, StorageError
 
@@ -58,7 +57,7 @@ def list_slides(slides: Sequence[str], *, source_mpp: float | None = None) -> li
     places = [slides] if isinstance(slides, str) else list(slides)
     if not places:
         raise ConfigError("no slides given: name a file, a folder, a pattern such as 's3://bucket/**/*.svs', or a .csv")
-    _check_mpp(source_mpp, "--data.source_mpp")
+    check_mpp(source_mpp, "--data.source_mpp")
     rows: dict[str, SlideRow] = {}
     for place in places:
         for row in _expand(str(place)):
@@ -138,7 +137,7 @@ def _read_csv(uri: str) -> list[SlideRow]:
             mpp = float(given) if given else None
         except ValueError:
             raise ConfigError(f"{where}: mpp must be a number of micrometres per pixel, not {given!r}") from None
-        _check_mpp(mpp, f"{where}: mpp")
+        check_mpp(mpp, f"{where}: mpp")
         rows.append(_listed(uri, name, where, patient=(cells.get("patient") or "").strip() or None, mpp=mpp))
     return _not_empty(rows, uri)
 
@@ -189,14 +188,6 @@ def _with_parquet_facts(row: SlideRow) -> SlideRow:
     return replace(
         row, num_tiles=facts.num_rows, mpp=facts.mpp if row.mpp is None else row.mpp, patient=row.patient or facts.patient
     )
-
-
-def _check_mpp(mpp: float | None, where: str) -> None:
-    if mpp is not None and not (math.isfinite(mpp) and MPP_RANGE[0] <= mpp <= MPP_RANGE[1]):
-        raise ConfigError(
-            f"{where} is {mpp}: expected micrometres per pixel, between {MPP_RANGE[0]} and {MPP_RANGE[1]} "
-            "(40x is about 0.25, 20x about 0.5)"
-        )
 
 
 def _kind(uri: str) -> str | None:

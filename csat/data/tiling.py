@@ -15,7 +15,8 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
-from csat.data.images import MPP_RANGE, Level
+from csat.data.images import Level
+from csat.data.mpp import MPP_RANGE, check_mpp
 from csat.data.slide_cache import SlideCache
 from csat.data.slides import LEVEL_TOLERANCE, SlideReader, no_mpp_error, open_slide, read_tile
 from csat.data.sources import SlideRow
@@ -61,11 +62,8 @@ class TilingConfig:
     max_px: int = 4096  # with whole: longest edge at the wanted resolution; a larger image is quarantined, never shrunk
 
     def __post_init__(self):
-        for name, mpp in (("mpp", self.mpp), ("source_mpp", self.source_mpp)):
-            if mpp is not None and not MPP_RANGE[0] <= mpp <= MPP_RANGE[1]:
-                raise ConfigError(
-                    f"--data.{name} is in um/px, {MPP_RANGE[0]} to {MPP_RANGE[1]} (40x is about 0.25), not {mpp}"
-                )
+        check_mpp(self.mpp, "--data.mpp")
+        check_mpp(self.source_mpp, "--data.source_mpp")
         if self.tile_px < SMALLEST_PX:
             raise ConfigError(f"--data.tile_px must be at least {SMALLEST_PX} px, not {self.tile_px}")
         if self.whole not in (None, "image", "tissue"):

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from csat.data import parquet_tiles, storage
+from csat.data.mpp import choose_mpp
 from csat.data.parquet_tiles import ParquetReader
 from csat.errors import SlideError
 
@@ -32,7 +33,8 @@ def write(uri, cells, kind="binary", row_group_size=4, **columns):
 
 @pytest.mark.parametrize("kind", ["binary", "large_binary", "struct"])
 def test_every_row_is_its_own_tile(tmp_path, kind):
-    reader = ParquetReader(write(str(tmp_path / "a.parquet"), [png(value) for value in range(10)], kind), 0.5)
+    uri = write(str(tmp_path / "a.parquet"), [png(value) for value in range(10)], kind)
+    reader = ParquetReader(uri, choose_mpp(given=0.5))
     assert (reader.num_rows, reader.levels, reader.mpp) == (10, [(8, 8, 1.0)], 0.5)
     assert reader.row_groups == [(0, 4), (4, 4), (8, 2)]
     for row in (7, 0, 9, 3, 4, 7):

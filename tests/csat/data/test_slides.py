@@ -60,20 +60,24 @@ def test_a_thumbnail_in_blocks_is_the_thumbnail(pyramid, monkeypatch, block_px):
 
 
 @pytest.mark.parametrize(
-    ("written", "expected"),
+    ("written", "expected", "source"),
     [
-        ({"mpp": 0.25}, 0.25),
-        ({"mpp": None}, None),
-        ({"mpp": 352.8}, None),  # 72 dpi is a printer's default
-        ({"mpp": None, "description": "Aperio Image Library v11\n1300x1100|AppMag = 20|MPP = 0.4990"}, 0.499),
-        ({"mpp": None, "description": "Aperio Image Library v11\n1300x1100|AppMag = 40"}, 0.25),
+        ({"mpp": 0.25}, 0.25, "stated"),
+        ({"mpp": None}, None, None),
+        ({"mpp": 352.8}, None, None),  # 72 dpi, a screen's
+        ({"mpp": 25_400 / 600}, None, None),  # a printer's
+        ({"mpp": None, "description": "Aperio Image Library v11\n1300x1100|AppMag = 20|MPP = 0.4990"}, 0.499, "stated"),
+        ({"mpp": None, "description": "Aperio Image Library v11\n1300x1100|AppMag = 40"}, 0.25, "guessed"),
     ],
 )
-def test_what_the_slide_says_of_its_resolution(tmp_path, write_slide, written, expected):
+def test_what_the_slide_says_of_its_resolution(tmp_path, write_slide, written, expected, source):
     path = str(write_slide(tmp_path / "a.tif", PIXELS[:512, :512], shrinks=(1,), **written))
-    assert open_slide(path, "wsi").mpp == (None if expected is None else pytest.approx(expected))
-    assert open_slide(path, "wsi", source_mpp=0.3).mpp == pytest.approx(expected or 0.3)
-    assert open_slide(path, "wsi", mpp=0.4, source_mpp=0.3).mpp == 0.4
+    found = open_slide(path, "wsi").resolution
+    assert found == (None if expected is None else pytest.approx((expected, expected, source)))
+    typed = open_slide(path, "wsi", source_mpp=0.3)
+    assert typed.resolution.source == ("stated" if source == "stated" else "source_mpp"), "a typed number beats a guess"
+    assert typed.mpp == pytest.approx(expected if source == "stated" else 0.3)
+    assert open_slide(path, "wsi", mpp=0.4, source_mpp=0.3).resolution == (0.4, 0.4, "given")
 
 
 def test_inches_count_too(tmp_path, write_slide):
