@@ -2,8 +2,11 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from typing import Any
 
 from torch import Tensor, nn
+
+from csat.model.pointwise import guard_pointwise
 
 BACKBONE, DECODER, HEADS = "backbone", "decoder", "heads"
 
@@ -29,6 +32,12 @@ class PartedModel(nn.Module, ABC):
         Raises:
             ConfigError: this backbone does not tell its layers apart.
         """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Whatever becomes a part of a model is made safe to train, before any backward pass runs through it."""
+        if isinstance(value, nn.Module):
+            guard_pointwise(value)
+        super().__setattr__(name, value)
 
     def tensors_of(self, part: str) -> dict[str, Tensor]:
         """The part's parameters and buffers, under their names in `state_dict()`."""
