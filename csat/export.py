@@ -182,6 +182,6 @@ def _load(folder: Path) -> nn.Module:
     try:
         state = load_file(folder / WEIGHTS[config["model"]])
         (model.net if isinstance(model, HoverNetModel) else model).load_state_dict(state)
-    except (OSError, SafetensorError, RuntimeError) as error:
+    except (OSError, SafetensorError, RuntimeError, ConfigError) as error:  # the last: a network says what is wrong with them
         raise ConfigError(f"cannot load the weights of {folder}: {error}") from error
     return model.eval()

@@ -195,6 +195,7 @@ def fit(
     is_alone = in_this_process and config.workers.num_workers == 1
     try:
         method = build_method(config, prepared.data, job.teacher)
+        Checkpoints(folder.path("checkpoints")).check_fits(method)
         if are_missing(method, config):
             first = make_job(job, method)
             train_paraphrasers(first) if is_alone else _train_in_group(first, folder, paraphrase_worker)

@@ -111,6 +111,7 @@ def pretrain(config: PretrainConfig, plain: dict[str, Any]) -> int:
     check_same_teacher(folder, spec)
     job_check = _make_job(config, folder, spec, Plan([config.train.batch_size], [0], num_epochs=1, seed=0))
     method = job_check.build_method()  # settings of student and method that cannot work are met here, on the driver
+    Checkpoints(folder.path("checkpoints")).check_fits(method)
     _check_pixels(config, method)
     _check_cache(config, method)
 

@@ -6,6 +6,7 @@ leaves the last good checkpoint in force. Nothing ever asks which folders exist.
 minute, see `storage.insist`; then the save raises, and the workers start again from the last good checkpoint.
 """
 
+import copy
 import io
 import json
 import logging
@@ -15,9 +16,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from torch import nn
 
 from csat.data import storage
 from csat.data.plan import Intervals
+from csat.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +84,29 @@ class Checkpoints:
         self.folder = folder
         self.keep = keep
 
+    def check_fits(self, method: nn.Module) -> None:
+        """Whether the committed checkpoint, if any, can be resumed with this method, which stays as it is.
+
+        Raises:
+            ConfigError: it cannot, as `load_into` says.
+        """
+        if checkpoint := self.load():
+            self.load_into(copy.deepcopy(method), checkpoint)
+
+    def load_into(self, method: nn.Module, checkpoint: Checkpoint) -> None:
+        """The checkpoint's weights into the method.
+
+        Raises:
+            ConfigError: they are of networks that this version builds otherwise.
+        """
+        try:
+            method.load_state_dict(checkpoint.state["method"])
+        except (ConfigError, RuntimeError) as error:
+            raise ConfigError(
+                f"the checkpoint in {self.folder} does not fit the networks of this version ({_briefly(error)}), and cannot "
+                "be resumed: train again with another --run_folder, or with --overwrite true"
+            ) from error
+
     def latest_cursor(self) -> Cursor:
         """The cursor of the committed checkpoint; a fresh one where there is none."""
         record = self._latest()
@@ -123,6 +149,12 @@ class Checkpoints:
     def _latest(self) -> dict[str, Any] | None:
         path = storage.join(self.folder, "latest.json")
         return json.loads(_read(path)) if storage.insist(lambda: storage.exists(path)) else None
+
+
+def _briefly(error: Exception, most: int = 200) -> str:
+    """An error's text on one line; torch's names every tensor of a network."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def _read(uri: str) -> bytes:

@@ -344,7 +344,7 @@ class Trainer:
         checkpoint = self.checkpoints.load(map_location=self.context.device)
         if checkpoint is None:
             return
-        self.method.load_state_dict(checkpoint.state["method"])
+        self.checkpoints.load_into(self.method, checkpoint)
         for turn, optimiser in self.optimisers.items():
             optimiser.load_state_dict(checkpoint.state["optimisers"][turn])
         if self.average:

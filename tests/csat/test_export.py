@@ -5,7 +5,7 @@ import json
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from csat.data import storage
 from csat.data.datasets.contract import Task
@@ -131,6 +131,16 @@ class TestFolders:
         (tmp_path / "a" / WEIGHTS[name]).write_bytes((tmp_path / "b" / WEIGHTS[name]).read_bytes())
         with pytest.raises(ConfigError, match="cannot load the weights|does not fit"):
             load_exported(str(tmp_path / "a"))
+
+    def test_a_fanet_of_the_earlier_block(self, tmp_path):
+        """Neither as a model nor as a teacher: named, with what to do."""
+        export_model(build("fanet", Task.SEGMENTATION, options={"width": 8}), str(tmp_path), {"task": "segmentation"})
+        state = load_file(tmp_path / "model.safetensors")
+        state["net.encoder.0.0.branch.0.0.weight"] = state.pop("net.encoder.0.0.before.0.weight")
+        save_file(state, tmp_path / "model.safetensors")
+        for load in (load_exported, lambda folder: load_teacher(folder, options={"taps": True})):
+            with pytest.raises(ConfigError, match=f"weights of {tmp_path}: .* earlier fanet.* must be trained again"):
+                load(str(tmp_path))
 
     def test_an_export_that_died_is_no_model(self, tmp_path, monkeypatch):
         """Also where an earlier one was whole: its description must not stand beside other weights."""

@@ -184,6 +184,6 @@ def test_networks_for_segmentation(run):
         build("erfnet", Task.SEGMENTATION, options={"width": 8})
     folder = run("fanet", Task.SEGMENTATION)
     model = build("fanet", Task.SEGMENTATION, seed=7, init="run", from_run=folder)
-    assert torch.equal(model.net.head.weight, load_exported(exported_folder(folder)).net.head.weight)
+    assert torch.equal(model.net.head[1].weight, load_exported(exported_folder(folder)).net.head[1].weight)
     with pytest.raises(ConfigError, match="holds a fanet, and model.name asks for a enet"):
         build("enet", Task.SEGMENTATION, init="run", from_run=folder)

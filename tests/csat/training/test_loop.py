@@ -119,6 +119,21 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(tmp_path, accumu
     assert steps == sorted(set(steps)), "no line is doubled"
 
 
+def test_a_checkpoint_of_networks_that_are_built_otherwise_is_refused_in_one_sentence(tmp_path):
+    """By the trainer, and by the driver before there is one; a checkpoint that fits changes nothing there."""
+    make_trainer(tmp_path, range(48)).run()
+    checkpoints, method = Checkpoints(str(tmp_path / "checkpoints")), ToyMethod()
+    before = {name: tensor.clone() for name, tensor in method.state_dict().items()}
+    checkpoints.check_fits(method)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in method.state_dict().items())
+    method.more = torch.nn.Linear(2, 2)
+    for resume in (lambda: make_trainer(tmp_path, range(48), method=method), lambda: checkpoints.check_fits(method)):
+        with pytest.raises(ConfigError, match=r"does not fit the networks .*more.weight.*train again with another") as caught:
+            resume()
+        assert "\n" not in str(caught.value)
+    Checkpoints(str(tmp_path / "none")).check_fits(method)
+
+
 def test_images_of_one_step_weigh_alike_however_they_are_grouped(tmp_path):
     """All of a step by size, or one by one: the same weights."""
     ends = []
