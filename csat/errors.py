@@ -1,5 +1,7 @@
 """The few exceptions that users meet. Each message says what was expected, what came and what to try next."""
 
+from csat.text import printable
+
 
 class ConfigError(ValueError):
     """A setting, or a pair of settings, that cannot work. Raised before anything costly starts."""
@@ -14,11 +16,13 @@ class SlideError(ValueError):
 
     Attributes:
         reason: A short code that groups rows in the summary, one of `QUARANTINE_REASONS`.
+
+    The message may hold what a library said: it is made printable, so that nothing in it stops the row from being written.
     """
 
     def __init__(self, reason: str, message: str):
         assert reason in QUARANTINE_REASONS, reason
-        super().__init__(message)
+        super().__init__(printable(message))
         self.reason = reason
 
     def __reduce__(self):

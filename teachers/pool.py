@@ -29,6 +29,7 @@ from csat.responses import (
     TILE,
     ResponseSpec,
 )
+from csat.text import printable
 from teachers.contract import Teacher, check_responses
 from teachers.registry import load_teacher
 
@@ -164,7 +165,7 @@ class TeacherStage:
             except (ConfigError, TeacherError):  # not about one tile
                 raise
             except Exception as error:
-                reasons[index] = f"teacher_error: {type(error).__name__}: {error}"[:MAX_REASON_CHARS]
+                reasons[index] = printable(f"teacher_error: {type(error).__name__}: {error}")[:MAX_REASON_CHARS]
         return batches, reasons
 
     def _respond(self, tiles: np.ndarray) -> dict[str, np.ndarray]:

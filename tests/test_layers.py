@@ -13,6 +13,7 @@ SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 
 # Lower may not import higher; equals may not import each other, except inside one folder.
 LAYERS = {
+    "csat.text": 0,
     "csat.errors": 0,
     "csat.settings": 0,
     "csat.responses": 1,

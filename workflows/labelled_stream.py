@@ -17,6 +17,7 @@ from csat.data.labelled_reader import LabelledReader
 from csat.data.plan import Intervals, Plan
 from csat.errors import DatasetError
 from csat.responses import POSITION
+from csat.text import printable
 from csat.training.checkpoints import Checkpoints
 from teachers.pool import TeacherStage
 from workflows.config import PoolConfig, RayConfig, ReaderConfig
@@ -150,7 +151,7 @@ def _decode_rows(columns: dict[str, np.ndarray], decoder: SampleDecoder, keeps: 
         try:
             row = to_row(index, decoder)
         except DatasetError as error:
-            row = {"index": index, "reason": f"{CONTRADICTION}: {error}"}
+            row = {"index": index, "reason": printable(f"{CONTRADICTION}: {error}")}
         rows.append(row if keeps else {"index": index, "reason": row["reason"]})
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 

@@ -13,6 +13,7 @@ from csat.data import storage
 from csat.data.images import ImageReader, Level, decode_image
 from csat.data.mpp import Mpp, is_plausible_mpp
 from csat.errors import ConfigError, SlideError, StorageError
+from csat.text import is_empty, printable, text
 
 IMAGE_COLUMN = "image"  # binary, or struct<bytes, path> as Hugging Face's datasets write it
 MAX_ROW_GROUP_BYTES = 2**30  # a row group is the least that parquet reads
@@ -25,7 +26,7 @@ class ParquetFacts(NamedTuple):
 
     num_rows: int | None  # None: the footer cannot be read
     mpp: float | None  # where the column `mpp` holds one value throughout
-    patient: str | None  # where the column `patient` holds one value throughout
+    patient: str | None  # where the column `patient` holds one value throughout, as text
 
 
 def describe_parquet(uri: str) -> ParquetFacts:
@@ -56,7 +57,31 @@ def describe_parquet(uri: str) -> ParquetFacts:
             )
         mpp, patient = _constant(footer, "mpp"), _constant(footer, "patient")
         mpp = float(mpp) if isinstance(mpp, float | int) and is_plausible_mpp(mpp) else None
-        return ParquetFacts(footer.num_rows, mpp, patient if isinstance(patient, str) else None)
+        is_known = not is_empty(patient) and not isinstance(patient, float)  # statistics pass over NaN: of floats, rows tell
+        return ParquetFacts(footer.num_rows, mpp, text(patient) if is_known else None)
+
+
+def lists_slides(uri: str) -> bool:
+    """Whether a parquet is a list of slides (a column `slide`, and no images) rather than a file of tiles."""
+    try:
+        with _open(uri) as file:
+            return "slide" in file.schema_arrow.names and IMAGE_COLUMN not in file.schema_arrow.names
+    except SlideError:
+        return False
+
+
+def cells_of(column: pa.ChunkedArray) -> list:
+    """A column's cells as Python has them; text is made printable, for what another program wrote need not be UTF-8."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        return [None if cell is None else printable(cell) for cell in column.cast(pa.large_binary()).to_pylist()]
+    return column.to_pylist()
+
+
+def ids_of(column: pa.ChunkedArray) -> list[str | None]:
+    """Ids as text, whatever type they are stored in; None where a cell says nothing."""
+    return [None if is_empty(cell) else text(cell) for cell in cells_of(column)]
 
 
 class ParquetReader:
@@ -114,7 +139,7 @@ class ParquetReader:
         return self._image(row).thumbnail(max_px)
 
     def metadata(self) -> pa.Table:
-        """Those of the columns `slide`, `patient` and `mpp` that the file has, for all rows."""
+        """Those of the columns `slide`, `patient` and `mpp` that the file has, for all rows; see `ids_of`."""
         have = [name for name in ("slide", "patient", "mpp") if name in self._file.schema_arrow.names]
         return self._file.read(columns=have)
 
@@ -161,9 +186,8 @@ class ParquetReader:
 
 
 def _open(uri: str) -> pq.ParquetFile:
-    store, path = storage.arrow_filesystem(uri)
     try:
-        return pq.ParquetFile(store.open_input_file(path))
+        return pq.ParquetFile(storage.open_native(uri))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise _translated(uri, error) from error
 
@@ -197,5 +221,7 @@ def _constant(footer: pq.FileMetaData, column: str):
                 known = chunk.statistics
                 if known is None or not known.has_min_max or known.null_count:
                     return None
-                values |= {known.min, known.max}
+                # Of text the bytes: where it is not UTF-8, `min` raises.
+                is_text = known.physical_type == "BYTE_ARRAY"
+                values |= {known.min_raw, known.max_raw} if is_text else {known.min, known.max}
     return values.pop() if len(values) == 1 else None

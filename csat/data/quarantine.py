@@ -5,6 +5,8 @@ from collections import Counter
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from csat.text import printable
+
 # No statistics and no Arrow schema: they would be most of a file of many small row groups.
 PARQUET_OPTIONS = dict(compression="zstd", store_schema=False, write_statistics=False)
 
@@ -26,7 +28,8 @@ class QuarantineBuffer:
         self._writer = pq.ParquetWriter(self._sink, QUARANTINE_SCHEMA, **PARQUET_OPTIONS)
 
     def add(self, slide: str, reason: str, message: str) -> None:
-        """One more slide that cannot be used."""
+        """One more slide that cannot be used. Whatever stands in the row is written: made printable where it is not."""
+        slide, reason, message = map(printable, (slide, reason, message))
         self.counts[reason] += 1
         examples = self._messages.setdefault(reason, [])
         if len(examples) < self.NUM_EXAMPLES:

@@ -3,23 +3,28 @@
 Nothing is opened here but lists and the footers of parquet files: a million slides cost a million names.
 """
 
-import csv
-import io
+import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from csat.data import storage
+from csat.data.datasets.tables import Row, read_rows
 from csat.data.mpp import check_mpp
-from csat.data.parquet_tiles import describe_parquet
-from csat.errors import ConfigError, StorageError
+from csat.data.parquet_tiles import describe_parquet, lists_slides
+from csat.errors import ConfigError, DatasetError, StorageError
+from csat.text import counted, is_empty, number, text
+
+logger = logging.getLogger(__name__)
 
 # What OpenSlide reads by name. Only opening tells a pyramid from a plain tif, so every tif counts as a slide until then.
 WSI_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".tif", ".tiff")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-LIST_SUFFIXES = (".csv", ".txt")
-KNOWN = f"{' '.join(WSI_SUFFIXES)} (slides), {' '.join(IMAGE_SUFFIXES)} (images), .parquet (encoded tiles), .csv .txt (lists)"
+TABLE_SUFFIXES = (".csv", ".tsv", ".xlsx")
+LIST_SUFFIXES = (*TABLE_SUFFIXES, ".txt")
+KNOWN = f"{' '.join(WSI_SUFFIXES)} (slides), {' '.join(IMAGE_SUFFIXES)} (images), .parquet (encoded tiles), {' '.join(LIST_SUFFIXES)} (lists)"
+BELONGING = "file that belongs to a slide"  # in the line that says what is passed over
 NUM_FOOTER_THREADS = 16  # parquet footers are waited for, not computed
 
 
@@ -37,13 +42,13 @@ class SlideRow:
 def list_slides(slides: Sequence[str], *, source_mpp: float | None = None) -> list[SlideRow]:
     """Every slide that the given places name, sorted by URI, each once.
 
-    A place is a file; a folder (searched at any depth); a pattern (`*`, `?`, `[…]`, `**`); a .csv with a column `slide` and
-    perhaps `patient` and `mpp`; a .txt with a name per line (a line that begins with `#` is a comment); or a .parquet with a
-    column `image` of encoded tiles. Names in a list are relative to the list. A slide named in a list is not looked for
-    here: where it is missing it becomes a quarantine row, not the end of the run.
+    A place is a file; a folder (searched at any depth); a pattern (`*`, `?`, `[…]`, `**`); a .csv, .tsv, .xlsx or .parquet with a
+    column `slide` and perhaps `patient` and `mpp`, read as the tables of labelled sets are; a .txt with a name per line (a line
+    that begins with `#` is a comment); or a .parquet with a column `image` of encoded tiles. Names in a list are relative to the
+    list. A slide named in a list is not looked for here: where it is missing it becomes a quarantine row, not the end of the run.
 
-    In a folder or a pattern, files of other kinds are passed over, and so are images that belong to a slide: `a.jpg` or
-    `a.nuclei.png` beside `a.svs` (thumbnails, masks, truth) and the jpegs of a .vms.
+    In a folder or a pattern, files of other kinds are passed over, and so are files that belong to a slide: `a.jpg` or
+    `a.nuclei.png` beside `a.svs` (thumbnails, masks, truth), the jpegs of a .vms, the folder of a .mrxs. The log says how many.
 
     Args:
         slides: Local paths or URIs.
@@ -71,7 +76,7 @@ def list_slides(slides: Sequence[str], *, source_mpp: float | None = None) -> li
 def _expand(place: str) -> list[SlideRow]:
     """The rows of one place that the user named."""
     uri = storage.normalise(place)
-    suffix = _suffix(uri)
+    suffix = storage.suffix_of(uri)
     if storage.has_magic(place) and not storage.exists(uri):  # a real name may hold a bracket
         matches = storage.glob(place)
         if not matches:
@@ -79,36 +84,42 @@ def _expand(place: str) -> list[SlideRow]:
         if suffix in LIST_SUFFIXES:
             return [row for match in matches for row in _expand(match)]
         folders = {match for match in matches if _kind(match) is None and storage.is_dir(match)}
+        below = [storage.scan(folder) for folder in sorted(folders)]
         files = [match for match in matches if match not in folders]
-        files += [file for folder in sorted(folders) for file in storage.list_files(folder)]
-        return _rows_of(files, f"pattern {place!r}")
+        files += [file for listing in below for file in listing.files]
+        return _rows_of(files, f"pattern {place!r}", sum((listing.leftovers for listing in below), Counter()))
     if storage.info(uri) is not None:
-        if suffix == ".csv":
-            return _read_csv(uri)
-        if suffix == ".txt":
-            return _read_txt(uri)
+        if suffix in LIST_SUFFIXES or (suffix == ".parquet" and lists_slides(uri)):
+            return _read_list(uri)
         if _kind(uri) is None:
             raise ConfigError(f"{place!r} is no kind of file that can be read here: {KNOWN}")
         return [SlideRow(slide=uri, kind=_kind(uri))]
     if storage.is_dir(uri):
-        return _rows_of(storage.list_files(uri), f"folder {place!r}")
+        listing = storage.scan(uri)
+        return _rows_of(listing.files, f"folder {place!r}", listing.leftovers)
     raise StorageError(f"there is no file or folder {place!r}; {_nearest(uri)}")
 
 
-def _rows_of(files: Sequence[str], where: str) -> list[SlideRow]:
-    """Rows of those files that are slides, images or parquet, without the images that belong to a slide."""
+def _rows_of(files: Sequence[str], where: str, leftovers: Counter[str]) -> list[SlideRow]:
+    """Rows of those files that are slides, images or parquet, without what belongs to a slide. Says what is passed over."""
     kinds = {file: kind for file in files if (kind := _kind(file)) is not None}
     stems = {file.rpartition(".")[0] for file, kind in kinds.items() if kind == "wsi"}
-    vms_stems = tuple(file.rpartition(".")[0] for file in kinds if _suffix(file) in (".vms", ".vmu"))
-    rows = []
-    for file, kind in kinds.items():
-        belongs = file.startswith(vms_stems) or any(stem in stems for stem in _possible_stems(file))
-        if kind != "image" or not belongs:
+    beside = tuple(file.rpartition(".")[0] for file in kinds if storage.suffix_of(file) in (".vms", ".vmu"))
+    beside += tuple(f"{file.rpartition('.')[0]}/" for file in kinds if storage.suffix_of(file) == ".mrxs")
+    rows, passed_over = [], Counter()
+    for file in files:
+        kind = kinds.get(file)
+        if kind != "wsi" and file.startswith(beside) or kind == "image" and any(stem in stems for stem in _possible_stems(file)):
+            passed_over[BELONGING] += 1
+        elif kind is None:
+            passed_over[storage.suffix_of(file) or "no ending"] += 1
+        else:
             rows.append(SlideRow(slide=storage.normalise(file), kind=kind))
     if not rows:
-        found = Counter(_suffix(file) or "no suffix" for file in files)
-        have = ", ".join(f"{count} x {suffix}" for suffix, count in found.most_common(5)) or "nothing at all"
-        raise ConfigError(f"{where} holds no slides: found {have}; expected {KNOWN}")
+        found = counted(passed_over + leftovers) or "nothing at all"
+        raise ConfigError(f"{where} holds no slides: found {found}; expected {KNOWN}")
+    if passed_over or leftovers:
+        logger.info("%s: passed over %s", where, counted(passed_over + leftovers))
     return rows
 
 
@@ -120,40 +131,39 @@ def _possible_stems(file: str) -> Iterable[str]:
         yield f"{folder}{slash}{name}"
 
 
-def _read_csv(uri: str) -> list[SlideRow]:
-    reader = csv.DictReader(io.StringIO(_read_text(uri)), skipinitialspace=True)
-    columns = [column.strip() for column in reader.fieldnames or []]
-    reader.fieldnames = columns
-    if "slide" not in columns:
-        raise ConfigError(f"{uri}: needs a column `slide` (and may have `patient` and `mpp`); it has: {', '.join(columns)}")
-    rows = []
-    for cells in reader:
-        where = f"{uri}, line {reader.line_num}"
-        name = (cells["slide"] or "").strip()
-        if not name:
-            raise ConfigError(f"{where}: the cell `slide` is empty")
-        given = (cells.get("mpp") or "").strip()
-        try:
-            mpp = float(given) if given else None
-        except ValueError:
-            raise ConfigError(f"{where}: mpp must be a number of micrometres per pixel, not {given!r}") from None
-        check_mpp(mpp, f"{where}: mpp")
-        rows.append(_listed(uri, name, where, patient=(cells.get("patient") or "").strip() or None, mpp=mpp))
-    return _not_empty(rows, uri)
+def _read_list(uri: str) -> list[SlideRow]:
+    rows = _read_txt(uri) if storage.suffix_of(uri) == ".txt" else _read_table(uri)
+    if not rows:
+        raise ConfigError(f"{uri}: the list names no slides")
+    return rows
+
+
+def _read_table(uri: str) -> list[SlideRow]:
+    try:
+        rows = read_rows(uri, needs=["slide"])
+    except DatasetError as error:
+        raise ConfigError(f"{error}. A list of slides has a column `slide`, and may have `patient` and `mpp`") from error
+    return [_of_table_row(row, uri) for row in rows]
+
+
+def _of_table_row(row: Row, uri: str) -> SlideRow:
+    where = f"{uri}, line {row.line}"
+    slide, patient, given = (None if is_empty(cell := row.get(name)) else text(cell) for name in ("slide", "patient", "mpp"))
+    if slide is None:
+        raise ConfigError(f"{where}: the cell `slide` is empty")
+    try:
+        mpp = None if given is None else number(given)
+    except ValueError:
+        raise ConfigError(f"{where}: mpp must be a number of micrometres per pixel, not {given!r}") from None
+    check_mpp(mpp, f"{where}: mpp")
+    return _listed(uri, slide, where, patient=patient, mpp=mpp)
 
 
 def _read_txt(uri: str) -> list[SlideRow]:
-    lines = enumerate(_read_text(uri).splitlines(), 1)
-    names = [(number, line.strip()) for number, line in lines if not line.lstrip().startswith("#")]
-    rows = [_listed(uri, name, f"{uri}, line {number}") for number, name in names if name]
-    return _not_empty(rows, uri)
-
-
-def _read_text(uri: str) -> str:
-    try:
-        return storage.read_bytes(uri).decode("utf-8-sig")  # spreadsheets write a byte order mark
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{uri}: is not UTF-8 text ({error}); save it as CSV UTF-8") from error
+    """Names as they stand; a byte that is not UTF-8 is the name's own, as `ls` writes it."""
+    content = storage.read_bytes(uri).decode("utf-8-sig", "surrogateescape")
+    lines = [(at, line.strip()) for at, line in enumerate(content.splitlines(), 1)]
+    return [_listed(uri, name, f"{uri}, line {at}") for at, name in lines if name and not name.startswith("#")]
 
 
 def _listed(list_uri: str, name: str, where: str, *, patient: str | None = None, mpp: float | None = None) -> SlideRow:
@@ -162,12 +172,6 @@ def _listed(list_uri: str, name: str, where: str, *, patient: str | None = None,
         raise ConfigError(f"{where}: {name!r} is no slide, image or parquet: expected {KNOWN}")
     uri = storage.normalise(name if name.startswith("~") else storage.join(storage.parent(list_uri), name))
     return SlideRow(slide=uri, kind=kind, patient=patient, mpp=mpp)
-
-
-def _not_empty(rows: list[SlideRow], uri: str) -> list[SlideRow]:
-    if not rows:
-        raise ConfigError(f"{uri}: the list names no slides")
-    return rows
 
 
 def _merge(first: SlideRow, second: SlideRow) -> SlideRow:
@@ -191,17 +195,12 @@ def _with_parquet_facts(row: SlideRow) -> SlideRow:
 
 
 def _kind(uri: str) -> str | None:
-    suffix = _suffix(uri)
+    suffix = storage.suffix_of(uri)
     if suffix in WSI_SUFFIXES:
         return "wsi"
     if suffix in IMAGE_SUFFIXES:
         return "image"
     return "parquet" if suffix == ".parquet" else None
-
-
-def _suffix(uri: str) -> str:
-    name = storage.base_name(uri)
-    return f".{name.rpartition('.')[2].lower()}" if "." in name else ""
 
 
 def _nearest(uri: str) -> str:

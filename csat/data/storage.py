@@ -5,8 +5,8 @@ credentials come from the standard environment of each store (AWS_ENDPOINT_URL, 
 from our configuration; `FSSPEC_S3_ANON=true` reads public buckets.
 
 Writes are whole or not at all: a local file is written under another name, flushed to the disk and renamed; an object in a
-bucket appears when its upload is complete. Names that begin with a dot (those temporary files, and macOS' `._x`) are never
-listed.
+bucket appears when its upload is complete. What is no data, such as those temporary files and the thumbnails of a file server,
+is never listed (`uris.is_leftover`).
 """
 
 import errno
@@ -18,16 +18,32 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypeVar
 
 import fsspec
+import pyarrow as pa
 import pyarrow.fs as arrow_fs
 
-from csat.data.uris import SCHEMES, base_name, has_magic, is_local, join, local_path, normalise, parent, scheme_of  # noqa: F401
+from csat.data.uris import (  # noqa: F401
+    SCHEMES,
+    base_name,
+    has_magic,
+    is_leftover,
+    is_local,
+    join,
+    local_path,
+    normalise,
+    parent,
+    scheme_of,
+    spelled,
+    suffix_of,
+)
 from csat.errors import SlideError, StorageError
+from csat.text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +57,13 @@ class FileInfo(NamedTuple):
 
     size_bytes: int
     version: str  # changes when the content does: an ETag, or the time of modification in ns
+
+
+class Listing(NamedTuple):
+    """What lies below a folder."""
+
+    files: list[str]  # sorted URIs
+    leftovers: Counter[str]  # files and folders that are no data, by name; what is in such a folder is not looked at
 
 
 def info(uri: str) -> FileInfo | None:
@@ -85,20 +108,25 @@ def list_dir(uri: str) -> list[str]:
     with _explained("list", uri):
         if is_local(uri):
             path = local_path(uri)
-            names = [str(child) for child in path.iterdir()] if path.is_dir() else []
+            names = [spelled(str(child)) for child in path.iterdir()] if path.is_dir() else []
         else:
             try:
                 names = _with_scheme(uri, _remote(uri).ls(normalise(uri), detail=False))
             except FileNotFoundError:
                 names = []
-        return _visible(name for name in names if name != normalise(uri))
+        return _sifted((name for name in names if name != normalise(uri)), below=normalise(uri)).files
+
+
+def scan(uri: str) -> Listing:
+    """Every file below a folder, at any depth, and what was left out. Empty where there is no such folder."""
+    with _explained("list", uri):
+        names = _walk(local_path(uri)) if is_local(uri) else _with_scheme(uri, _remote(uri).find(normalise(uri)))
+        return _sifted(names, below=normalise(uri))
 
 
 def list_files(uri: str) -> list[str]:
-    """Every file below a folder, at any depth, as sorted URIs. Empty where there is no such folder."""
-    with _explained("list", uri):
-        names = _walk(local_path(uri)) if is_local(uri) else _with_scheme(uri, _remote(uri).find(normalise(uri)))
-        return _visible(names, below=normalise(uri))
+    """The files of `scan`."""
+    return scan(uri).files
 
 
 def list_info(uri: str) -> dict[str, FileInfo]:
@@ -107,16 +135,17 @@ def list_info(uri: str) -> dict[str, FileInfo]:
         return {file: found for file in list_files(uri) if (found := info(file)) is not None}
     with _explained("list", uri):
         found = {f"{scheme_of(uri)}://{name}": about for name, about in _remote(uri).find(normalise(uri), detail=True).items()}
-        return {name: _file_info(found[name]) for name in _visible(found, below=normalise(uri))}
+        return {name: _file_info(found[name]) for name in _sifted(found, below=normalise(uri)).files}
 
 
 def glob(pattern: str) -> list[str]:
     """What matches `*`, `?`, `[…]` and `**` (any depth), as sorted URIs."""
     with _explained("list", pattern):
         if is_local(pattern):
-            return _visible(local_glob.glob(str(local_path(pattern)), recursive=True))
-        found = _with_scheme(pattern, _remote(pattern).glob(normalise(pattern)))
-        return _visible(found, below=parent(re.split(r"[*?[]", normalise(pattern))[0] + "_"))
+            found = map(spelled, local_glob.glob(str(local_path(pattern)), recursive=True))
+        else:
+            found = _with_scheme(pattern, _remote(pattern).glob(normalise(pattern)))
+        return _sifted(found, below=parent(re.split(r"[*?[]", normalise(pattern))[0] + "_")).files
 
 
 def check_writable(uri: str) -> None:
@@ -142,6 +171,14 @@ def open_input(uri: str) -> BinaryIO:
         if is_local(uri):
             return open(local_path(uri), "rb")
         return _remote(uri).open(normalise(uri), "rb", block_size=2**20)
+
+
+def open_native(uri: str) -> pa.NativeFile:
+    """A file for Arrow's own readers; a remote one is read by ranges. Raises what Arrow raises: OSError, ArrowInvalid."""
+    if is_local(uri):
+        return arrow_fs.LocalFileSystem().open_input_file(os.fsencode(local_path(uri)))
+    store, path = arrow_filesystem(uri)
+    return store.open_input_file(path)
 
 
 def download(uri: str, path: Path) -> None:
@@ -233,9 +270,16 @@ def insist(action: Callable[[], T]) -> T:
 
 
 def arrow_filesystem(uri: str) -> tuple[arrow_fs.FileSystem, str]:
-    """(file system, path in it) for pyarrow, Ray Data and Ray Train."""
+    """(file system, path in it) for pyarrow, Ray Data and Ray Train.
+
+    Raises:
+        StorageError: the path is not UTF-8, as theirs must be (`open_native` opens others, too).
+    """
     if is_local(uri):
-        return arrow_fs.LocalFileSystem(), str(local_path(uri))
+        path = str(local_path(uri))
+        if printable(path) != path:
+            raise StorageError(f"{normalise(uri)}: Ray and Arrow need a path that is UTF-8 text: choose a folder of another name")
+        return arrow_fs.LocalFileSystem(), path
     bucket, _, key = normalise(uri).partition("://")[2].partition("/")
     if scheme_of(uri) == "s3":  # from the bucket alone: a key may hold characters that a URI may not
         store, root = arrow_fs.FileSystem.from_uri(f"s3://{bucket}")
@@ -268,14 +312,19 @@ def _with_scheme(uri: str, names) -> list[str]:
 
 
 def _walk(folder: Path) -> Iterator[str]:
-    """Files below a folder; linked folders too, each once (links may form a loop). A folder that cannot be read raises."""
+    """Files below a folder; linked folders too, each once (links may form a loop). A folder that cannot be read raises.
+
+    A folder of leftovers is named and not entered: snapshots of a file server may hold a hundred times the data.
+    """
     seen = set()
     for here, folders, files in os.walk(folder, followlinks=True, onerror=_raise_unless_missing):
         if os.path.realpath(here) in seen:
             folders.clear()
             continue
         seen.add(os.path.realpath(here))
-        yield from (os.path.join(here, file) for file in files)
+        leftovers = [name for name in folders if is_leftover(name)]
+        folders[:] = [name for name in folders if not is_leftover(name)]
+        yield from (spelled(os.path.join(here, name)) for name in (*files, *leftovers))
 
 
 def _raise_unless_missing(error: OSError) -> None:
@@ -283,9 +332,18 @@ def _raise_unless_missing(error: OSError) -> None:
         raise error
 
 
-def _visible(names, below: str = "") -> list[str]:
-    """Sorted, without names (or folders below `below`) that begin with a dot."""
-    return sorted(name for name in names if not base_name(name).startswith(".") and not (below and "/." in name[len(below) :]))
+def _sifted(names: Iterable[str], below: str) -> Listing:
+    """Data and leftovers apart; what stands above and in `below` itself is as the user named it."""
+    root = below.rstrip("/")
+    files, leftovers = [], set()
+    for name in names:
+        parts = name[len(root) + 1 :].split("/")
+        odd = next((index for index, part in enumerate(parts) if is_leftover(part)), None)
+        if odd is None:
+            files.append(name)
+        else:
+            leftovers.add("/".join([root, *parts[: odd + 1]]))
+    return Listing(sorted(files), Counter(map(base_name, leftovers)))
 
 
 def _sync_folder(path: Path) -> None:

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from csat.data.images import Level
 from csat.data.mpp import MPP_RANGE, check_mpp
+from csat.data.parquet_tiles import ids_of
 from csat.data.slide_cache import SlideCache
 from csat.data.slides import LEVEL_TOLERANCE, SlideReader, no_mpp_error, open_slide, read_tile
 from csat.data.sources import SlideRow
@@ -303,7 +304,8 @@ def _tile_parquet(row: SlideRow, config: TilingConfig, reader: SlideReader) -> p
     if row.patient is None:  # the slide that a tile came from groups tiles as well as a patient does
         for name in ("slide", "patient"):
             if name in facts.column_names:
-                patients = np.where(facts[name].is_valid().to_numpy(), facts[name].to_numpy(), patients)
+                ids = np.array(ids_of(facts[name]), dtype=object)
+                patients = np.where(ids == None, patients, ids)  # noqa: E711 (by element)
     tables = []
     for mpp in np.unique(mpps):  # NaN counts as one value
         rows = np.flatnonzero(np.isnan(mpps) if np.isnan(mpp) else mpps == mpp)

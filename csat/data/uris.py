@@ -1,4 +1,10 @@
-"""Names of places: what a URI is, before any store is touched. `csat.data.storage` passes these on."""
+r"""Names of places: what a URI is, before any store is touched. `csat.data.storage` passes these on.
+
+A local name need not be UTF-8, and text that is not can be neither printed nor put into a table. So a byte that is not UTF-8
+is spelled as Python does in a string of bytes, `Pr\xe4parat.svs`, in every URI, table, log and message; `local_path` turns it
+back into the byte, so that the file is opened under its own name, also when that spelling comes from a list or the command
+line. A backslash of a name that would read as such a byte is spelled `\x5c`.
+"""
 
 import glob
 import os
@@ -10,6 +16,16 @@ from csat.errors import StorageError
 
 # Scheme → the package that fsspec needs for it. abfs and az are the same store; the account comes from its environment.
 SCHEMES = {"file": None, "s3": "s3fs", "gs": "gcsfs", "abfs": "adlfs", "az": "adlfs"}
+# What file servers, archives, operating systems and editors leave beside data, in lower case. Hidden names (.git, .DS_Store,
+# .ipynb_checkpoints, ._twin) need no listing, nor do the locks of office programs (~$list.xlsx).
+LEFTOVERS = frozenset(
+    (
+        *("@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot"),  # Synology, QNAP
+        *("__macosx", "network trash folder", "temporary items"),  # macOS
+        *("$recycle.bin", "system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini"),  # Windows
+        *("lost+found", "__pycache__"),
+    )
+)
 
 
 def scheme_of(uri: str) -> str:
@@ -40,12 +56,14 @@ def is_local(uri: str) -> bool:
 
 
 def local_path(uri: str) -> Path:
-    """The absolute path of a local URI ("~" and "file://" resolved)."""
+    """The absolute path of a local URI ("~", "file://" and the spelling of bytes resolved): for opening, not for tables."""
     uri = str(uri)
     if scheme_of(uri) != "file":
         raise StorageError(f"{uri!r} is not a local path")
     if uri.lower().startswith("file:"):
-        uri = unquote(re.sub(r"^file:(//[^/]*)?", "", uri, flags=re.IGNORECASE))
+        uri = unquote(re.sub(r"^file:(//[^/]*)?", "", uri, flags=re.IGNORECASE), errors="surrogateescape")
+    else:
+        uri = re.sub(r"\\x([89a-f][0-9a-f]|5c)", lambda match: os.fsdecode(bytes([int(match[1], 16)])), uri)
     return Path(os.path.abspath(os.path.expanduser(uri)))
 
 
@@ -53,9 +71,20 @@ def normalise(uri: str) -> str:
     """One spelling per place: an absolute path, or a URI with a lower-case scheme and no trailing slash."""
     uri = str(uri)
     if is_local(uri):
-        return str(local_path(uri))
+        return spelled(str(local_path(uri)))
     scheme, _, rest = uri.partition("://")
     return f"{scheme.lower()}://{rest.rstrip('/')}"
+
+
+def spelled(path: str) -> str:
+    """The URI of a path as the operating system gave it: printable, see the head of this file."""
+    path = re.sub(r"\\(?=x(?:[89a-f][0-9a-f]|5c))", r"\\x5c", path)
+    return re.sub("[\udc80-\udcff]", lambda match: f"\\x{ord(match[0]) - 0xDC00:02x}", path)
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a file or folder of that name is no data: hidden, or one of `LEFTOVERS`."""
+    return name.startswith((".", "~$")) or name.lower() in LEFTOVERS
 
 
 def join(uri: str, *parts: str) -> str:
@@ -71,6 +100,12 @@ def join(uri: str, *parts: str) -> str:
 def base_name(uri: str) -> str:
     """The last part of a URI."""
     return str(uri).rstrip("/").rpartition("/")[2]
+
+
+def suffix_of(uri: str) -> str:
+    """The ending of a name with its dot, in lower case; "" where it has none."""
+    name = base_name(uri)
+    return f".{name.rpartition('.')[2].lower()}" if "." in name else ""
 
 
 def parent(uri: str) -> str:

@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from csat.data.plan import Intervals, Plan
 from csat.responses import FILTERED, OK, POSITION, QUARANTINED, READ_S, REASON, STATUS, TEACHER_S
+from csat.text import printable
 from csat.training.checkpoints import QUARANTINE_SCHEMA, Cursor
 from csat.training.context import Columns, TrainContext
 
@@ -46,12 +47,12 @@ class Accounts:
             self._bad_rows.append(
                 {
                     "position": int(positions[index]),
-                    "slide": str(rows["slide"][index]),
+                    "slide": printable(rows["slide"][index]),
                     "x_px": int(rows["x_px"][index]),
                     "y_px": int(rows["y_px"][index]),
                     "status": STATUS_NAMES[int(status[index])],
-                    "reason": reason,
-                    "message": message,
+                    "reason": printable(reason),
+                    "message": printable(message),
                 }
             )
         self.meter("read_s", float(rows[READ_S].sum()))

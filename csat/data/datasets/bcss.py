@@ -24,9 +24,10 @@ from csat.data.datasets.decode import (
     read_image,
     relative_key,
 )
-from csat.data.datasets.tables import read_rows, text
+from csat.data.datasets.tables import read_rows
 from csat.errors import DatasetError
 from csat.settings import read_settings
+from csat.text import text
 
 TASKS = (Task.SEGMENTATION,)
 CLASSES = ("tumor", "stroma", "inflammatory", "necrosis", "other")

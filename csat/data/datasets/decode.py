@@ -4,9 +4,11 @@ Everything takes URIs, local or remote, and nothing is read before it is asked f
 """
 
 import io
+import logging
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +16,23 @@ from pathlib import Path
 import numpy as np
 import tifffile
 from PIL import Image
+from skimage.measure import label
 
 from csat.data import storage
 from csat.data.datasets.contract import Sample
 from csat.data.images import MAX_IMAGE_PX, decode_image
 from csat.data.slide_cache import SlideCache, fetch_bytes
 from csat.errors import DatasetError, SlideError
+from csat.text import counted
+
+logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 REMOTE_CONTAINER_CACHE_BYTES = 64 * 2**30  # of downloaded h5, npy and mat files kept on a node
-MOST_LISTED = 6  # names that an error shows of a folder
+MOST_LISTED = 6  # names that an error shows of a folder, and values of a mask
+LOSSY_TIF = ("OJPEG", "JPEG", "ALT_JPEG", "JPEG_LOSSY", "JPEG_2000_LOSSY")  # compressions that always lose
+MOST_PIECES = 2  # of one nucleus: in two where another one lies across it
+SPECK_SHARE = 0.1  # of the largest piece: a smaller one is no piece
 # How people call the parts of a set → how we do. Compared in lower case.
 PARTS = {
     "train": "train",
@@ -62,18 +71,24 @@ def read_label_image(uri: str) -> np.ndarray:
     """The numbers of a mask, as they stand in the file: a palette's indices, not its colours; 16 bits as they are.
 
     Args:
-        uri: Of a png, bmp or tif. One that was saved in colour is taken where all its channels say the same.
+        uri: Of a png, bmp, tif or webp without loss. One that was saved in colour is taken where all its channels say the same.
 
     Returns:
         Integers `[H, W]` (a 1-bit mask becomes uint8 of 0 and 1).
 
     Raises:
         SlideError: "missing" or "unreadable" (also: colours, floats, too large).
+        DatasetError: a lossy format.
         StorageError: the fault is not the file's.
     """
     data = fetch_bytes(uri)
     if not data:
         raise SlideError("unreadable", f"{uri}: is empty (0 bytes)")
+    if is_lossy(data):
+        raise DatasetError(
+            f"{uri}: is stored with loss (as JPEG stores a picture), which changes a mask's numbers and leaves others between "
+            "them: save it from its source as png"
+        )
     try:
         is_tif = data[:2] in (b"II", b"MM")
         pixels = tifffile.imread(io.BytesIO(data)) if is_tif else _pillow_pixels(data, uri)
@@ -90,6 +105,24 @@ def read_classes(uri: str) -> np.ndarray:
     if labels.size and not 0 <= labels.min() <= labels.max() <= 255:
         raise DatasetError(f"{uri}: classes are numbers from 0 to 255, found {labels.min()} to {labels.max()}")
     return labels.astype(np.uint8)
+
+
+def read_binary(uri: str, *, advice: str) -> np.ndarray:
+    """A mask that says yes or no: bool `[H, W]`. Raises as `read_label_image`.
+
+    Args:
+        uri: Of the mask: 0 and 1, or 0 and 255.
+        advice: What to try with another one, one sentence without its full stop.
+
+    Raises:
+        DatasetError: it holds other numbers.
+    """
+    labels = read_label_image(uri)
+    values = np.unique(labels).tolist()
+    if not any(set(values) <= {0, foreground} for foreground in (1, 255)):
+        found = ", ".join(map(str, values[:MOST_LISTED]))
+        raise DatasetError(f"{uri}: a mask that says yes or no holds 0 and 1, or 0 and 255; found {found}. {advice}")
+    return labels > 0
 
 
 def read_instances(uri: str) -> np.ndarray:
@@ -110,9 +143,37 @@ def local_container(uri: str) -> AbstractContextManager[Path]:
     return SlideCache(Path(tempfile.gettempdir()) / "csat-containers", REMOTE_CONTAINER_CACHE_BYTES).path(uri)
 
 
-def find_images(folder_uri: str) -> list[str]:
-    """Image files below a folder, at any depth, as sorted URIs. Empty where there is no such folder."""
-    return [uri for uri in storage.list_files(folder_uri) if uri.lower().endswith(IMAGE_SUFFIXES)]
+def find_images(folder_uri: str, passed_over: Counter[str] | None = None) -> list[str]:
+    """Image files below a folder, at any depth, as sorted URIs. Empty where there is no such folder.
+
+    Args:
+        folder_uri: The folder.
+        passed_over: Counts what is below it besides: files by their ending, leftovers (`uris.is_leftover`) by their name.
+    """
+    files, leftovers = storage.scan(folder_uri)
+    images = [uri for uri in files if uri.lower().endswith(IMAGE_SUFFIXES)]
+    if passed_over is not None:
+        others = set(files).difference(images)
+        passed_over.update(storage.suffix_of(uri) or "no ending" for uri in others)
+        passed_over.update(leftovers)
+    return images
+
+
+def log_passed_over(name: str, root: str, counts: Mapping[str, int]) -> None:
+    """One line about what a layout of one's own found and did not take; none where it took everything."""
+    if counts:
+        logger.info("data set %r: %s: passed over %s", name, root, counted(counts))
+
+
+def is_lossy(data: bytes) -> bool:
+    """Whether an encoded image is a JPEG, a tif with JPEG in it, or a WebP with loss. Damaged ones are for the decoder."""
+    if data[:2] in (b"II", b"MM"):
+        try:
+            with tifffile.TiffFile(io.BytesIO(data)) as file:
+                return file.pages[0].compression.name in LOSSY_TIF
+        except Exception:  # tifffile raises whatever its parser meets
+            return False
+    return data[:2] == b"\xff\xd8" or (data[:4] == b"RIFF" and data[8:12] == b"WEBP" and b"VP8 " in data[12:])
 
 
 def first_folder(root: str, *paths: str) -> str | None:
@@ -171,6 +232,40 @@ def check_same_size(image: np.ndarray, mask: np.ndarray, sample: Sample) -> None
             f"sample {sample.key}: the image is {width} x {height} px and its mask {mask_width} x {mask_height} px "
             f"({sample.image}; {sample.mask or 'mask within it'}). They must agree pixel by pixel: is it another image's "
             "mask, or was one of them resized?"
+        )
+
+
+def check_numbered(instances: np.ndarray, sample: Sample) -> None:
+    """Refuse a mask that does not number its objects: a binary one, of classes, or with loss. Done by `registry.load_sample`.
+
+    There a number stands in many separate pieces; a nucleus is one, or two where another one lies across it. Specks, of less
+    than SPECK_SHARE of a number's largest piece, are no pieces. (Of 763 masks of CoNSeP and DSB 2018 none has a number in more
+    than two; of binary masks nearly all objects are of such a number.)
+
+    Args:
+        instances: int `[H, W]`, 0 background.
+        sample: It is of.
+
+    Raises:
+        DatasetError: most of the objects' area has a number that stands in more than MOST_PIECES pieces.
+    """
+    pieces = label(instances, background=0, connectivity=2)
+    areas = np.bincount(pieces.ravel())[1:]
+    if len(areas) <= MOST_PIECES:
+        return
+    number_of = np.zeros(len(areas) + 1, instances.dtype)
+    number_of[pieces.ravel()] = instances.ravel()
+    numbers, of = np.unique(number_of[1:], return_inverse=True)
+    largest = np.zeros(len(numbers), areas.dtype)
+    np.maximum.at(largest, of, areas)
+    num_pieces = np.bincount(of[areas >= SPECK_SHARE * largest[of]], minlength=len(numbers))
+    scattered = num_pieces > MOST_PIECES
+    if areas[scattered[of]].sum() > areas.sum() / 2:
+        most = num_pieces.argmax()
+        raise DatasetError(
+            f"sample {sample.key}: the nuclei of {sample.mask or sample.image} are not numbered: {numbers[most]} stands in "
+            f"{num_pieces[most]} separate pieces. Expected 0 for background and another number for each nucleus; for masks that "
+            "say nucleus or not use the layout 'pairs' with `instances: components`"
         )
 
 

@@ -17,9 +17,9 @@ from csat.data.datasets.decode import (
     find_images,
     first_folder,
     missing_layout,
+    read_binary,
     read_image,
     read_instances,
-    read_label_image,
     relative_key,
     stem_of,
 )
@@ -80,9 +80,9 @@ def load(sample: Sample) -> Decoded:
         raise SlideError("missing", f"{sample.key}: there is no mask in {sample.mask}")
     instances = np.zeros(image.shape[:2], np.int32)
     for number, uri in enumerate(files, 1):
-        nucleus = read_label_image(uri)
+        nucleus = read_binary(uri, advice="Merged masks, which number the nuclei, belong into inst/, see the layout")
         check_same_size(image, nucleus, sample)
-        instances[nucleus > 0] = number
+        instances[nucleus] = number
     return Decoded(image=image, instances=instances)
 
 

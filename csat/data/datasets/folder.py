@@ -1,18 +1,18 @@
 """A folder per class, as ImageFolder has it: `<class>/…/image`, or `<train|val|test>/<class>/…/image` with official parts."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from csat.data import storage
 from csat.data.datasets.contract import DatasetInfo, Decoded, LabelledSet, Sample, Task
-from csat.data.datasets.decode import PARTS, find_images, missing_layout, read_image, relative_key
+from csat.data.datasets.decode import PARTS, find_images, log_passed_over, missing_layout, read_image, relative_key
 from csat.data.datasets.name_groups import check_pattern, describe, group_of, warn
 from csat.errors import DatasetError
 from csat.settings import read_settings
 
 TASKS = (Task.CLASSIFICATION,)
-SKIPPED = ("__MACOSX",)  # what a Mac's zip leaves behind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,8 @@ def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
     """See `contract`. Images outside a class folder are an error, as are parts beside classes."""
     chosen = read_settings(FolderOptions, options, what="data set 'folder'")
     root = storage.normalise(root)
-    images = {key: uri for uri in find_images(root) if (key := relative_key(uri, root)).split("/")[0] not in SKIPPED}
+    passed_over = Counter()
+    images = {relative_key(uri, root): uri for uri in find_images(root, passed_over)}
     tops = _folders(root, images)
     official = {top for top in tops if top.lower() in PARTS}
     if not tops or not images:
@@ -64,6 +65,7 @@ def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
         )
         for key, uri in sorted(images.items())
     )
+    log_passed_over("folder", root, passed_over)
     info = DatasetInfo(
         name="folder",
         task=task,
@@ -86,7 +88,7 @@ def _folders(root: str, keys: Sequence[str] | Mapping[str, str]) -> set[str]:
     """Names of the folders directly below `root`: those that the keys show, and those without images."""
     shown = {key.split("/")[0] for key in keys if "/" in key}
     for uri in storage.list_dir(root):
-        if (name := storage.base_name(uri)) not in shown and name not in SKIPPED and storage.is_dir(uri):
+        if (name := storage.base_name(uri)) not in shown and storage.is_dir(uri):
             shown.add(name)
     return shown
 

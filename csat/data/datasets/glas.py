@@ -17,9 +17,10 @@ import numpy as np
 from csat.data import storage
 from csat.data.datasets.contract import DatasetInfo, Decoded, LabelledSet, Sample, Task
 from csat.data.datasets.decode import find_images, missing_layout, read_image, read_label_image, relative_key, stem_of
-from csat.data.datasets.tables import read_rows, text
+from csat.data.datasets.tables import read_rows
 from csat.errors import DatasetError
 from csat.settings import read_settings
+from csat.text import text
 
 TASKS = (Task.SEGMENTATION, Task.CLASSIFICATION)
 GRADES = ("benign", "malignant")

@@ -16,9 +16,10 @@ from typing import Any
 from csat.data import storage
 from csat.data.datasets.contract import DatasetInfo, Decoded, LabelledSet, Sample, Task
 from csat.data.datasets.decode import find_images, missing_layout, read_image, relative_key
-from csat.data.datasets.tables import read_rows, text
+from csat.data.datasets.tables import read_rows
 from csat.errors import ConfigError, DatasetError
 from csat.settings import read_settings
+from csat.text import text
 
 TASKS = (Task.CLASSIFICATION,)
 CLASSES = {"colon": ("colon_aca", "colon_n"), "lung": ("lung_aca", "lung_n", "lung_scc")}

@@ -10,9 +10,10 @@ from typing import Any
 from csat.data import storage
 from csat.data.datasets.contract import DatasetInfo, Decoded, LabelledSet, Sample, Task
 from csat.data.datasets.decode import NoOptions, missing_layout, read_image, relative_key
-from csat.data.datasets.tables import FIRST_ROW, read_rows, text
+from csat.data.datasets.tables import read_rows
 from csat.errors import DatasetError
 from csat.settings import read_settings
+from csat.text import text
 
 TASKS = (Task.CLASSIFICATION,)
 CLASSES = ("lung_aca", "lung_n", "lung_scc")
@@ -31,10 +32,10 @@ def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
             advice="For the set as it is downloaded, with folders only, use the layout lc25000",
         )
     samples = []
-    for line, row in enumerate(read_rows(table, needs=["file", "label", "source_group"]), FIRST_ROW):
+    for row in read_rows(table, needs=["file", "label", "source_group"]):
         if row["label"] not in CLASSES:
             raise DatasetError(
-                f"{table}, line {line}: the label of {row['file']} is {row['label']!r}; classes are: {', '.join(CLASSES)}"
+                f"{table}, line {row.line}: the label of {row['file']} is {row['label']!r}; classes are: {', '.join(CLASSES)}"
             )
         uri = storage.join(root, row["file"])
         samples.append(

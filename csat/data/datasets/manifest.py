@@ -1,4 +1,4 @@
-"""A table of one's own, csv or parquet: one row per image, with its label or the files of its masks, its group and its part.
+"""A table of one's own, csv, tsv, parquet or xlsx: one row per image, with its label or the files of its masks, its group and its part.
 
     path,label,group,split                 classification
     path,mask,group,split                  segmentation: class indices per pixel, 255 does not count
@@ -17,12 +17,12 @@ from typing import Any
 from csat.data import storage
 from csat.data.datasets.contract import DatasetInfo, Decoded, LabelledSet, Sample, Task
 from csat.data.datasets.decode import PARTS, missing_layout, read_classes, read_image, read_instances, relative_key
-from csat.data.datasets.tables import FIRST_ROW, Row, is_empty, read_rows, require_columns, text
+from csat.data.datasets.tables import READERS, Row, read_rows, require_columns
 from csat.errors import ConfigError, DatasetError
 from csat.settings import read_settings
+from csat.text import is_empty, number, text
 
 TASKS = (Task.CLASSIFICATION, Task.SEGMENTATION, Task.NUCLEI)
-TABLES = (".csv", ".parquet")
 COLUMNS = ("path", "label", "mask", "types", "group", "split", "mpp")
 
 
@@ -64,10 +64,10 @@ def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
         require_columns(columns, [chosen.types], table)
     base = storage.normalise(chosen.image_root or storage.parent(table))
     samples: dict[str, Sample] = {}
-    for line, row in enumerate(rows, FIRST_ROW):
-        sample = _sample(_Cells(row, f"{table}, line {line}"), chosen, task, classes, base)
+    for row in rows:
+        sample = _sample(_Cells(row, f"{table}, line {row.line}"), chosen, task, classes, base)
         if sample.key in samples:
-            raise DatasetError(f"{table}, line {line}: {sample.key} is in the table twice; one image has one row")
+            raise DatasetError(f"{table}, line {row.line}: {sample.key} is in the table twice; one image has one row")
         samples[sample.key] = sample
     mpps = {sample.mpp for sample in samples.values()}
     has_groups = chosen.group in columns
@@ -116,10 +116,10 @@ def _find_table(root: str) -> str:
     root = storage.normalise(root)
     if storage.info(root) is not None:
         return root
-    tables = [uri for uri in storage.list_dir(root) if uri.lower().endswith(TABLES)]
+    tables = [uri for uri in storage.list_dir(root) if uri.lower().endswith(READERS)]
     if len(tables) != 1:
         raise missing_layout(
-            "manifest", root, looked_for="one table (.csv or .parquet)", advice="Point the path at the table itself"
+            "manifest", root, looked_for=f"one table ({' or '.join(READERS)})", advice="Point the path at the table itself"
         )
     return tables[0]
 
@@ -173,7 +173,7 @@ def _resolve(base: str, name: str) -> str:
 def _mpp(cells: _Cells, column: str) -> float | None:
     cell = cells.optional(column)
     try:
-        mpp = None if cell is None else float(cell)
+        mpp = None if cell is None else number(cell)
     except ValueError:
         mpp = math.nan
     if mpp is not None and not (math.isfinite(mpp) and mpp > 0):

@@ -10,7 +10,7 @@ from typing import Any
 from csat.data import storage
 from csat.data.datasets.contract import DatasetInfo, Decoded, LabelledSet, Sample, Task
 from csat.data.datasets.decode import PARTS, NoOptions, missing_layout, read_image, relative_key
-from csat.data.datasets.tables import FIRST_ROW, read_rows
+from csat.data.datasets.tables import read_rows
 from csat.errors import DatasetError
 from csat.settings import read_settings
 
@@ -32,10 +32,12 @@ def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
             advice="Ask for the set at https://bmirds.github.io/MHIST, and unpack images.zip beside annotations.csv",
         )
     samples = []
-    for line, row in enumerate(read_rows(table, needs=[IMAGE, LABEL, PART]), FIRST_ROW):
+    for row in read_rows(table, needs=[IMAGE, LABEL, PART]):
         for column, known in ((LABEL, CLASSES), (PART, PARTS)):
             if row[column] not in known:
-                raise DatasetError(f"{table}, line {line}: {column} is {row[column]!r}; expected one of: {', '.join(known)}")
+                raise DatasetError(
+                    f"{table}, line {row.line}: {column} is {row[column]!r}; expected one of: {', '.join(known)}"
+                )
         uri = storage.join(images, row[IMAGE])
         samples.append(
             Sample(

@@ -16,9 +16,9 @@ from csat.data.datasets.decode import (
     find_images,
     first_folder,
     missing_layout,
+    read_binary,
     read_image,
     read_instances,
-    read_label_image,
     relative_key,
     stem_of,
 )
@@ -80,7 +80,7 @@ def load(sample: Sample) -> Decoded:
     """Image and instances."""
     image = read_image(sample.image, sample.key)
     if sample.form == BINARY:
-        nuclei = read_label_image(sample.mask) > 0
+        nuclei = read_binary(sample.mask, advice="Numbered masks belong into the folders of their organs, see the layout")
         return Decoded(image=image, instances=split_touching(nuclei, smoothing_px=SMOOTHING_PX, neck=NECK))
     return Decoded(image=image, instances=read_instances(sample.mask))
 

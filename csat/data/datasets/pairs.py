@@ -3,6 +3,7 @@
 <root>/images/a.png, <root>/masks/a.png            or, with official parts, <root>/<train|val|test>/images/… and masks/…
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,15 +12,16 @@ import cv2
 import numpy as np
 
 from csat.data import storage
-from csat.data.datasets.contract import IGNORE, DatasetInfo, Decoded, LabelledSet, Sample, Task
+from csat.data.datasets.contract import DatasetInfo, Decoded, LabelledSet, Sample, Task
 from csat.data.datasets.decode import (
     PARTS,
     find_images,
+    log_passed_over,
     missing_layout,
+    read_binary,
     read_classes,
     read_image,
     read_instances,
-    read_label_image,
     relative_key,
 )
 from csat.data.datasets.name_groups import check_pattern, describe, group_of, warn
@@ -40,7 +42,7 @@ class PairsOptions:
     mask_suffix: str = ""  # end of a mask's name, before its extension, that its image does not have
     classes: tuple[str, ...] = ("background", "foreground")  # segmentation: names, index 0 first
     ignore_255: bool = False  # of two classes: 255 does not count, rather than being the foreground; of more it never counts
-    instances: Literal["ids", "components"] = "ids"  # nuclei: masks number the nuclei, or each connected piece is one
+    instances: Literal["ids", "components"] = "ids"  # nuclei: masks number them, or say yes or no: a piece is one
     group_pattern: str | None = None  # regex searched in each file name: its first (…) is the group; None: each its own
     mpp: float | None = None  # of the images, um/px
     licence: str = "not stated"  # of the images, one line
@@ -54,10 +56,10 @@ def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
     chosen = read_settings(PairsOptions, options, what="data set 'pairs'")
     root = storage.normalise(root)
     parts = {uri: PARTS[name.lower()] for uri in storage.list_dir(root) if (name := storage.base_name(uri)).lower() in PARTS}
-    samples = []
+    samples, passed_over = [], Counter()
     for folder, part in (parts or {root: None}).items():
-        images = _by_stem(storage.join(folder, chosen.image_dir), chosen.image_suffix)
-        masks = _by_stem(storage.join(folder, chosen.mask_dir), chosen.mask_suffix)
+        images = _by_stem(storage.join(folder, chosen.image_dir), chosen.image_suffix, passed_over)
+        masks = _by_stem(storage.join(folder, chosen.mask_dir), chosen.mask_suffix, passed_over)
         if odd := sorted(images.keys() ^ masks.keys()):
             raise DatasetError(
                 f"data set 'pairs': {folder}: {len(images)} images and {len(masks)} masks, of which {len(odd)} have no "
@@ -71,6 +73,7 @@ def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
             looked_for=f"{chosen.image_dir}/ and {chosen.mask_dir}/ with images of the same names",
             advice="Say the folders with the options image_dir and mask_dir",
         )
+    log_passed_over("pairs", root, passed_over)
     info = DatasetInfo(
         name="pairs",
         task=task,
@@ -87,32 +90,24 @@ def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
 def load(sample: Sample) -> Decoded:
     """The image with its class mask, or with its instances."""
     image = read_image(sample.image, sample.key)
+    if sample.form == BINARY:
+        mask = read_binary(sample.mask, advice="Name all `classes`, or set `ignore_255: true` if 255 does not count")
+        return Decoded(image=image, mask=mask.astype(np.uint8))
     if sample.task == Task.SEGMENTATION:
-        mask = read_classes(sample.mask)
-        return Decoded(image=image, mask=_foreground(mask, sample) if sample.form == BINARY else mask)
+        return Decoded(image=image, mask=read_classes(sample.mask))
     if sample.form == COMPONENTS:
-        nuclei = (read_label_image(sample.mask) > 0).astype(np.uint8)
-        return Decoded(image=image, instances=cv2.connectedComponents(nuclei, connectivity=8)[1])
+        nuclei = read_binary(sample.mask, advice="Leave out `instances: components` where masks number the nuclei")
+        return Decoded(image=image, instances=cv2.connectedComponents(nuclei.astype(np.uint8), connectivity=8)[1])
     return Decoded(image=image, instances=read_instances(sample.mask))
 
 
-def _foreground(mask: np.ndarray, sample: Sample) -> np.ndarray:
-    """Of two classes: 0 and 1, or 0 and 255."""
-    if not any(set(np.unique(mask).tolist()) <= {0, foreground} for foreground in (1, IGNORE)):
-        found = ", ".join(map(str, np.unique(mask)[:6].tolist()))
-        raise DatasetError(
-            f"{sample.mask}: a mask of two classes holds 0 and 1, or 0 and 255; found {found}. Name all `classes`, or set "
-            "`ignore_255: true` if 255 does not count"
-        )
-    return (mask > 0).astype(np.uint8)
-
-
-def _by_stem(folder: str, suffix: str) -> dict[str, str]:
+def _by_stem(folder: str, suffix: str, passed_over: Counter[str]) -> dict[str, str]:
     """Name without suffix and extension → URI."""
     found: dict[str, str] = {}
-    for uri in find_images(folder):
+    for uri in find_images(folder, passed_over):
         stem = relative_key(uri, folder).rpartition(".")[0]
         if not stem.endswith(suffix):
+            passed_over[f"name without {suffix}"] += 1
             continue
         stem = stem.removesuffix(suffix)
         if stem in found:

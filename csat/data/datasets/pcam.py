@@ -18,6 +18,7 @@ from csat.data.datasets.decode import PARTS, NoOptions, local_container, missing
 from csat.data.datasets.tables import read_rows
 from csat.errors import DatasetError, SlideError
 from csat.settings import read_settings
+from csat.text import text
 
 TASKS = (Task.CLASSIFICATION,)
 CLASSES = ("normal", "tumor")
@@ -116,4 +117,4 @@ def _read_slides(uri: str, num_tiles: int) -> list[str]:
     rows = read_rows(uri, needs=["wsi"])
     if len(rows) != num_tiles:
         raise DatasetError(f"{uri}: {len(rows):,} rows for {num_tiles:,} tiles; is it another part's file?")
-    return [row["wsi"] for row in rows]
+    return [text(row["wsi"]) for row in rows]

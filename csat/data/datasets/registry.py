@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from csat.data.datasets.contract import IGNORE, Decoded, LabelledSet, Sample, Task
-from csat.data.datasets.decode import check_same_size
+from csat.data.datasets.decode import check_numbered, check_same_size
 from csat.errors import ConfigError, DatasetError
 
 MOST_LISTED = 5  # unknown values that an error shows
@@ -73,7 +73,8 @@ def load_sample(sample: Sample) -> Decoded:
 
     Raises:
         SlideError: it cannot be read.
-        DatasetError: image and mask contradict each other, or a mask names a class that the set does not have.
+        DatasetError: image and mask contradict each other; a mask names a class that the set does not have, is stored with
+            loss, or does not number its nuclei.
     """
     decoded = _module(sample.layout).load(sample)
     for labels in (decoded.mask, decoded.instances, decoded.types):
@@ -81,6 +82,8 @@ def load_sample(sample: Sample) -> Decoded:
             check_same_size(decoded.image, labels, sample)
     if decoded.mask is not None:
         _check_values(decoded.mask[decoded.mask != IGNORE], sample.num_classes - 1, sample.mask or sample.image, sample)
+    if decoded.instances is not None:
+        check_numbered(decoded.instances, sample)
     if decoded.types is not None:
         _check_values(decoded.types, sample.num_classes, sample.types or sample.mask or sample.image, sample)
     return decoded

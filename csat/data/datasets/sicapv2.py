@@ -16,9 +16,10 @@ from typing import Any
 from csat.data import storage
 from csat.data.datasets.contract import DatasetInfo, Decoded, LabelledSet, Sample, Task
 from csat.data.datasets.decode import first_folder, missing_layout, read_image, relative_key
-from csat.data.datasets.tables import FIRST_ROW, Row, is_empty, read_rows, text
+from csat.data.datasets.tables import Row, read_rows
 from csat.errors import ConfigError, DatasetError
 from csat.settings import read_settings
+from csat.text import is_empty, text
 
 TASKS = (Task.CLASSIFICATION,)
 CLASSES = ("NC", "G3", "G4", "G5")
@@ -54,16 +55,16 @@ def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
     patients = _read_patients(storage.join(base, "wsi_labels.xlsx"))
     samples = []
     for split, table in tables.items():
-        for line, row in enumerate(read_rows(table, needs=["image_name", *CLASSES]), FIRST_ROW):
+        for row in read_rows(table, needs=["image_name", *CLASSES]):
             uri = storage.join(base, "images", text(row["image_name"]))
             samples.append(
                 Sample(
                     key=relative_key(uri, root),
                     layout="sicapv2",
                     image=uri,
-                    group=_group(text(row["image_name"]), patients, table, line),
+                    group=_group(row, patients, table),
                     split=split,
-                    label=_label(row, table, line),
+                    label=_label(row, table),
                 )
             )
     info = DatasetInfo(
@@ -101,22 +102,23 @@ def _read_patients(uri: str) -> dict[str, str] | None:
     return {text(row["slide_id"]): text(row["patient_id"]) for row in read_rows(uri, needs=["slide_id", "patient_id"])}
 
 
-def _group(image_name: str, patients: Mapping[str, str] | None, table: str, line: int) -> str:
+def _group(row: Row, patients: Mapping[str, str] | None, table: str) -> str:
+    image_name = text(row["image_name"])
     slide, has_block, _ = image_name.partition("_Block")
     if not has_block:
-        raise DatasetError(f"{table}, line {line}: {image_name!r} does not name its slide; expected <slide>_Block_….jpg")
+        raise DatasetError(f"{table}, line {row.line}: {image_name!r} does not name its slide; expected <slide>_Block_….jpg")
     if patients is None:
         return slide
     if slide not in patients:
-        raise DatasetError(f"{table}, line {line}: slide {slide!r} of {image_name!r} is not in wsi_labels.xlsx")
+        raise DatasetError(f"{table}, line {row.line}: slide {slide!r} of {image_name!r} is not in wsi_labels.xlsx")
     return patients[slide]
 
 
-def _label(row: Row, table: str, line: int) -> int:
+def _label(row: Row, table: str) -> int:
     marked = [name for name in CLASSES if not is_empty(row[name]) and float(row[name]) == 1]
     if len(marked) != 1:
         raise DatasetError(
-            f"{table}, line {line}: {row['image_name']} is marked as {', '.join(marked) or 'nothing'}; expected exactly one "
-            f"of {', '.join(CLASSES)}"
+            f"{table}, line {row.line}: {row['image_name']} is marked as {', '.join(marked) or 'nothing'}; expected exactly "
+            f"one of {', '.join(CLASSES)}"
         )
     return CLASSES.index(marked[0])

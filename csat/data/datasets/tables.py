@@ -1,24 +1,41 @@
-"""Tables that come with data sets (csv, parquet, xlsx) as rows, and errors that list the columns that are there."""
+"""Tables that list images or slides (csv, parquet, xlsx) as rows, and errors that list the columns that are there."""
 
 import csv
 import io
-from collections.abc import Sequence
+import re
+from itertools import zip_longest
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import openpyxl
 import pyarrow.parquet as pq
 
 from csat.data import storage
+from csat.data.parquet_tiles import cells_of
 from csat.errors import DatasetError
+from csat.text import is_empty
 
-FIRST_ROW = 2  # of the data as an editor counts: the header is line 1
 READERS = (".csv", ".tsv", ".parquet", ".xlsx")
+FIRST_LINE = 2  # of the rows of a parquet or xlsx as an editor counts: the header is line 1
 
-Row = dict[str, Any]
+
+class Row(dict[str, Any]):
+    """Cells by their column.
+
+    Attributes:
+        line: Where an editor shows the row; of a csv with line ends within cells, where it ends.
+    """
+
+    def __init__(self, cells: Iterable[tuple[str, Any]], line: int):
+        super().__init__(cells)
+        self.line = line
 
 
 def read_rows(uri: str, *, needs: Sequence[str] = ()) -> list[Row]:
-    """A table's rows, columns by name. Cells of a csv are text without the space around it; empty ones are "" or None.
+    """A table's rows, columns by name; rows without any content are passed over.
+
+    Cells of a csv are text without the space around it; empty ones are "" or None. Others are as they are stored, but that text
+    is made printable, and that a whole number of a spreadsheet which is shown with leading zeros is text that has them.
 
     Args:
         uri: Of a csv or tsv (comma, semicolon or tab), a parquet, or an xlsx (its first sheet).
@@ -34,6 +51,11 @@ def read_rows(uri: str, *, needs: Sequence[str] = ()) -> list[Row]:
     data = storage.read_bytes(uri)
     try:
         columns, rows = {".parquet": _read_parquet, ".xlsx": _read_xlsx}.get(suffix, _read_csv)(data)
+    except UnicodeDecodeError as error:
+        raise DatasetError(
+            f"{uri}: cannot be read as {suffix[1:]}: it is not UTF-8 text ({error}); save it as CSV UTF-8. A file name that is "
+            r"not UTF-8 itself is written with its bytes as \xe4"
+        ) from error
     except Exception as error:  # each format's parser has its own family of errors
         raise DatasetError(f"{uri}: cannot be read as {suffix[1:]}: {type(error).__name__}: {error}") from error
     require_columns(columns, needs, uri)
@@ -48,37 +70,51 @@ def require_columns(columns: Sequence[str], needs: Sequence[str], uri: str) -> N
         )
 
 
-def is_empty(cell: Any) -> bool:
-    """Whether a cell says nothing: None, NaN or blank text."""
-    return cell is None or cell != cell or not str(cell).strip()
-
-
-def text(cell: Any) -> str:
-    """A cell as text; whole numbers without the point that a spreadsheet or a column with gaps gives them."""
-    return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell).strip()
-
-
 def _read_csv(data: bytes) -> tuple[list[str], list[Row]]:
     table = data.decode("utf-8-sig")
+    start = table.partition("\n")[0].strip()
+    num_above = int(re.fullmatch("sep=[,;\t]", start, re.IGNORECASE) is not None)  # what Excel is told by, above the header
+    if num_above:
+        table = table.partition("\n")[2]
     header = table.partition("\n")[0]
     delimiter = max(",;\t", key=header.count)
-    reader = csv.DictReader(io.StringIO(table, newline=""), delimiter=delimiter, skipinitialspace=True)
-    columns = [name.strip() for name in reader.fieldnames or ()]
-    reader.fieldnames = columns
-    return columns, [{name: (cell or "").strip() for name, cell in row.items() if name is not None} for row in reader]
+    reader = csv.reader(io.StringIO(table, newline=""), delimiter=delimiter, skipinitialspace=True)
+    columns = [name.strip() for name in next(reader, ())]
+    rows = []
+    for cells in reader:
+        line, cells = reader.line_num + num_above, [cell.strip() for cell in cells]
+        if any(cells[len(columns) :]):
+            raise ValueError(
+                f"line {line} has {len(cells)} cells and the header {len(columns)}; a cell with {delimiter!r} in it (a decimal "
+                "comma?) stands in quotes"
+            )
+        if any(cells):
+            rows.append(Row(zip_longest(columns, cells[: len(columns)], fillvalue=""), line))
+    return columns, rows
 
 
 def _read_parquet(data: bytes) -> tuple[list[str], list[Row]]:
     table = pq.read_table(io.BytesIO(data))
-    return table.column_names, table.to_pylist()
+    rows = zip(*map(cells_of, table.columns), strict=True)
+    return table.column_names, _rows(table.column_names, rows)
 
 
 def _read_xlsx(data: bytes) -> tuple[list[str], list[Row]]:
     book = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=True)
     try:
-        cells = book.worksheets[0].iter_rows(values_only=True)
-        columns = ["" if name is None else str(name).strip() for name in next(cells, ())]
-        rows = [dict(zip(columns, row, strict=False)) for row in cells if not all(map(is_empty, row))]
-        return columns, rows
+        lines = book.worksheets[0].iter_rows()
+        columns = ["" if cell.value is None else str(cell.value).strip() for cell in next(lines, ())]
+        return columns, _rows(columns, (map(_shown, cells) for cells in lines))
     finally:
         book.close()
+
+
+def _rows(columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> list[Row]:
+    found = (Row(zip(columns, cells, strict=False), line) for line, cells in enumerate(rows, FIRST_LINE))
+    return [row for row in found if not all(map(is_empty, row.values()))]
+
+
+def _shown(cell: Any) -> Any:
+    """The value of a cell; a number with the format 000 as what the spreadsheet shows, "007": it is an id."""
+    is_padded = isinstance(cell.value, int) and re.fullmatch("0{2,}", cell.number_format or "")
+    return str(cell.value).zfill(len(cell.number_format)) if is_padded else cell.value

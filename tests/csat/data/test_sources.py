@@ -162,7 +162,7 @@ def test_a_bucket_that_does_not_exist(s3):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("file,mpp\na.svs,1\n", r"list\.csv: needs a column `slide`.*it has: file, mpp"),
+        ("file,mpp\na.svs,1\n", r"list\.csv: there is no column 'slide'; its columns are: 'file', 'mpp'. A list"),
         ("slide\n", r"list\.csv: the list names no slides"),
         ("slide,mpp\na.svs,0.25\n,0.25\n", "line 3: the cell `slide` is empty"),
         ("slide,mpp\na.svs,20x\n", "line 2: mpp must be a number of micrometres per pixel, not '20x'"),

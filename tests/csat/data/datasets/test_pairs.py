@@ -65,7 +65,11 @@ def test_numbered_nuclei_and_connected_ones(tmp_path):
     decoded = load_sample(found.samples[0])
     assert decoded.instances.dtype == np.int32 and (decoded.instances == touching).all() and decoded.types is None
 
-    found = read_dataset("pairs", str(tmp_path), task="nuclei", options={"instances": "components"})
+    components = {"instances": "components"}
+    with pytest.raises(DatasetError, match="found 0, 7, 9, 300. Leave out `instances: components`"):
+        load_sample(read_dataset("pairs", str(tmp_path), task="nuclei", options=components).samples[0])
+    write(tmp_path / "masks" / "a.png", np.where(touching > 0, 255, 0).astype(np.uint8))
+    found = read_dataset("pairs", str(tmp_path), task="nuclei", options=components)
     instances = load_sample(found.samples[0]).instances
     assert instances.dtype == np.int32 and set(np.unique(instances)) == {0, 1, 2}
     assert (instances[2:4, 3:9] == 1).all() and (instances[12:15, 1:4] == 2).all()
