@@ -23,7 +23,10 @@ WSI_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svsl
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 TABLE_SUFFIXES = (".csv", ".tsv", ".xlsx")
 LIST_SUFFIXES = (*TABLE_SUFFIXES, ".txt")
-KNOWN = f"{' '.join(WSI_SUFFIXES)} (slides), {' '.join(IMAGE_SUFFIXES)} (images), .parquet (encoded tiles), {' '.join(LIST_SUFFIXES)} (lists)"
+KNOWN = (
+    f"{' '.join(WSI_SUFFIXES)} (slides), {' '.join(IMAGE_SUFFIXES)} (images), .parquet (encoded tiles), "
+    f"{' '.join(LIST_SUFFIXES)} (lists)"
+)
 BELONGING = "file that belongs to a slide"  # in the line that says what is passed over
 NUM_FOOTER_THREADS = 16  # parquet footers are waited for, not computed
 
@@ -42,13 +45,14 @@ class SlideRow:
 def list_slides(slides: Sequence[str], *, source_mpp: float | None = None) -> list[SlideRow]:
     """Every slide that the given places name, sorted by URI, each once.
 
-    A place is a file; a folder (searched at any depth); a pattern (`*`, `?`, `[…]`, `**`); a .csv, .tsv, .xlsx or .parquet with a
-    column `slide` and perhaps `patient` and `mpp`, read as the tables of labelled sets are; a .txt with a name per line (a line
-    that begins with `#` is a comment); or a .parquet with a column `image` of encoded tiles. Names in a list are relative to the
-    list. A slide named in a list is not looked for here: where it is missing it becomes a quarantine row, not the end of the run.
+    A place is a file; a folder (searched at any depth); a pattern (`*`, `?`, `[…]`, `**`); a .csv, .tsv, .xlsx or .parquet
+    with a column `slide` and perhaps `patient` and `mpp`, read as the tables of labelled sets are; a .txt with a name per line
+    (a line that begins with `#` is a comment); or a .parquet with a column `image` of encoded tiles. Names in a list are
+    relative to the list. A slide named in a list is not looked for here: where it is missing it becomes a quarantine row, not
+    the end of the run.
 
     In a folder or a pattern, files of other kinds are passed over, and so are files that belong to a slide: `a.jpg` or
-    `a.nuclei.png` beside `a.svs` (thumbnails, masks, truth), the jpegs of a .vms, the folder of a .mrxs. The log says how many.
+    `a.nuclei.png` beside `a.svs` (thumbnails, masks, truth), the jpegs of a .vms, the folder of a .mrxs. The log counts them.
 
     Args:
         slides: Local paths or URIs.
@@ -104,12 +108,14 @@ def _rows_of(files: Sequence[str], where: str, leftovers: Counter[str]) -> list[
     """Rows of those files that are slides, images or parquet, without what belongs to a slide. Says what is passed over."""
     kinds = {file: kind for file in files if (kind := _kind(file)) is not None}
     stems = {file.rpartition(".")[0] for file, kind in kinds.items() if kind == "wsi"}
-    beside = tuple(file.rpartition(".")[0] for file in kinds if storage.suffix_of(file) in (".vms", ".vmu"))
-    beside += tuple(f"{file.rpartition('.')[0]}/" for file in kinds if storage.suffix_of(file) == ".mrxs")
+    vms_stems = tuple(file.rpartition(".")[0] for file in kinds if storage.suffix_of(file) in (".vms", ".vmu"))
     rows, passed_over = [], Counter()
     for file in files:
         kind = kinds.get(file)
-        if kind != "wsi" and file.startswith(beside) or kind == "image" and any(stem in stems for stem in _possible_stems(file)):
+        belongs = file.startswith(vms_stems) or f"{file.rpartition('/')[0]}.mrxs" in kinds
+        if kind == "image":
+            belongs = belongs or any(stem in stems for stem in _possible_stems(file))
+        if kind in (None, "image") and belongs:
             passed_over[BELONGING] += 1
         elif kind is None:
             passed_over[storage.suffix_of(file) or "no ending"] += 1

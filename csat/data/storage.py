@@ -278,7 +278,7 @@ def arrow_filesystem(uri: str) -> tuple[arrow_fs.FileSystem, str]:
     if is_local(uri):
         path = str(local_path(uri))
         if printable(path) != path:
-            raise StorageError(f"{normalise(uri)}: Ray and Arrow need a path that is UTF-8 text: choose a folder of another name")
+            raise StorageError(f"{normalise(uri)}: Ray and Arrow need a path that is UTF-8: choose a folder of another name")
         return arrow_fs.LocalFileSystem(), path
     bucket, _, key = normalise(uri).partition("://")[2].partition("/")
     if scheme_of(uri) == "s3":  # from the bucket alone: a key may hold characters that a URI may not

@@ -71,7 +71,7 @@ def read_label_image(uri: str) -> np.ndarray:
     """The numbers of a mask, as they stand in the file: a palette's indices, not its colours; 16 bits as they are.
 
     Args:
-        uri: Of a png, bmp, tif or webp without loss. One that was saved in colour is taken where all its channels say the same.
+        uri: Of a png, bmp, tif or lossless webp. One that was saved in colour is taken where all its channels say the same.
 
     Returns:
         Integers `[H, W]` (a 1-bit mask becomes uint8 of 0 and 1).
@@ -264,8 +264,8 @@ def check_numbered(instances: np.ndarray, sample: Sample) -> None:
         most = num_pieces.argmax()
         raise DatasetError(
             f"sample {sample.key}: the nuclei of {sample.mask or sample.image} are not numbered: {numbers[most]} stands in "
-            f"{num_pieces[most]} separate pieces. Expected 0 for background and another number for each nucleus; for masks that "
-            "say nucleus or not use the layout 'pairs' with `instances: components`"
+            f"{num_pieces[most]} separate pieces. Expected 0 for background and a number for each nucleus; masks that "
+            "say nucleus or not are for the layout 'pairs' with `instances: components`"
         )
 
 

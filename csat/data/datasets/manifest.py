@@ -1,4 +1,4 @@
-"""A table of one's own, csv, tsv, parquet or xlsx: one row per image, with its label or the files of its masks, its group and its part.
+"""A table of one's own (csv, tsv, parquet, xlsx): a row per image, with its label or the files of its masks, group and part.
 
     path,label,group,split                 classification
     path,mask,group,split                  segmentation: class indices per pixel, 255 does not count

@@ -3,8 +3,8 @@
 import csv
 import io
 import re
-from itertools import zip_longest
 from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import openpyxl
@@ -34,8 +34,8 @@ class Row(dict[str, Any]):
 def read_rows(uri: str, *, needs: Sequence[str] = ()) -> list[Row]:
     """A table's rows, columns by name; rows without any content are passed over.
 
-    Cells of a csv are text without the space around it; empty ones are "" or None. Others are as they are stored, but that text
-    is made printable, and that a whole number of a spreadsheet which is shown with leading zeros is text that has them.
+    Cells of a csv are text without the space around it; empty ones are "". Others are as they are stored, but text of a
+    parquet is made printable, and a whole number that a spreadsheet shows with leading zeros is text that has them.
 
     Args:
         uri: Of a csv or tsv (comma, semicolon or tab), a parquet, or an xlsx (its first sheet).
@@ -53,8 +53,8 @@ def read_rows(uri: str, *, needs: Sequence[str] = ()) -> list[Row]:
         columns, rows = {".parquet": _read_parquet, ".xlsx": _read_xlsx}.get(suffix, _read_csv)(data)
     except UnicodeDecodeError as error:
         raise DatasetError(
-            f"{uri}: cannot be read as {suffix[1:]}: it is not UTF-8 text ({error}); save it as CSV UTF-8. A file name that is "
-            r"not UTF-8 itself is written with its bytes as \xe4"
+            f"{uri}: cannot be read as {suffix[1:]}: it is not UTF-8 text ({error}); save it as CSV UTF-8. A file name "
+            r"that is not UTF-8 itself is written with its bytes as \xe4"
         ) from error
     except Exception as error:  # each format's parser has its own family of errors
         raise DatasetError(f"{uri}: cannot be read as {suffix[1:]}: {type(error).__name__}: {error}") from error
@@ -85,8 +85,8 @@ def _read_csv(data: bytes) -> tuple[list[str], list[Row]]:
         line, cells = reader.line_num + num_above, [cell.strip() for cell in cells]
         if any(cells[len(columns) :]):
             raise ValueError(
-                f"line {line} has {len(cells)} cells and the header {len(columns)}; a cell with {delimiter!r} in it (a decimal "
-                "comma?) stands in quotes"
+                f"line {line} has {len(cells)} cells and the header {len(columns)}; a cell with {delimiter!r} in it (a "
+                "decimal comma?) stands in quotes"
             )
         if any(cells):
             rows.append(Row(zip_longest(columns, cells[: len(columns)], fillvalue=""), line))

@@ -17,7 +17,8 @@ from csat.data.manifest import CHUNK_DTYPE, PARQUET_RUN_TILES, ManifestConfig, M
 from csat.data.plan import Plan
 from csat.data.sources import SlideRow
 from csat.data.tiling import TILE_SCHEMA, TilingConfig
-from csat.errors import ConfigError, StorageError
+from csat.errors import ConfigError, SlideError, StorageError
+from csat.text import printable
 from tests.csat.data.manifests import PRINT, read, rows_of, table_of, write
 
 # --------------------------------------------------------------------------------------------------- writing and reading
@@ -155,6 +156,21 @@ def test_slides_without_tiles_are_rows_and_counts(tmp_path):
     message = "/slides/0001.svs: states no resolution"
     assert rows[0] == dict(slide="/slides/0001.svs", x_px=None, y_px=None, reason="no_mpp", message=message)
     assert write(tmp_path, rows_of(1), [3]).quarantine().num_rows == 0
+
+
+@pytest.mark.parametrize(
+    "odd", ["lone \ud800 surrogate", "raw \udce4 byte", "\0", b"\xff\0bytes", None, 7, "\x1b[31m"], ids=repr
+)
+def test_nothing_in_a_row_stops_the_quarantine_from_being_written(tmp_path, odd):
+    rows = [*rows_of(1), SlideRow(slide=f"/slides/{odd}.svs", kind="wsi")]
+    writer = ManifestWriter(
+        str(tmp_path), ManifestConfig(), fingerprint(rows, TilingConfig(), ManifestConfig()), TilingConfig(), rows
+    )
+    writer.add(rows[0], table_of(rows[0], 3))
+    writer.quarantine(rows[1], "unreadable", odd)
+    found = writer.close().quarantine().to_pylist()
+    assert len(found) == 1 and found[0]["message"] == printable(odd) and found[0]["slide"] == printable(rows[1].slide)
+    assert str(SlideError("unreadable", odd)) == printable(odd)
 
 
 def test_a_manifest_without_any_tile_is_an_error_with_the_reasons(tmp_path):

@@ -1,7 +1,9 @@
 """Which slides are found, in which order, and what is said when none is."""
 
+import os
 import random
 
+import openpyxl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -192,3 +194,96 @@ def test_other_wrong_requests(tmp_path):
             list_slides(places)
     with pytest.raises(ConfigError, match="--data.source_mpp is 250"):
         list_slides([str(tmp_path)], source_mpp=250)
+
+
+SPELLED = r"Pr\xe4parat.svs"  # a Latin-1 byte in a name, see `csat.data.uris`
+
+
+def test_a_list_is_read_as_the_tables_of_labelled_sets_are(tmp_path):
+    """As spreadsheets of many countries write it: semicolons, a mark of order, a decimal comma, rows without content."""
+    texts = {
+        "excel.csv": "\ufeffslide;patient;mpp\r\na.svs;007;0,25\r\n;;\r\nb.svs;;\r\n;;\r\n",
+        "hinted.csv": "sep=;\nslide;patient;mpp\na.svs;007;0,25\nb.svs\n",
+        "tabs.tsv": "slide\tpatient\tmpp\na.svs\t007\t0.25\nb.svs\n",
+    }
+    for name, content in texts.items():
+        (tmp_path / name).write_text(content, encoding="utf-8", newline="")
+    book = openpyxl.Workbook()
+    for row in (["slide", "patient", "mpp"], ["a.svs", 7, 0.25], [None, " ", None], ["b.svs", None, None]):
+        book.active.append(row)
+    book.active["B2"].number_format = "000"  # is shown as 007
+    book.save(tmp_path / "book.xlsx")
+    rows = {"slide": ["a.svs", "b.svs"], "patient": ["007", None], "mpp": [0.25, None]}
+    pq.write_table(pa.table(rows), tmp_path / "list.parquet")
+    expected = [
+        SlideRow(slide=f"{tmp_path}/a.svs", kind="wsi", patient="007", mpp=0.25),
+        SlideRow(slide=f"{tmp_path}/b.svs", kind="wsi"),
+    ]
+    for name in (*texts, "book.xlsx", "list.parquet"):
+        assert list_slides([f"{tmp_path}/{name}"]) == expected, name
+
+
+def test_a_line_is_the_one_that_an_editor_shows(tmp_path):
+    (tmp_path / "list.csv").write_text("sep=,\nslide,mpp\n\na.svs,0.25\n,,\nb.svs,20x\n")
+    with pytest.raises(ConfigError, match="line 6: mpp must be"):
+        list_slides([str(tmp_path / "list.csv")])
+    (tmp_path / "list.csv").write_text("slide,mpp\na.svs,0,25\n")
+    with pytest.raises(ConfigError, match="line 2 has 3 cells and the header 2; a cell with ',' in it .a decimal comma"):
+        list_slides([str(tmp_path / "list.csv")])
+
+
+@pytest.mark.parametrize(
+    "patients",
+    [
+        pa.array([11] * 3),
+        pa.array([11] * 3, pa.uint8()),
+        pa.array([11.0] * 3),
+        pa.array(["11"] * 3).dictionary_encode(),
+        pa.array(["11 "] * 3, pa.large_string()),
+        pa.array([b"11"] * 3, pa.binary()),
+    ],
+    ids=lambda patients: str(patients.type),
+)
+def test_ids_are_text_however_a_parquet_stores_them(tmp_path, patients):
+    """A footer that knows the one patient says so, as the rows do (of floats it does not: NaN may be among them)."""
+    write_parquet(str(tmp_path), "a.parquet", patient=patients)
+    assert list_slides([str(tmp_path)])[0].patient == (None if pa.types.is_floating(patients.type) else "11")
+
+
+def test_a_patient_that_is_not_utf8_is_no_reason_to_stop(tmp_path):
+    """Other programs write bytes of any encoding into columns of text."""
+    raw = pa.array([b"M\xfcller"] * 3, pa.binary())
+    write_parquet(str(tmp_path), "a.parquet", patient=pa.Array.from_buffers(pa.string(), 3, raw.buffers()))
+    assert list_slides([str(tmp_path)])[0].patient == r"M\xfcller"
+
+
+def test_names_that_are_not_utf8_are_found_and_listed(tmp_path):
+    folder = tmp_path / os.fsdecode(b"Sch\xe4den")
+    folder.mkdir()
+    (folder / os.fsdecode(b"Pr\xe4parat.svs")).touch()
+    (folder / "list.txt").write_bytes(b"Pr\xe4parat.svs\n")  # as ls writes it
+    (folder / "list.csv").write_text(f"slide,patient\n{SPELLED},1\n")
+    found = list_slides([str(folder)])
+    assert [row.slide for row in found] == [f"{tmp_path}/Sch\\xe4den/{SPELLED}"]
+    for place in ("list.txt", "list.csv", "Pr*"):
+        assert [row.slide for row in list_slides([f"{folder}/{place}"])] == [found[0].slide]
+
+
+def test_what_is_passed_over_is_counted_in_one_line(root, caplog):
+    fill(root, "a.svs", "a.png", "b.mrxs", "b/Data0.dat", "b/Slidedat.ini", "c/d.png", "notes.xml", "more.XML", "README")
+    fill(root, "@eaDir/a.svs/thumb.jpg", "c/Thumbs.db", "c/.git/x.png", "list.csv")
+
+    def said():
+        return [record.message for record in caplog.records if record.name == "csat.data.sources"]
+
+    with caplog.at_level("INFO"):
+        assert names_of(list_slides([root]), root) == ["a.svs", "b.mrxs", "c/d.png"]
+    assert said() == [
+        f"folder {root!r}: passed over 3 x file that belongs to a slide, 2 x .xml, 1 x .csv, 1 x .git, 1 x @eaDir, "
+        "1 x Thumbs.db, 1 x no ending"
+    ]
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        list_slides([f"{root}/c"])  # nothing but leftovers beside the image
+        list_slides([f"{root}/a.svs"])
+    assert said() == [f"folder '{root}/c': passed over 1 x .git, 1 x Thumbs.db"]

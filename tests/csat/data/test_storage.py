@@ -173,3 +173,68 @@ def test_linked_folders_are_listed_once_even_in_a_loop(tmp_path):
     (tmp_path / "other" / "b.svs").touch()
     (tmp_path / "real" / "linked").symlink_to(tmp_path / "other")
     assert {storage.base_name(name) for name in storage.list_files(str(tmp_path / "real"))} == {"a.svs", "b.svs"}
+
+
+def test_what_a_server_an_archive_or_an_editor_leaves_is_not_listed(root):
+    data = ["a/1.png", "a/#1/2.png", "b@home.png", "eaDir/3.png"]
+    left = [
+        *(
+            "a/@eaDir/1.png/SYNOPHOTO_THUMB_M.jpg",
+            "a/@eaDir/2.png/SYNOPHOTO_THUMB_M.jpg",
+            "#recycle/x.png",
+            "$RECYCLE.BIN/x.png",
+        ),
+        *(
+            "__MACOSX/a/1.png",
+            "a/.ipynb_checkpoints/1.png",
+            ".git/x.png",
+            "lost+found/x.png",
+            "System Volume Information/x.png",
+        ),
+        *("a/._1.png", "a/Thumbs.db", ".DS_Store", "~$list.xlsx"),
+    ]
+    for name in (*data, *left):
+        storage.write_bytes(storage.join(root, name), b"x")
+    found = storage.scan(root)
+    assert found.files == sorted(storage.join(root, name) for name in data) == storage.list_files(root)
+    assert found.leftovers == {
+        **{name: 1 for name in ("@eaDir", "#recycle", "$RECYCLE.BIN", "__MACOSX", ".ipynb_checkpoints", ".git", "lost+found")},
+        **{name: 1 for name in ("System Volume Information", "._1.png", "Thumbs.db", ".DS_Store", "~$list.xlsx")},
+    }
+    assert [storage.base_name(name) for name in storage.list_dir(root)] == ["a", "b@home.png", "eaDir"]
+    assert list(storage.list_info(root)) == found.files
+    assert storage.glob(storage.join(root, "**/*.png")) == found.files
+    assert len(storage.list_files(storage.join(root, "a/@eaDir"))) == 2, "what the user names is what the user wants"
+
+
+def test_a_folder_of_leftovers_is_not_entered(tmp_path, monkeypatch):
+    """Snapshots hold a hundred times the data; `lost+found` may not be read by anybody but root."""
+    for name in ("lost+found", "sub/.snapshot/deep"):
+        (tmp_path / name).mkdir(parents=True)
+    entered, walk = [], os.walk
+
+    def watched(top, **options):
+        for here, folders, files in walk(top, **options):
+            entered.append(os.path.relpath(here, top))
+            yield here, folders, files
+
+    monkeypatch.setattr(storage.os, "walk", watched)
+    assert storage.scan(str(tmp_path)).leftovers == {"lost+found": 1, ".snapshot": 1}
+    assert entered == [".", "sub"]
+
+
+def test_a_name_that_is_not_utf8_is_spelled_and_opened(tmp_path):
+    folder = os.fsencode(tmp_path) + b"/Gew\xe4sser \xc3\xa4"  # Latin-1 and UTF-8 in one name
+    os.makedirs(folder)
+    for name in (b"Pr\xe4parat.svs", b"b\\xe4.svs", b"c\\x.svs", "\u00e4.svs".encode()):  # one looks as if it were spelled
+        (Path(os.fsdecode(folder)) / os.fsdecode(name)).write_bytes(name)
+    found = storage.list_files(str(tmp_path))
+    assert sorted(map(storage.base_name, found)) == sorted([r"Pr\xe4parat.svs", r"b\x5cxe4.svs", r"c\x.svs", "\u00e4.svs"])
+    for uri in found:
+        assert uri.encode() and storage.normalise(uri) == uri == storage.normalise(storage.local_path(uri).as_uri())
+        assert uri.startswith(f"{tmp_path}/Gew\\xe4sser \u00e4/") and storage.parent(uri) == storage.list_dir(str(tmp_path))[0]
+        with storage.open_input(uri) as file, storage.open_native(uri) as native:
+            assert file.read() == native.read() == storage.read_bytes(uri) == os.fsencode(storage.local_path(uri).name)
+    assert storage.glob(f"{tmp_path}/*/Pr*") == [uri for uri in found if "Pr" in uri]
+    with pytest.raises(StorageError, match="a path that is UTF-8"):
+        storage.arrow_filesystem(found[0])

@@ -2,6 +2,10 @@
 
 import io
 import math
+import os
+import shutil
+from decimal import Decimal
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -11,12 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from csat.data.crashes import CrashLog
 from csat.data.images import Level
+from csat.data.read import TileReader
 from csat.data.slides import open_slide
 from csat.data.sources import SlideRow, list_slides
 from csat.data.synthetic import make_slides, paint
 from csat.data.tiling import TILE_SCHEMA, TilingConfig, find_pieces, plan_grid, read_tile, tile_slide, tissue_fraction
 from csat.errors import ConfigError, SlideError
+from csat.responses import OK, STATUS, TILE
 
 PYRAMID = [Level(40_000, 30_000, 1.0), Level(10_000, 7_500, 4.0), Level(2_500, 1_875, 16.0)]
 
@@ -30,6 +37,12 @@ def slide(tmp_path_factory):
 def _save(path, array, **options) -> SlideRow:
     Image.fromarray(array).save(path, **options)
     return SlideRow(slide=str(path), kind="image")
+
+
+def _png(array) -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(array).save(data, "PNG")
+    return data.getvalue()
 
 
 # ------------------------------------------------------------------------------------------------------------- the grid
@@ -222,12 +235,8 @@ def test_a_slide_that_cannot_be_opened_says_why(tmp_path):
 
 
 def test_encoded_tiles_of_a_parquet_keep_their_rows_patients_and_resolutions(tmp_path):
-    def encode(seed):
-        data = io.BytesIO()
-        Image.fromarray(np.random.default_rng(seed).integers(0, 255, (64, 64, 3)).astype(np.uint8)).save(data, "PNG")
-        return data.getvalue()
-
-    columns = dict(image=[encode(i) for i in range(4)], mpp=[0.5, 0.25, 0.5, 0.25], slide=["a", "a", "b", "b"])
+    pixels = np.random.default_rng(0).integers(0, 255, (4, 64, 64, 3)).astype(np.uint8)
+    columns = dict(image=[_png(each) for each in pixels], mpp=[0.5, 0.25, 0.5, 0.25], slide=["a", "a", "b", "b"])
     columns["patient"] = ["p", None, None, "q"]
     path = tmp_path / "tiles.parquet"
     pq.write_table(pa.table(columns), path)
@@ -321,3 +330,52 @@ def test_the_training_images_of_a_labelled_set_are_whole_images_too(tmp_path):
     config = TilingConfig(mpp=1.0, whole="image", min_tissue=0)
     rows = [row for slide in list_slides([str(table)]) for row in tile_slide(slide, config).to_pylist()]
     assert [(row["patient"], row["width_px"], row["height_px"]) for row in rows] == [("p1", 50, 35), ("p2", 25, 17)]
+
+
+# ------------------------------------------------------------------------------------------------------------ ids and names
+
+
+@pytest.mark.parametrize(
+    "patients",
+    [
+        pa.array([11, None]),
+        pa.array([11.0, None]),
+        pa.array([11.0, float("nan")]),
+        pa.array(["11", None]).dictionary_encode(),
+        pa.array(["11", ""], pa.large_string()),
+        pa.array(["11", None]).cast(pa.string_view()),
+        pa.array([b"11", None], pa.binary()),
+        pa.array([Decimal("11.00"), None]),
+    ],
+    ids=lambda patients: str(patients.type),
+)
+@pytest.mark.parametrize("column", ["patient", "slide"])
+def test_ids_in_a_parquet_are_text_whatever_their_type(tmp_path, patients, column):
+    pixels = np.full((64, 64, 3), 90, np.uint8)
+    pq.write_table(pa.table({"image": [_png(pixels)] * 2, column: patients}), tmp_path / "a.parquet")
+    row = list_slides([str(tmp_path)])[0]
+    assert tile_slide(row, TilingConfig(mpp=None, tile_px=64))["patient"].to_pylist() == ["11", None]
+
+
+def test_a_column_without_any_id(tmp_path):
+    table = pa.table({"image": [_png(np.full((64, 64, 3), 90, np.uint8))] * 2, "patient": pa.nulls(2)})
+    pq.write_table(table, tmp_path / "a.parquet")
+    row = list_slides([str(tmp_path)])[0]
+    assert tile_slide(row, TilingConfig(mpp=None, tile_px=64))["patient"].to_pylist() == [None, None]
+
+
+def test_what_has_no_utf8_name_is_read_all_the_same(tmp_path, slide):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/Sch\xe4den"))
+    folder.mkdir()
+    pixels = np.full((64, 64, 3), 90, np.uint8)
+    (folder / os.fsdecode(b"Pr\xe4parat.png")).write_bytes(_png(pixels))
+    pq.write_table(pa.table({"image": [_png(pixels)], "patient": ["P"]}), sink := io.BytesIO())
+    (folder / os.fsdecode(b"T\xfcten.parquet")).write_bytes(sink.getvalue())
+    shutil.copy(slide.slide, folder / os.fsdecode(b"Sch\xf6n.svs"))
+    tables = [tile_slide(row, TilingConfig(mpp=None, tile_px=64)) for row in list_slides([str(tmp_path)])]
+    names = [rf"{tmp_path}/Sch\xe4den/{name}" for name in (r"Pr\xe4parat.png", r"Sch\xf6n.svs", r"T\xfcten.parquet")]
+    assert [set(table["slide"].to_pylist()) for table in tables] == [{name} for name in names]
+    first = pa.concat_tables([table.slice(0, 1) for table in tables])
+    columns = {name: first[name].to_numpy(zero_copy_only=False) for name in first.column_names}
+    read = TileReader(tile_px=64, crashes=CrashLog("r", str(tmp_path / "crashes")))(columns)
+    assert read[STATUS].tolist() == [OK] * 3 and (read[TILE][[0, 2]] == 90).all()

@@ -9,6 +9,7 @@ from csat.data.datasets.decode import (
     find_images,
     first_folder,
     missing_layout,
+    read_binary,
     read_classes,
     read_instances,
     read_label_image,
@@ -119,3 +120,37 @@ def test_a_huge_mask_is_not_decoded(tmp_path, monkeypatch):
     (tmp_path / "a.png").write_bytes(data.getvalue())
     with pytest.raises(SlideError, match="a mask of 3 x 2 px, more than the 5 allowed"):
         read_label_image(str(tmp_path / "a.png"))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("a.jpg", {"quality": 95}),
+        ("a.png", {"format": "JPEG", "quality": 95}),  # by its content, not by its name
+        ("a.tif", {"compression": "jpeg"}),
+        ("a.webp", {"quality": 95}),
+    ],
+)
+def test_masks_with_loss_are_refused(tmp_path, name, options):
+    mask = Image.fromarray(np.kron(LABELS > 0, np.full((8, 8), 255, np.uint8)))
+    with pytest.raises(DatasetError, match=f"{name}: is stored with loss"):
+        read_label_image(_with(tmp_path, name, mask, options))
+
+
+def test_formats_that_can_lose_and_did_not(tmp_path):
+    assert (read_label_image(_with(tmp_path, "a.webp", Image.fromarray(LABELS), {"lossless": True})) == LABELS).all()
+    assert (read_label_image(_with(tmp_path, "a.tif", Image.fromarray(LABELS), {"compression": "tiff_lzw"})) == LABELS).all()
+
+
+def test_yes_or_no(tmp_path):
+    for foreground in (1, 255):
+        mask = np.where(LABELS > 0, foreground, 0).astype(np.uint8)
+        found = read_binary(saved(tmp_path, "a.png", Image.fromarray(mask)), advice="")
+        assert found.dtype == bool and (found == (LABELS > 0)).all()
+    with pytest.raises(DatasetError, match="holds 0 and 1, or 0 and 255; found 0, 1, 2, 7, 200. Do so"):
+        read_binary(saved(tmp_path, "a.png", Image.fromarray(LABELS)), advice="Do so")
+
+
+def _with(tmp_path, name, image, options):
+    image.save(tmp_path / name, **options)
+    return str(tmp_path / name)

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from csat.data.datasets.registry import load_sample, read_dataset
@@ -77,3 +79,29 @@ def test_no_images(tmp_path):
 def test_a_corrupt_image_among_good_ones(classes):
     break_image(classes / "tumor" / "p1_a.png")
     check_one_unreadable(read_dataset("folder", str(classes)), classes / "tumor" / "p1_a.png")
+
+
+def test_what_is_left_beside_the_data_is_none_and_is_counted(classes, caplog):
+    for folder in (classes, classes / "tumor", classes / "benign"):
+        write(folder / "@eaDir" / "p1_c.bmp" / "SYNOPHOTO_THUMB_M.png", picture(7))
+        write(folder / ".ipynb_checkpoints" / "p1_c.png", picture(8))
+        (folder / "Thumbs.db").touch()
+    (classes / "tumor" / "scan.dcm2").touch()
+    with caplog.at_level("INFO"):
+        found = read_dataset("folder", str(classes))
+    assert [sample.key for sample in found.samples] == ["benign/p1_c.bmp", "tumor/old/p2_b.tif", "tumor/p1_a.png"]
+    assert [record.message for record in caplog.records] == [
+        f"data set 'folder': {classes}: passed over 3 x .ipynb_checkpoints, 3 x @eaDir, 3 x Thumbs.db, 1 x .dcm2, 1 x .txt, "
+        "1 x __MACOSX"
+    ]
+
+
+def test_a_name_that_is_not_utf8_is_a_sample_like_any_other(classes):
+    """Key, group and class are text that can be written; the image is the file of that name."""
+    path = classes / os.fsdecode(b"Gew\xe4chs") / os.fsdecode(b"p3_\xe4.png")
+    write(path, picture(4))
+    found = read_dataset("folder", str(classes))
+    assert found.info.classes == (r"Gew\xe4chs", "benign", "tumor")
+    sample = only(found, ".png") if len(found.samples) == 1 else next(each for each in found.samples if each.label == 0)
+    assert sample.key == sample.group == r"Gew\xe4chs/p3_\xe4.png" and sample.image.encode()
+    assert (load_sample(sample).image == picture(4)).all()

@@ -1,4 +1,7 @@
+import os
+
 import numpy as np
+import openpyxl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -145,3 +148,35 @@ def test_a_corrupt_image_among_good_ones(images):
     path = table(images, "path,label", "img/a.png,x", "img/b.png,y", "img/c.png,y")
     break_image(images / "img" / "b.png")
     check_one_unreadable(read_dataset("manifest", path), images / "img" / "b.png")
+
+
+def test_the_same_table_as_a_spreadsheet_and_with_a_decimal_comma(images):
+    expected = [("img/a.png", "007", 0.25), ("img/b.png", "8", None)]
+    (images / "set.csv").write_text("path;label;group;mpp\nimg/a.png;x;007;0,25\n;;;\nimg/b.png;y;8;\n")
+    found = read_dataset("manifest", str(images))
+    assert [(sample.key, sample.group, sample.mpp) for sample in found.samples] == expected
+    (images / "set.csv").unlink()
+    book = openpyxl.Workbook()
+    for row in (["path", "label", "group", "mpp"], ["img/a.png", "x", 7, 0.25], ["img/b.png", "y", 8.0, None]):
+        book.active.append(row)
+    book.active["C2"].number_format = "000"
+    book.save(images / "set.xlsx")
+    (images / "~$set.xlsx").write_bytes(b"lock")  # while it is open in a spreadsheet
+    found = read_dataset("manifest", str(images))
+    assert [(sample.key, sample.group, sample.mpp) for sample in found.samples] == expected
+
+
+@pytest.mark.parametrize(
+    "groups", [pa.array([11, 7]), pa.array([11.0, 7.0]), pa.array([b"11", b"7"]), pa.array(["11", "7"]).dictionary_encode()]
+)
+def test_groups_and_labels_are_text_whatever_their_type(images, groups):
+    table = pa.table({"path": ["img/a.png", "img/b.png"], "label": groups, "group": groups})
+    pq.write_table(table, images / "set.parquet")
+    found = read_dataset("manifest", str(images / "set.parquet"))
+    assert [sample.group for sample in found.samples] == ["11", "7"] and found.info.classes == ("11", "7")
+
+
+def test_a_name_that_is_not_utf8_in_a_table(images):
+    write(images / "img" / os.fsdecode(b"\xe4.png"), picture(9))
+    found = read_dataset("manifest", table(images, "path,label", r"img/\xe4.png,x", "img/a.png,y"))
+    assert (load_sample(only(found, r"img/\xe4.png")).image == picture(9)).all()

@@ -89,3 +89,114 @@ def test_decoded_counts_its_bytes():
     image = picture(1)
     assert Decoded(image=image).num_bytes == 20 * 24 * 3
     assert Decoded(image=image, instances=np.zeros((20, 24), np.int32)).num_bytes == 20 * 24 * 7
+
+
+# ------------------------------------------------------------------------------------------------ masks of the wrong make
+
+
+def _nuclei(edge: int = 96) -> np.ndarray:
+    """Sixteen nuclei, numbered: int `[edge, edge]`."""
+    numbered = np.zeros((edge, edge), np.uint16)
+    for number, (top, left) in enumerate(np.ndindex(4, 4), 1):
+        numbered[top * 24 + 4 : top * 24 + 18, left * 24 + 4 : left * 24 + 16] = number
+    return numbered
+
+
+def _one_pair(root, mask):
+    write(root / "images" / "a.png", picture(0, *mask.shape))
+    write(root / "masks" / "a.png", mask)
+    return root
+
+
+def _one_in_a_table(root, mask):
+    _one_pair(root, mask)
+    (root / "set.csv").write_text("path,mask\nimages/a.png,masks/a.png\n")
+    return root / "set.csv"
+
+
+def _merged_bowl(root, mask):
+    write(root / "images" / "a.png", picture(0, *mask.shape))
+    write(root / "inst" / "a.png", mask)
+    return root
+
+
+def _organ(root, mask):
+    write(root / "liver" / "tissue images" / "a.png", picture(0, *mask.shape))
+    write(root / "liver" / "label masks modify" / "a.tif", mask)
+    return root
+
+
+def _patches(root, mask):
+    for folder, array in (("images", picture(0, *mask.shape)), ("inst", mask), ("type", (mask > 0).astype(np.uint8))):
+        write(root / "train" / folder / "train_1_000.png", array)
+    return root
+
+
+def _fold(root, mask):
+    layers = np.zeros((1, *mask.shape, 6))
+    layers[0, ..., 2] = mask
+    (root / "fold1").mkdir()
+    arrays = {"images": picture(0, *mask.shape)[None].astype(np.float64), "masks": layers, "types": np.array(["Colon"])}
+    for name, array in arrays.items():
+        np.save(root / "fold1" / f"{name}.npy", array)
+    return root
+
+
+NUMBERED = {
+    "pairs": _one_pair,
+    "manifest": _one_in_a_table,
+    "dsb2018": _merged_bowl,
+    "nuinsseg": _organ,
+    "consep": _patches,
+    "pannuke": _fold,
+}
+
+
+def _load_nuclei(name, root, mask):
+    options = {"train": [1], "val": [], "test": []} if name == "pannuke" else {}
+    return load_sample(read_dataset(name, str(NUMBERED[name](root, mask)), task="nuclei", options=options).samples[0])
+
+
+@pytest.mark.parametrize("name", NUMBERED)
+def test_masks_that_do_not_number_their_nuclei_are_refused_by_every_layout(name, tmp_path):
+    numbered = _nuclei()
+    for folder, mask in {
+        "binary": np.where(numbered > 0, 255, 0),
+        "classes": numbered % 3 + (numbered > 0),
+        "with loss": np.where(numbered > 0, 250 + np.random.default_rng(0).integers(0, 3, numbered.shape), 0),
+    }.items():
+        (tmp_path / folder).mkdir()
+        with pytest.raises(DatasetError, match="are not numbered: [0-9]+ stands in [0-9]+ separate pieces"):
+            _load_nuclei(name, tmp_path / folder, mask.astype(np.uint8))
+
+
+@pytest.mark.parametrize("name", NUMBERED)
+def test_numbered_nuclei_are_taken_in_pieces_and_with_specks(name, tmp_path):
+    numbered = _nuclei()
+    numbered[10] = 0  # cuts the upper four nuclei in two
+    numbered[[0, 0, 95], [0, 50, 95]] = 5  # specks
+    found = np.unique(_load_nuclei(name, tmp_path, numbered).instances)
+    assert len(found) == 17
+    (tmp_path / "one").mkdir()
+    assert len(np.unique(_load_nuclei(name, tmp_path / "one", (numbered == 7) * np.uint16(255)).instances)) == 2
+    (tmp_path / "none").mkdir()
+    assert not _load_nuclei(name, tmp_path / "none", np.zeros_like(numbered)).instances.any()
+
+
+@pytest.mark.parametrize(("name", "mask_folder"), [("pairs", "masks"), ("nuinsseg", "masks_binary"), ("dsb2018", None)])
+def test_masks_of_yes_or_no_hold_nothing_between(name, mask_folder, tmp_path):
+    """A picture's noise about the nuclei, saved anew without loss, would join what is apart."""
+    mask = np.where(_nuclei() > 0, 255, 0).astype(np.uint8)
+    mask[0, 0] = 3
+    images, masks = ("images", mask_folder) if mask_folder else ("1/images", "1/masks")
+    write(tmp_path / images / "1.png", picture(0, *mask.shape))
+    write(tmp_path / masks / "1.png", mask)
+    found = read_dataset(name, str(tmp_path), task="nuclei", options={"instances": "components"} if name == "pairs" else {})
+    with pytest.raises(DatasetError, match="holds 0 and 1, or 0 and 255; found 0, 3, 255"):
+        load_sample(found.samples[0])
+
+
+@pytest.mark.parametrize("name", ["dsb2018", "consep"])
+def test_real_nuclei_are_numbered(name, shared_data):
+    for sample in read_dataset(name, str(shared_data(name)), task="nuclei").samples[::20]:
+        assert load_sample(sample).instances.any()

@@ -5,6 +5,7 @@ import pytest
 
 from csat.data.datasets.tables import read_rows
 from csat.errors import DatasetError, StorageError
+from csat.text import text
 
 
 @pytest.mark.parametrize(
@@ -55,3 +56,22 @@ def test_what_is_no_table(tmp_path):
         read_rows(str(tmp_path / "a.csv"))
     with pytest.raises(StorageError, match="b.csv"):
         read_rows(str(tmp_path / "b.csv"))
+
+
+def test_rows_without_content_and_leading_zeros(tmp_path):
+    (tmp_path / "a.csv").write_text("path;id\r\nx.png;007\r\n;\r\n; \r\ny.png;1\r\n;\r\n", newline="")
+    book = openpyxl.Workbook()
+    for row in (["path", "id"], ["x.png", 7], ["", None], [" ", None], ["y.png", 1]):
+        book.active.append(row)
+    book.active["B2"].number_format = "000"
+    book.save(tmp_path / "a.xlsx")
+    for name in ("a.csv", "a.xlsx"):
+        rows = read_rows(str(tmp_path / name))
+        assert [(row.line, row["path"], text(row["id"])) for row in rows] == [(2, "x.png", "007"), (5, "y.png", "1")]
+
+
+def test_text_of_a_parquet_that_is_not_utf8(tmp_path):
+    raw = pa.array([b"Pr\xe4parat.png", None], pa.binary())
+    column = pa.Array.from_buffers(pa.string(), 2, raw.buffers())
+    pq.write_table(pa.table({"path": column, "label": ["a", "b"]}), tmp_path / "a.parquet")
+    assert [row["path"] for row in read_rows(str(tmp_path / "a.parquet"))] == [r"Pr\xe4parat.png", None]
