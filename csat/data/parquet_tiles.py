@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from csat.data import storage
-from csat.data.images import ImageReader, Level, decode_image
+from csat.data.images import ImageReader, Level
 from csat.data.mpp import Mpp, is_plausible_mpp
+from csat.data.pixels import decode_image
 from csat.errors import ConfigError, SlideError, StorageError
 from csat.text import is_empty, printable, text
 

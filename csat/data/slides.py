@@ -7,6 +7,7 @@ import functools
 import math
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 import cv2
@@ -15,10 +16,13 @@ import openslide
 from openslide import OpenSlide, OpenSlideCache, OpenSlideError
 
 from csat.data import storage
-from csat.data.images import ImageReader, Level, decode_image, on_white
+from csat.data.images import ImageReader, Level
 from csat.data.mpp import Mpp, choose_mpp, guess_mpp, mpp_of_tags, stated_mpp
 from csat.data.parquet_tiles import ParquetReader
+from csat.data.pixels import decode_image
+from csat.data.raster import on_white
 from csat.data.slide_cache import Lease, SlideCache, fetch_bytes
+from csat.data.tifs import why_not_openslide
 from csat.errors import ConfigError, SlideError
 
 LEVEL_TOLERANCE = 1.01  # a level this much coarser than wanted still serves, and is then read without resampling
@@ -82,7 +86,8 @@ def open_slide(
 
     Args:
         uri: Local path or URI. A slide in a bucket goes through the cache; images and parquet are read directly.
-        kind: "wsi", "image" or "parquet", as in `SlideRow`. A "wsi" that only is a plain tif becomes an image reader.
+        kind: "wsi", "image" or "parquet", as in `SlideRow`. A "wsi" that only is a plain tif, or one that
+            OpenSlide would misread (`csat.data.tifs.why_not_openslide`), becomes an image reader.
         mpp: um/px that the user gave for this slide.
         source_mpp: um/px that the user gave for whatever states none.
         cache: Needed for slides in a bucket.
@@ -104,11 +109,13 @@ def open_slide(
     try:
         if lease.path.stat().st_size == 0:
             raise SlideError("unreadable", f"{uri}: is empty (0 bytes)")
-        if OpenSlide.detect_format(str(lease.path)) is not None:
+        vendor = OpenSlide.detect_format(str(lease.path))
+        misread = None if vendor is None else why_not_openslide(lease.path, vendor, uri)
+        if vendor is not None and misread is None:
             return OpenSlideReader(uri, lease, mpp=mpp, source_mpp=source_mpp)
-        if lease.path.suffix.lower() not in (".tif", ".tiff"):
+        if vendor is None and lease.path.suffix.lower() not in (".tif", ".tiff"):
             raise SlideError("unreadable", f"{uri}: OpenSlide {openslide.__library_version__} does not know this format")
-        pixels, stated = decode_image(lease.path, uri)
+        pixels, stated = _decode_whole(lease.path, uri, misread)
     except BaseException:
         lease.release()
         raise
@@ -240,6 +247,15 @@ class OpenSlideReader:
         if self._slide is not None:
             self._slide.close()
             self._slide = None
+
+
+def _decode_whole(path: Path, uri: str, misread: str | None) -> tuple[np.ndarray, Mpp | None]:
+    """A tif that is no pyramid, or a pyramid that OpenSlide would misread."""
+    try:
+        return decode_image(path, uri)
+    except SlideError as error:
+        because = "" if misread is None else f". (OpenSlide cannot read it tile by tile: {misread})"
+        raise SlideError(error.reason, f"{error}{because}") from error
 
 
 def _levels_of(slide: OpenSlide) -> list[Level]:

@@ -3,10 +3,8 @@
 Everything takes URIs, local or remote, and nothing is read before it is asked for.
 """
 
-import io
 import logging
 import tempfile
-import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -14,15 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tifffile
-from PIL import Image
 from skimage.measure import label
 
 from csat.data import storage
 from csat.data.datasets.contract import Sample
-from csat.data.images import MAX_IMAGE_PX, decode_image
+from csat.data.pixels import decode_image, decode_labels
 from csat.data.slide_cache import SlideCache, fetch_bytes
-from csat.errors import DatasetError, SlideError
+from csat.errors import DatasetError
 from csat.text import counted
 
 logger = logging.getLogger(__name__)
@@ -30,7 +26,6 @@ logger = logging.getLogger(__name__)
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 REMOTE_CONTAINER_CACHE_BYTES = 64 * 2**30  # of downloaded h5, npy and mat files kept on a node
 MOST_LISTED = 6  # names that an error shows of a folder, and values of a mask
-LOSSY_TIF = ("OJPEG", "JPEG", "ALT_JPEG", "JPEG_LOSSY", "JPEG_2000_LOSSY")  # compressions that always lose
 MOST_PIECES = 2  # of one nucleus: in two where another one lies across it
 SPECK_SHARE = 0.1  # of the largest piece: a smaller one is no piece
 # How people call the parts of a set → how we do. Compared in lower case.
@@ -68,35 +63,14 @@ def read_image(uri: str, name: str) -> np.ndarray:
 
 
 def read_label_image(uri: str) -> np.ndarray:
-    """The numbers of a mask, as they stand in the file: a palette's indices, not its colours; 16 bits as they are.
-
-    Args:
-        uri: Of a png, bmp, tif or lossless webp. One that was saved in colour is taken where all its channels say the same.
-
-    Returns:
-        Integers `[H, W]` (a 1-bit mask becomes uint8 of 0 and 1).
+    """The numbers of a mask, of a png, bmp, tif or lossless webp: see `csat.data.pixels.decode_labels`.
 
     Raises:
         SlideError: "missing" or "unreadable" (also: colours, floats, too large).
         DatasetError: a lossy format.
         StorageError: the fault is not the file's.
     """
-    data = fetch_bytes(uri)
-    if not data:
-        raise SlideError("unreadable", f"{uri}: is empty (0 bytes)")
-    if is_lossy(data):
-        raise DatasetError(
-            f"{uri}: is stored with loss (as JPEG stores a picture), which changes a mask's numbers and leaves others between "
-            "them: save it from its source as png"
-        )
-    try:
-        is_tif = data[:2] in (b"II", b"MM")
-        pixels = tifffile.imread(io.BytesIO(data)) if is_tif else _pillow_pixels(data, uri)
-    except SlideError:
-        raise
-    except Exception as error:  # each format's parser has its own family of errors
-        raise SlideError("unreadable", f"{uri}: cannot be decoded: {type(error).__name__}: {error}") from error
-    return _one_channel(pixels, uri)
+    return decode_labels(fetch_bytes(uri), uri)
 
 
 def read_classes(uri: str) -> np.ndarray:
@@ -163,17 +137,6 @@ def log_passed_over(name: str, root: str, counts: Mapping[str, int]) -> None:
     """One line about what a layout of one's own found and did not take; none where it took everything."""
     if counts:
         logger.info("data set %r: %s: passed over %s", name, root, counted(counts))
-
-
-def is_lossy(data: bytes) -> bool:
-    """Whether an encoded image is a JPEG, a tif with JPEG in it, or a WebP with loss. Damaged ones are for the decoder."""
-    if data[:2] in (b"II", b"MM"):
-        try:
-            with tifffile.TiffFile(io.BytesIO(data)) as file:
-                return file.pages[0].compression.name in LOSSY_TIF
-        except Exception:  # tifffile raises whatever its parser meets
-            return False
-    return data[:2] == b"\xff\xd8" or (data[:4] == b"RIFF" and data[8:12] == b"WEBP" and b"VP8 " in data[12:])
 
 
 def first_folder(root: str, *paths: str) -> str | None:
@@ -267,34 +230,6 @@ def check_numbered(instances: np.ndarray, sample: Sample) -> None:
             f"{num_pieces[most]} separate pieces. Expected 0 for background and a number for each nucleus; masks that "
             "say nucleus or not are for the layout 'pairs' with `instances: components`"
         )
-
-
-def _pillow_pixels(data: bytes, uri: str) -> np.ndarray:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own, lower limit follows
-        image = Image.open(io.BytesIO(data))
-    with image:
-        if image.width * image.height > MAX_IMAGE_PX:
-            raise SlideError(
-                "unreadable", f"{uri}: a mask of {image.width} x {image.height} px, more than the {MAX_IMAGE_PX:,} allowed"
-            )
-        return np.array(image)
-
-
-def _one_channel(pixels: np.ndarray, uri: str) -> np.ndarray:
-    """Integers `[H, W]` of whatever a decoder returned."""
-    if pixels.ndim == 3 and pixels.shape[2] in (2, 4):
-        pixels = pixels[..., :-1]  # alpha
-    if pixels.ndim == 3 and pixels.shape[2] in (1, 3) and (pixels == pixels[..., :1]).all():
-        pixels = pixels[..., 0]
-    if pixels.ndim != 2 or pixels.dtype.kind not in "uib":
-        shape = " x ".join(map(str, pixels.shape))
-        raise SlideError(
-            "unreadable",
-            f"{uri}: a mask holds one whole number per pixel, and this is {pixels.dtype} {shape}; save it with one channel of "
-            "8 or 16 bits",
-        )
-    return pixels.astype(np.uint8) if pixels.dtype == bool else np.ascontiguousarray(pixels)
 
 
 def _listed(uris: Sequence[str]) -> str:

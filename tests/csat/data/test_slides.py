@@ -1,11 +1,14 @@
 """Pixels at the right place and size, from small pyramids made here and from two real slides."""
 
+import io
+
 import numpy as np
 import openslide
 import pytest
+import tifffile
 from PIL import Image
 
-from csat.data import slides, storage
+from csat.data import raster, slides, storage
 from csat.data.slide_cache import SlideCache
 from csat.data.slides import no_mpp_error, open_slide, read_tile
 from csat.errors import ConfigError, SlideError
@@ -206,3 +209,83 @@ def test_a_real_pyramid(shared_data):
     fine = read_tile(slide, x_px=4096, y_px=4096, level=0, read_px=1024, tile_px=256).astype(float)
     coarse = read_tile(slide, x_px=4096, y_px=4096, level=2, read_px=256, tile_px=256).astype(float)
     assert np.abs(fine - coarse).mean() < 8, "the same place on both levels"
+
+
+def generic(path, *written):
+    """A tiled tif that OpenSlide would open as generic-tiff."""
+    with tifffile.TiffWriter(path) as writer:
+        for pixels, how in written:
+            writer.write(pixels, **({"tile": (256, 256), "photometric": "rgb", "metadata": None} | how))
+    assert openslide.OpenSlide.detect_format(str(path)) == "generic-tiff"
+    return str(path)
+
+
+GREY = np.ascontiguousarray(PIXELS[..., 1])
+MISREAD = {
+    "planes": [(np.moveaxis(PIXELS, 2, 0).copy(), {"photometric": "minisblack", "metadata": {"axes": "CYX"}})],
+    "turned": [(np.rot90(PIXELS), {"extratags": [(274, "H", 1, 6, True)]})],
+    "thumbnail first": [(PIXELS[::4, ::4], {"subfiletype": 1}), (PIXELS, {})],
+    "12 bits": [(PIXELS.astype(np.uint16) << 4, {"extratags": [(281, "H", 3, (4095,) * 3, True)]})],
+    "no alpha": [(np.dstack([PIXELS, GREY]), {"extrasamples": ["unspecified"]})],
+}
+
+
+@pytest.mark.parametrize("how", MISREAD)
+def test_a_tiled_tif_that_openslide_would_misread_is_decoded_as_pictures_are(tmp_path, how):
+    path = tmp_path / "slide.tif"
+    if how == "planes":
+        names = {"axes": "CYX", "Channel": {"Name": ["Red", "Green", "Blue"]}}
+        tifffile.imwrite(path, MISREAD[how][0][0], tile=(256, 256), photometric="minisblack", metadata=names, ome=True)
+    else:
+        generic(path, *MISREAD[how])
+    seen = np.asarray(openslide.OpenSlide(str(path)).read_region((0, 0), 0, PIXELS.shape[1::-1]))[..., :3]
+    assert (seen != PIXELS).any(), "OpenSlide reads it well: take it from why_not_openslide"
+    slide = open_slide(str(path), "wsi")
+    assert (slide.kind, slide.levels) == ("image", [(1100, 1300, 1.0)])
+    np.testing.assert_array_equal(slide.read(300, 700, 0, 256), PIXELS[700:956, 300:556])
+
+
+def test_what_openslide_would_misread_and_is_too_large_to_decode_says_both(tmp_path, monkeypatch):
+    monkeypatch.setattr(raster, "MAX_IMAGE_PX", 1_000_000)
+    path = generic(tmp_path / "turned.tif", *MISREAD["turned"])
+    with pytest.raises(SlideError, match=r"1300 x 1100 px in one level.*OpenSlide .*Orientation tag \(6\) turns it"):
+        open_slide(path, "wsi")
+
+
+def test_dyes_are_refused_as_a_slide(tmp_path):
+    metadata = {"axes": "CYX", "Channel": {"Name": ["DAPI", "FITC", "Cy5"]}}
+    planes = np.moveaxis(PIXELS, 2, 0).copy()
+    path = tmp_path / "dyes.ome.tif"
+    tifffile.imwrite(path, planes, tile=(256, 256), photometric="minisblack", metadata=metadata, ome=True)
+    with pytest.raises(SlideError, match="a stack of planes .*DAPI, FITC, Cy5"):
+        open_slide(str(path), "wsi")
+
+
+@pytest.mark.parametrize("how", ["grey", "inverted grey", "planar", "alpha"])
+def test_what_openslide_reads_well_stays_a_pyramid(tmp_path, how):
+    grey = np.repeat(GREY[..., None], 3, axis=2)
+    opaque = np.dstack([PIXELS, np.full_like(GREY, 255)])
+    written, seen = {
+        "grey": ((GREY, {"photometric": "minisblack"}), grey),
+        "inverted grey": ((255 - GREY, {"photometric": "miniswhite"}), grey),
+        "planar": ((np.moveaxis(PIXELS, 2, 0).copy(), {"planarconfig": "separate"}), PIXELS),
+        "alpha": ((opaque, {"extrasamples": ["unassalpha"]}), PIXELS),
+    }[how]
+    slide = open_slide(generic(tmp_path / "slide.tif", written), "wsi")
+    assert slide.kind == "wsi"
+    np.testing.assert_array_equal(slide.read(300, 700, 0, 256), seen[700:956, 300:556])
+    slide.close()
+
+
+def test_real_slides_in_dicom(shared_data):
+    path = shared_data("slides_mini") / "camelyon16_29um.dcm"
+    slide = open_slide(str(path), "wsi", mpp=28.97)
+    assert slide.levels == [(1152, 700, 1.0)] and slide.thumbnail(300).shape == (182, 300, 3)
+    data = path.read_bytes()
+    starts = [at for at in range(len(data) - 3) if data[at : at + 3] == b"\xff\xd8\xff"]
+    for frame, (x_px, y_px) in ((0, (0, 0)), (7, (512, 256))):  # of 5 by 3, row by row
+        tile = Image.open(io.BytesIO(data[starts[frame] :])).convert("RGB")
+        difference = slide.read(x_px, y_px, 0, 256).astype(int) - np.asarray(tile)
+        assert np.abs(difference).mean() < 1, "a frame is a tile, but for the decoder's rounding"
+    tiny = open_slide(str(path.with_name("sm_image_tiny.dcm")), "wsi", mpp=1.0)
+    assert tiny.read(0, 0, 0, 50).shape == (50, 50, 3) and tiny.read(0, 0, 0, 50).mean() > 240

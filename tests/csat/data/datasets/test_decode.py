@@ -114,11 +114,11 @@ def test_a_misfit_lists_some_of_what_is_there(tmp_path):
 
 
 def test_a_huge_mask_is_not_decoded(tmp_path, monkeypatch):
-    monkeypatch.setattr("csat.data.datasets.decode.MAX_IMAGE_PX", 5)
+    monkeypatch.setattr("csat.data.raster.MAX_IMAGE_PX", 5)
     data = io.BytesIO()
     Image.fromarray(LABELS).save(data, "PNG")
     (tmp_path / "a.png").write_bytes(data.getvalue())
-    with pytest.raises(SlideError, match="a mask of 3 x 2 px, more than the 5 allowed"):
+    with pytest.raises(SlideError, match="3 x 2 px in one level are more than the 5"):
         read_label_image(str(tmp_path / "a.png"))
 
 
