@@ -62,11 +62,14 @@ def nuclei(seed: int = 0, *, num_samples: int = 12, per_group: int = 3, types: t
     arrays = {
         "pixels": pixels,
         "aji": np.stack([pixels[:, 0], pixels.sum(1)], 1),
+        "aji_plus": np.stack([pixels[:, 0] + 10, pixels.sum(1)], 1),
         "detection": np.stack([found, extra, lost], 1),
+        "hovernet": np.stack([found - 1, extra + 1, lost + 1], 1),
         "match": match,
     }
     if types:
         arrays["match_by_type"] = np.stack([match / len(types)] * len(types), 1)
+        arrays["hovernet_by_type"] = np.stack([np.stack([found - 2, extra, lost, extra, lost], 1)] * len(types), 1)
     return Predictions(
         task=Task.NUCLEI, classes=types, **names(num_samples, per_group), loss=rng.random(num_samples), arrays=arrays
     )

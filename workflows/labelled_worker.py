@@ -235,7 +235,6 @@ class _Judge:
         self._view = View(
             tile_px=job.config.data.tile_px,
             fit=job.config.data.fit,
-            mpp=job.config.data.mpp,
             precision=job.config.train.precision,
         )
 

@@ -100,7 +100,6 @@ def _run_data(prepared: Prepared, samples: tuple[Sample, ...], run: JudgedRun) -
     view = View(
         tile_px=prepared.config.tile_px,
         fit=prepared.config.fit,
-        mpp=prepared.config.mpp,
         views=run.config["test_time_views"],
         precision=run.config["train"]["precision"],
     )

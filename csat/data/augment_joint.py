@@ -169,8 +169,15 @@ def resize(decoded: Decoded, height_px: int, width_px: int) -> Decoded:
     shrinks = height_px <= height and width_px <= width
     how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     image = cv2.resize(np.ascontiguousarray(decoded.image), (width_px, height_px), interpolation=how)
-    rows, columns = _centres(height, height_px), _centres(width, width_px)
-    return _with_labels(decoded, image, lambda labels: labels[rows[:, None], columns])
+    return _with_labels(decoded, image, lambda labels: resize_labels(labels, height_px, width_px))
+
+
+def resize_labels(labels: np.ndarray, height_px: int, width_px: int) -> np.ndarray:
+    """`[H, W]` at another size, by the nearest pixel."""
+    if labels.shape == (height_px, width_px):
+        return labels
+    rows, columns = (_centres(old, new) for old, new in zip(labels.shape, (height_px, width_px), strict=True))
+    return labels[rows[:, None], columns]
 
 
 def window(decoded: Decoded, top: int, left: int, height_px: int, width_px: int) -> Decoded:

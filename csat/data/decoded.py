@@ -1,6 +1,7 @@
 """Decoded samples at the working resolution, as Arrow tables: the processes of a node share them without copies."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +22,7 @@ SCHEMA = pa.schema(
         ("reason", pa.string()),  # "" where it was decoded, else "code: message"
         ("height_px", pa.int64()),
         ("width_px", pa.int64()),
+        ("scale", pa.float64()),  # as `Decoded` has it
         *((name, pa.large_binary()) for name in ARRAYS),  # row-major bytes; null: this set has no such array
     ]
 )
@@ -53,7 +55,8 @@ class SampleDecoder:
         scale = 1.0 if self.mpp is None else sample.mpp / self.mpp
         if self.whole_px is not None:
             scale = min(scale, SPARE_RESOLUTION * self.whole_px / min(height, width))
-        return resize(decoded, max(1, round(height * scale)), max(1, round(width * scale)))
+        resized = resize(decoded, max(1, round(height * scale)), max(1, round(width * scale)))
+        return replace(resized, scale=scale)
 
 
 def to_row(index: int, source: SampleSource) -> dict[str, Any]:
@@ -62,13 +65,13 @@ def to_row(index: int, source: SampleSource) -> dict[str, Any]:
     try:
         decoded = source.get(index)
     except SlideError as error:
-        return {"index": index, "reason": f"{error.reason}: {error}", "height_px": 0, "width_px": 0, **empty}
+        return {"index": index, "reason": f"{error.reason}: {error}", "height_px": 0, "width_px": 0, "scale": 1.0, **empty}
     height, width = decoded.image.shape[:2]
     arrays = {
         name: None if (array := getattr(decoded, name)) is None else np.ascontiguousarray(array, dtype).tobytes()
         for name, dtype in ARRAYS.items()
     }
-    return {"index": index, "reason": "", "height_px": height, "width_px": width, **arrays}
+    return {"index": index, "reason": "", "height_px": height, "width_px": width, "scale": decoded.scale, **arrays}
 
 
 class DecodedTables:
@@ -87,7 +90,8 @@ class DecodedTables:
             code, _, message = reason.partition(": ")
             raise SlideError(code, message)
         shape = batch.column("height_px")[row].as_py(), batch.column("width_px")[row].as_py()
-        return Decoded(**{name: _view(batch.column(name)[row], dtype, shape, name) for name, dtype in ARRAYS.items()})
+        arrays = {name: _view(batch.column(name)[row], dtype, shape, name) for name, dtype in ARRAYS.items()}
+        return Decoded(**arrays, scale=batch.column("scale")[row].as_py())
 
     def unreadable(self) -> dict[int, str]:
         """Index → reason of the samples that could not be decoded."""

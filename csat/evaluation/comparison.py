@@ -157,7 +157,7 @@ def compare_runs(
         `confusion` (summed over the runs; None for nuclei), `fidelity` of the pretraining that it started from, or None.
 
     Raises:
-        ConfigError, DatasetError: runs that do not compare; the difference is listed.
+        ConfigError, DatasetError: runs that do not compare; the difference is listed; or one that lacks the metric.
     """
     check_groups(groups)
     said = {name: [run.predictions for run in members] for name, members in groups.items()}
@@ -168,7 +168,13 @@ def compare_runs(
         numbered = "\n  ".join(f"{number}: {uri}" for number, uri in enumerate(uris, start=1))
         raise DatasetError(f"{error}\nThe runs are\n  {numbered}") from error
     first = next(iter(groups.values()))[0]
-    figure = next(iter(found.values()))["figures"][metric]
+    figures = next(iter(found.values()))["figures"]
+    if metric not in figures:
+        raise ConfigError(
+            f"not every run has the metric {metric!r}: predictions of earlier versions lack it. Judge the runs again, with "
+            f"--data.sets, or choose one of: {', '.join(figures)}"
+        )
+    figure = figures[metric]
     return {
         "task": first.task,
         "classes": first.classes,

@@ -16,8 +16,8 @@ from csat.errors import ConfigError, DatasetError
 from csat.evaluation import classification, instances, segmentation
 from csat.evaluation.bootstrap import NUM_BOOTSTRAPS, SumTally, Tally, index_groups, interval, nan_mean, resample
 from csat.evaluation.classification import LOWER_IS_BETTER, ClassificationTally
-from csat.evaluation.instances import instance_figures
-from csat.evaluation.predictions import Predictions
+from csat.evaluation.instances import compare_instances, instance_figures
+from csat.evaluation.predictions import LATER, Predictions
 from csat.evaluation.segmentation import segmentation_figures
 
 MAIN_METRIC = {Task.CLASSIFICATION: "balanced_accuracy", Task.SEGMENTATION: "miou", Task.NUCLEI: "dice"}
@@ -57,9 +57,9 @@ def metrics_of(task: Task, classes: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(PROTOCOLS[task])
     if task == Task.SEGMENTATION:
         return tuple(segmentation_figures(np.zeros((len(classes), len(classes))), classes))
-    sizes = {"pixels": (3,), "aji": (2,), "detection": (3,), "match": (4,)}
-    sums = {name: np.zeros(size) for name, size in sizes.items()}
-    return tuple(instance_figures({**sums, "match_by_type": np.zeros((len(classes), 4))}, classes))
+    nothing = np.zeros((1, 1), np.int32)
+    counts = compare_instances(nothing, nothing, mpp=None, num_types=len(classes))
+    return tuple(instance_figures({"pixels": np.zeros(3), **counts}, classes))
 
 
 def protocol_of(task: Task, metric: str) -> str:
@@ -197,9 +197,14 @@ def _filled(predictions: Predictions) -> Predictions:
 
 
 def _aligned(runs: Sequence[Predictions]) -> list[Predictions]:
-    """The runs, their samples in one order. Raises DatasetError where they were not judged on the same ones."""
+    """The runs, their samples in one order. Raises DatasetError where they were not judged on the same ones.
+
+    Counts that predictions of earlier versions lack are left out where one of the runs lacks them.
+    """
     if not runs:
         raise DatasetError("there are no predictions to judge")
+    lacking = [name for name in LATER if not all(name in run.arrays for run in runs)]
+    runs = [run.without(lacking) for run in runs]
     first = _filled(runs[0])
     order = sorted(range(len(first)), key=first.keys.__getitem__)
     aligned = [first.select(order)]

@@ -4,6 +4,10 @@ With `fit` "resize" the model sees the image once, stretched to its tile. With "
 resolution: of each window only the inner part is used, and windows are placed so that the inner parts cover the image (the
 overlap-tile strategy of Ronneberger et al. 2015, section 2); beyond the image's edge the window sees the mirror image. A
 classification is the mean of its windows' probabilities.
+
+Single nuclei are made where the model answered: on the pixels of the image as it was shown, by post-processing whose lengths
+follow the resolution there, which a stretched image has another one of than its file. What was said is then compared on the
+pixels of the decoded sample: probabilities get there linearly, numbers of nuclei and their types by the nearest pixel.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,23 +19,58 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from csat.data.augment_joint import fit_tile
+from csat.data.augment_joint import fit_tile, resize_labels
 from csat.data.datasets.contract import IGNORE, DatasetInfo, Decoded, Sample, Task
 from csat.data.decoded import SampleSource
-from csat.data.instances import instances_from_hv
+from csat.data.instances import POST_MPP, instances_from_hv
 from csat.data.transforms import align, apply_d4, downsample, invert_d4
 from csat.errors import SlideError
-from csat.evaluation.instances import compare_by_type, compare_instances
+from csat.evaluation.instances import compare_instances
 from csat.evaluation.predictions import Predictions
 from csat.evaluation.segmentation import count_pixels
 from csat.responses import Kind, ResponseSpec
 
 MARGIN_SHARE = 1 / 8  # of a window's edge, on each side, that is seen and not used
-POST_MPP = 0.25  # um/px that the numbers of HoVer-Net's post-processing were chosen for
-SOBEL_PX, MIN_AREA_PX = 21, 10  # at POST_MPP
 TINY = 1e-12
 
 Maps = dict[str, np.ndarray]  # name → float32 [C, H, W] over the image, or [C]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a model said of one sample.
+
+    Attributes:
+        maps: Activated predictions on the pixels of the image as it was shown.
+        shown: Height and width of that.
+    """
+
+    sample: Sample
+    decoded: Decoded
+    maps: Maps
+    shown: tuple[int, int]
+
+    def over_image(self, name: str) -> np.ndarray:
+        """float32 `[C, H, W]` on the decoded sample's pixels, linearly."""
+        height, width = self.decoded.image.shape[:2]
+        if self.shown == (height, width):
+            return self.maps[name]
+        return np.stack([cv2.resize(channel, (width, height), interpolation=cv2.INTER_LINEAR) for channel in self.maps[name]])
+
+    def nearest(self, labels: np.ndarray) -> np.ndarray:
+        """Of `[h, w]` as the image was shown, on the decoded sample's pixels."""
+        return resize_labels(labels, *self.decoded.image.shape[:2])
+
+    @property
+    def mpp(self) -> float:
+        """um/px of the decoded sample; a file that does not state its own is taken to have `POST_MPP`."""
+        return (self.sample.mpp or POST_MPP) / self.decoded.scale
+
+    @property
+    def shown_mpp(self) -> float:
+        """um/px of `maps`; where the image was stretched unevenly, the edge of a square of the same area as a pixel."""
+        height, width = self.decoded.image.shape[:2]
+        return self.mpp * ((height * width) / (self.shown[0] * self.shown[1])) ** 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +79,6 @@ class View:
 
     tile_px: int  # edge of the square that it sees
     fit: str = "resize"  # resize or crop, as `LabelledConfig` has it
-    mpp: float | None = None  # resolution of the decoded images where it was asked for, um/px; None: each sample's own
     views: int = 1  # symmetries of the square that predictions are averaged over: 1 or 8
     precision: str = "float32"  # float32 or bfloat16 (autocast)
     batch_size: int = 32  # tiles at once
@@ -78,9 +116,8 @@ def predict(
     }[info.task]
     rows: list[tuple[Sample, float, dict[str, np.ndarray]]] = []
     unreadable: list[tuple[str, str]] = []
-    for sample, decoded, maps in _look(model, source, samples, indices, view, device, unreadable):
-        loss, arrays = judge(maps, decoded, sample, info, view)
-        rows.append((sample, loss, arrays))
+    for answer in _look(model, source, samples, indices, view, device, unreadable):
+        rows.append((answer.sample, *judge(answer, info)))
     names = rows[0][2] if rows else {}
     return Predictions(
         task=info.task,
@@ -111,24 +148,26 @@ def show(
         `said`: int [H, W] class or instance ids, None for a classification.
     """
     pictures = []
-    for sample, decoded, maps in _look(model, source, samples, indices, view, device, []):
+    for answer in _look(model, source, samples, indices, view, device, []):
+        sample, decoded = answer.sample, answer.decoded
         picture = {"key": sample.key, "image": decoded.image, "true": None, "said": None}
         if info.task == Task.CLASSIFICATION:
-            said = int(maps["label"].argmax())
-            picture["title"] = f"labelled {info.classes[sample.label]}, said {info.classes[said]} ({maps['label'][said]:.2f})"
-            picture["loss"] = _judge_class(maps, decoded, sample, info, view)[0]
+            picture["loss"], arrays = _judge_class(answer, info)
+            said = int(arrays["probs"].argmax())
+            probability = answer.maps["label"][said]
+            picture["title"] = f"labelled {info.classes[sample.label]}, said {info.classes[said]} ({probability:.2f})"
         elif info.task == Task.SEGMENTATION:
-            picture["loss"], arrays = _judge_mask(maps, decoded, sample, info, view)
+            picture["loss"], arrays = _judge_mask(answer, info)
             confusion = arrays["confusion"]
             picture["title"] = f"{np.trace(confusion) / max(confusion.sum(), 1):.0%} of the pixels right"
-            picture |= {"true": decoded.mask, "said": maps["mask"].argmax(0)}
+            picture |= {"true": decoded.mask, "said": answer.over_image("mask").argmax(0)}
         else:
-            picture["loss"], arrays = _judge_nucleus_pixels(maps, decoded, sample, info, view)
+            picture["loss"], arrays = _judge_nucleus_pixels(answer, info)
             tp, fp, fn = arrays["pixels"]
-            said = _instances(maps, sample, view)
+            said = _instances(answer)
             num_true = np.count_nonzero(np.bincount(decoded.instances.ravel())[1:])  # ids have gaps where images were cut
             picture["title"] = f"{num_true} nuclei, said {said.max()}; Dice {2 * tp / max(2 * tp + fp + fn, 1):.2f}"
-            picture |= {"true": decoded.instances, "said": said}
+            picture |= {"true": decoded.instances, "said": answer.nearest(said)}
         pictures.append(picture)
     return pictures
 
@@ -144,8 +183,8 @@ def _look(
     view: View,
     device: torch.device,
     unreadable: list[tuple[str, str]],
-) -> Iterator[tuple[Sample, Decoded, Maps]]:
-    """Each sample with its activated predictions over the whole image, in order. Tiles of several samples share a batch."""
+) -> Iterator[Answer]:
+    """What was said of each sample, in order. Tiles of several samples share a batch."""
     waiting: list[_Image] = []
     queue: list[tuple[_Image, tuple[int, int]]] = []
     margin_px = max([spec.crop_px for spec in _answers(model)] + [int(view.tile_px * MARGIN_SHARE)])
@@ -227,16 +266,9 @@ class _Image:
         first, last = max(0, start + inset), min(size, start + tile_px - inset)
         return first, (first - start - crop_px, last - start - crop_px)
 
-    def result(self) -> tuple[Sample, Decoded, Maps]:
+    def result(self) -> Answer:
         assert self.is_done
-        shown = self.shown.shape[:2]
-        maps = {
-            name: values
-            if values.ndim == 1 or shown == (self.height, self.width)
-            else _stretch(values, self.height, self.width)
-            for name, values in self._maps.items()
-        }
-        return self.sample, self.decoded, maps
+        return Answer(sample=self.sample, decoded=self.decoded, maps=self._maps, shown=self.shown.shape[:2])
 
 
 def _starts(size: int, tile_px: int, crop_px: int, margin_px: int) -> list[int]:
@@ -252,11 +284,6 @@ def _mirrored(start: int, length: int, size: int) -> np.ndarray:
     """int64 `[length]`: pixels of an axis from `start` on, mirrored at both ends as often as needed."""
     place = np.arange(start, start + length) % (2 * size)
     return np.where(place < size, place, 2 * size - 1 - place)
-
-
-def _stretch(values: np.ndarray, height: int, width: int) -> np.ndarray:
-    """`[C, h, w]` to `[C, height, width]`, linearly."""
-    return np.stack([cv2.resize(channel, (width, height), interpolation=cv2.INTER_LINEAR) for channel in values])
 
 
 @torch.inference_mode()
@@ -288,39 +315,38 @@ def _activate(values: Tensor, spec: ResponseSpec) -> Tensor:
 # ------------------------------------------------------------------------------------------------------------ judging them
 
 
-def _judge_class(maps: Maps, decoded: Decoded, sample: Sample, info: DatasetInfo, view: View) -> tuple[float, dict]:
-    probs = maps["label"] / maps["label"].sum()
-    return -float(np.log(max(probs[sample.label], TINY))), {"probs": probs, "label": np.int64(sample.label)}
+def _judge_class(answer: Answer, info: DatasetInfo) -> tuple[float, dict]:
+    probs, label = answer.maps["label"] / answer.maps["label"].sum(), answer.sample.label
+    return -float(np.log(max(probs[label], TINY))), {"probs": probs, "label": np.int64(label)}
 
 
-def _judge_mask(maps: Maps, decoded: Decoded, sample: Sample, info: DatasetInfo, view: View) -> tuple[float, dict]:
-    counted = decoded.mask != IGNORE
-    true = np.where(counted, decoded.mask, 0).astype(np.int64)
-    probability = np.take_along_axis(maps["mask"], true[None], 0)[0]
+def _judge_mask(answer: Answer, info: DatasetInfo) -> tuple[float, dict]:
+    mask, probs = answer.decoded.mask, answer.over_image("mask")
+    counted = mask != IGNORE
+    true = np.where(counted, mask, 0).astype(np.int64)
+    probability = np.take_along_axis(probs, true[None], 0)[0]
     loss = -float(np.log(np.maximum(probability[counted], TINY)).mean()) if counted.any() else 0.0
-    return loss, {"confusion": count_pixels(maps["mask"].argmax(0), decoded.mask, len(info.classes))}
+    return loss, {"confusion": count_pixels(probs.argmax(0), mask, len(info.classes))}
 
 
-def _judge_nucleus_pixels(maps: Maps, decoded: Decoded, sample: Sample, info: DatasetInfo, view: View) -> tuple[float, dict]:
-    true, probability = decoded.instances > 0, maps["np"][0]
+def _judge_nucleus_pixels(answer: Answer, info: DatasetInfo) -> tuple[float, dict]:
+    true, probability = answer.decoded.instances > 0, answer.over_image("np")[0]
     said = probability >= 0.5
     pixels = np.array([(said & true).sum(), (said & ~true).sum(), (~said & true).sum()], np.int64)
     right = np.where(true, probability, 1 - probability)
     return -float(np.log(np.maximum(right, TINY)).mean()), {"pixels": pixels}
 
 
-def _judge_nuclei(maps: Maps, decoded: Decoded, sample: Sample, info: DatasetInfo, view: View) -> tuple[float, dict]:
-    loss, arrays = _judge_nucleus_pixels(maps, decoded, sample, info, view)
-    said = _instances(maps, sample, view)
-    arrays |= compare_instances(said, decoded.instances, mpp=view.mpp or sample.mpp)
-    if info.classes:
-        types = maps["tp"].argmax(0).astype(np.uint8)
-        arrays["match_by_type"] = compare_by_type(said, types, decoded.instances, decoded.types, len(info.classes))
-    return loss, arrays
+def _judge_nuclei(answer: Answer, info: DatasetInfo) -> tuple[float, dict]:
+    loss, arrays = _judge_nucleus_pixels(answer, info)
+    said, decoded = answer.nearest(_instances(answer)), answer.decoded
+    types = None
+    if info.classes and decoded.types is not None:
+        types = answer.nearest(answer.maps["tp"].argmax(0).astype(np.uint8)), decoded.types
+    counts = compare_instances(said, decoded.instances, mpp=answer.mpp, types=types, num_types=len(info.classes))
+    return loss, arrays | counts
 
 
-def _instances(maps: Maps, sample: Sample, view: View) -> np.ndarray:
-    """Single nuclei, by post-processing whose lengths follow the resolution."""
-    scale = POST_MPP / (view.mpp or sample.mpp or POST_MPP)
-    sobel_px = min(31, max(3, 2 * round((SOBEL_PX * scale - 1) / 2) + 1))
-    return instances_from_hv(maps["np"][0], maps["hv"], sobel_px=sobel_px, min_area_px=max(1, round(MIN_AREA_PX * scale**2)))
+def _instances(answer: Answer) -> np.ndarray:
+    """Single nuclei on the pixels of the image as it was shown."""
+    return instances_from_hv(answer.maps["np"][0], answer.maps["hv"], mpp=answer.shown_mpp)

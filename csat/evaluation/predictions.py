@@ -3,7 +3,7 @@
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -25,11 +25,16 @@ ARRAYS = {
     Task.NUCLEI: {
         "pixels": "int64 [3]: nucleus pixels that are true positives, false positives, false negatives",
         "aji": "int64 [2]: intersection and union of the aggregated Jaccard index",
+        "aji_plus": "int64 [2]: the same of AJI+",
         "detection": "int64 [3]: nuclei found by centroid: true positives, false positives, false negatives",
+        "hovernet": "int64 [3]: the same by HoVer-Net's pairing",
         "match": "float64 [4]: nuclei matched by IoU > 0.5: true positives, false positives, false negatives, sum of IoU",
         "match_by_type": "float64 [T, 4]: the same among the nuclei of each type; absent where there are no types",
+        "hovernet_by_type": "int64 [T, 5]: of HoVer-Net's pairs true positives, false positives, false negatives by type, and "
+        "the nuclei of each type without a partner: false positives, false negatives; absent where there are no types",
     },
 }
+LATER = ("aji_plus", "hovernet", "hovernet_by_type")  # predictions of earlier versions lack these
 PREFIX = b"csat"  # key of the table's metadata
 
 
@@ -38,7 +43,8 @@ class Predictions:
     """A model's predictions of one part of a data set, one row per sample.
 
     Attributes:
-        arrays: Name → `[N, …]`, see `ARRAYS`. Of nuclei only `pixels` where instances were not asked for.
+        arrays: Name → `[N, …]`, see `ARRAYS`. Of nuclei only `pixels` where instances were not asked for; predictions of
+            earlier versions lack `LATER`.
         loss: float64 `[N]`: mean negative log-likelihood of the truth, by image or by counted pixel; how wrong a sample is.
         views: Of each image that predictions are averaged over.
         unreadable: `(key, reason)` of samples that could not be judged.
@@ -69,6 +75,10 @@ class Predictions:
             views=self.views,
             unreadable=self.unreadable,
         )
+
+    def without(self, names: Sequence[str]) -> "Predictions":
+        """The same without some of the arrays."""
+        return replace(self, arrays={name: array for name, array in self.arrays.items() if name not in names})
 
     def to_table(self) -> pa.Table:
         """For parquet: sample, group, loss, and a column per array; task, classes and shapes in the schema's metadata."""

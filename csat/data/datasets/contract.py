@@ -79,6 +79,7 @@ class Decoded:
     mask: np.ndarray | None = None  # uint8 [H, W], class index or IGNORE (segmentation)
     instances: np.ndarray | None = None  # int32 [H, W], 0 background (nuclei)
     types: np.ndarray | None = None  # uint8 [H, W], 0 background, 1 … the types (nuclei, where known)
+    scale: float = 1.0  # edge of a pixel of the file, in these pixels: 0.5 where the file was shrunk to half
 
     @property
     def num_bytes(self) -> int:

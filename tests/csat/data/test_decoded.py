@@ -52,6 +52,7 @@ def test_brought_to_a_coarser_resolution(pairs):
     blocks = written[0].image.reshape(height // 2, 2, width // 2, 2, 3).mean((1, 3))
     np.testing.assert_allclose(decoded.image, blocks, atol=0.5)
     assert np.array_equal(decoded.instances, written[0].instances[1::2, 1::2])
+    assert decoded.scale == 0.5
 
 
 def test_a_sample_of_another_resolution_is_scaled_by_its_own(pairs):
@@ -59,6 +60,7 @@ def test_a_sample_of_another_resolution_is_scaled_by_its_own(pairs):
     decoder = SampleDecoder([samples[2], replace(samples[2], mpp=0.6)], mpp=0.5, whole_px=None)
     assert decoder.get(0).image.shape[:2] == (32, 32)
     assert decoder.get(1).image.shape[:2] == (77, 77), "a little larger: 64 * 0.6 / 0.5"
+    assert (decoder.get(0).scale, decoder.get(1).scale) == (0.5, 1.2)
 
 
 def test_images_seen_whole_are_kept_no_larger_than_that_needs(pairs):
@@ -67,15 +69,18 @@ def test_images_seen_whole_are_kept_no_larger_than_that_needs(pairs):
     assert decoder.get(0).image.shape[:2] == (24, 36), "the shorter edge at 1.5 tiles, the shape kept"
     assert SampleDecoder(samples, mpp=None, whole_px=100).get(0).image.shape[:2] == (40, 60), "never enlarged"
     assert SampleDecoder(samples, mpp=1.0, whole_px=16).get(0).image.shape[:2] == (10, 15), "both: the smaller"
+    assert [SampleDecoder(samples, mpp=mpp, whole_px=16).get(0).scale for mpp in (None, 1.0)] == [0.6, 0.25]
 
 
-def test_rows_and_back_without_a_copy(pairs):
-    samples, _ = pairs
-    decoder = SampleDecoder(samples, mpp=None, whole_px=None)
+@pytest.mark.parametrize("whole_px", [None, 16])
+def test_rows_and_back_without_a_copy(pairs, whole_px):
+    samples, written = pairs
+    decoder = SampleDecoder(samples, mpp=None, whole_px=whole_px)
     tables = tables_of([to_row(index, decoder) for index in range(3)])
     source = DecodedTables(tables)
     for index in (2, 0, 1):
         there, here = source.get(index), decoder.get(index)
+        assert there.scale == here.scale == (1.0 if whole_px is None else 24 / min(written[index].image.shape[:2]))
         for name in ARRAYS:
             one, other = getattr(there, name), getattr(here, name)
             assert (one is None) == (other is None)

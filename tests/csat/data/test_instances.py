@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from csat.data import instances
 from csat.data.instances import hv_targets, instances_from_hv, relabel, split_touching
 from csat.data.transforms import apply_d4
 from csat.responses import Symmetry
@@ -82,6 +83,31 @@ def test_hovernets_post_processing_drops_specks_and_copes_with_nothing():
     found = instances_from_hv(probability, hv_targets(truth))
     assert found.max() == 1 and not found[55:, 55:].any()
     assert not instances_from_hv(np.zeros((16, 16)), np.zeros((2, 16, 16))).any()
+
+
+@pytest.mark.parametrize("shrink", [1, 2, 3, 4])
+def test_all_lengths_of_hovernets_post_processing_follow_the_resolution(shrink):
+    """Nuclei of 6 to 8 um, some touching, at 0.25 to 1 um/px: none is opened away, dropped or merged."""
+    circles = [(40 + 60 * column, 40 + 60 * row, 12 + (column + row) % 5) for column in range(5) for row in range(5)]
+    circles += [(x + radius + 11, y, 11) for x, y, radius in circles[::2]]
+    truth = disks(*circles, size=360)[shrink // 2 :: shrink, shrink // 2 :: shrink]
+    found = instances_from_hv(np.where(truth > 0, 0.9, 0.1), hv_targets(truth), mpp=0.25 * shrink)
+    assert found.max() == len(circles)
+    assert min(dice_of_pairs(found, truth)) > 0.8
+
+
+@pytest.mark.parametrize(("mpp", "is_same"), [(0.2276, True), (0.25, True), (0.2526, True), (0.274, True), (0.28, False)])
+def test_a_resolution_within_a_tenth_counts_as_the_same(mpp, is_same):
+    """Scanners do not have 0.25 to the last digit: lengths are the published ones."""
+    assert (instances._scale(mpp) == 1) == is_same
+    assert [instances._kernel_px(size, 1.0) for size in (21, 5, 3)] == [21, 5, 3]
+    assert [instances._kernel_px(size, instances._scale(0.5)) for size in (21, 5, 3)] == [9, 1, 1]
+
+
+@given(st.floats(0.1, 3), st.integers(1, 31))
+def test_kernels_are_odd_and_no_longer_than_they_should_be(scale, size_px):
+    kernel = instances._kernel_px(size_px, scale)
+    assert kernel % 2 == 1 and (kernel == 1 or kernel <= size_px * scale < kernel + 2)
 
 
 @pytest.mark.parametrize("gap", [14, 17, 20])

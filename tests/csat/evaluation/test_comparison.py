@@ -9,6 +9,7 @@ import pytest
 from csat.errors import ConfigError, DatasetError
 from csat.evaluation import comparison, downstream
 from csat.evaluation.comparison_report import write_comparison_report
+from csat.evaluation.predictions import LATER
 from csat.training.run_folder import RunFolder
 from tests.made_up import classified, nuclei, pictures, segmented, write_run
 
@@ -173,6 +174,12 @@ def test_what_was_said_of_pixels_is_a_figure(tmp_path, make, word):
     worst = comparison.worst_samples({"a": [read(tmp_path, "a", make())]}, 1)
     assert worst[0]["said"]["a"].startswith(word)
     assert worst[0]["label"] is None
+
+
+def test_a_metric_that_a_run_of_an_earlier_version_lacks(tmp_path):
+    groups = {"new": [read(tmp_path, "new", nuclei())], "old": [read(tmp_path, "old", nuclei().without(LATER))]}
+    with pytest.raises(ConfigError, match=r"'hovernet_fd': predictions.*--data.sets, or choose one of: dice, aji"):
+        comparison.compare_runs(groups, part="test", metric="hovernet_fd", num_bootstraps=10)
 
 
 # ---------------------------------------------------------------------------------------------------------------- the table

@@ -9,6 +9,7 @@ from csat.data.datasets.contract import Task
 from csat.errors import ConfigError, DatasetError
 from csat.evaluation import downstream
 from csat.evaluation.bootstrap import draw_weights, index_groups
+from csat.evaluation.predictions import LATER
 from tests.made_up import CLASSES, TISSUES, classified, nuclei, segmented
 
 FEW = {"num_bootstraps": 400}
@@ -236,6 +237,20 @@ def test_runs_of_which_one_was_judged_by_pixels_only_are_refused():
     pixels_only = replace(nuclei(), arrays={"pixels": nuclei().arrays["pixels"]})
     with pytest.raises(DatasetError, match="match"):
         downstream.evaluate([nuclei(), pixels_only])
+
+
+def test_runs_of_an_earlier_version_are_compared_by_what_all_have():
+    types = ("a", "b")
+    old = nuclei(1, types=types).without(LATER)
+    assert set(downstream.figures_of(old)) == set(downstream.metrics_of(Task.NUCLEI, types)) - {
+        "aji_plus",
+        "hovernet_fd",
+        "hovernet_fc/a",
+        "hovernet_fc/b",
+    }
+    found = downstream.evaluate([nuclei(types=types), old], **FEW)
+    assert found.keys() == downstream.figures_of(old).keys()
+    assert downstream.compare([old], [nuclei(types=types)], **FEW).keys() == found.keys()
 
 
 # ------------------------------------------------------------------------------------------------------ confusion matrices

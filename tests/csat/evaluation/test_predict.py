@@ -1,15 +1,21 @@
 """Predictions of whole images: windows cover every pixel once, symmetries are undone, bad samples are named."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
+from csat.data.augment_joint import resize_labels
 from csat.data.datasets.contract import IGNORE, DatasetInfo, Decoded, Sample, Task
+from csat.data.datasets.registry import read_dataset
+from csat.data.decoded import SampleDecoder
 from csat.data.instances import hv_targets
 from csat.errors import SlideError
 from csat.evaluation.downstream import figures_of
-from csat.evaluation.predict import View, _look, _starts, predict, show
+from csat.evaluation.predict import Answer, View, _look, _starts, predict, show
 from csat.evaluation.predictions import concatenate
 from csat.model.segmentation_nets import SegmentationNet
 from csat.responses import Kind, ResponseSpec, Symmetry
@@ -204,10 +210,10 @@ def test_eight_views_agree_for_a_model_that_turns_with_the_image():
         list(_look(Slopes(responses_of(Task.NUCLEI)), Images(sizes), samples_of(sizes), [0, 1], view, CPU, []))
         for view in (View(tile_px=16, fit="crop", views=views) for views in (1, 8))
     )
-    for (_, _, before), (_, _, after) in zip(once, often, strict=True):
-        assert np.abs(before["hv"]).max() > 0.2
+    for before, after in zip(once, often, strict=True):
+        assert np.abs(before.maps["hv"]).max() > 0.2
         for name in ("np", "hv"):  # a field turned back with a wrong sign would average to nothing
-            np.testing.assert_allclose(before[name], after[name], atol=1e-5)
+            np.testing.assert_allclose(before.maps[name], after.maps[name], atol=1e-5)
 
 
 def test_types_are_matched_where_a_set_has_them():
@@ -228,6 +234,116 @@ def test_types_are_matched_where_a_set_has_them():
     said = say(Task.NUCLEI, [(64, 64)], source=Nuclei([(64, 64)]), info=info, model=model, tile_px=64)
     figures = figures_of(said)
     assert figures["pq/one"] > 0.9 and figures["pq/two"] > 0.9
+    assert figures["hovernet_fc/one"] == figures["hovernet_fc/two"] == figures["hovernet_fd"] == 1
+
+
+class Oracle(nn.Module):
+    """Answers the true maps of one image, seen as one tile."""
+
+    downsample = 1
+
+    def __init__(self, instances, types):
+        super().__init__()
+        self.responses = (*responses_of(Task.NUCLEI), ResponseSpec(name="tp", kind=Kind.LOGITS, channels=3))
+        said = {
+            "np": (instances > 0)[None] * 20.0 - 10,
+            "hv": hv_targets(instances),
+            "tp": np.eye(3)[types].transpose(2, 0, 1) * 9,
+        }
+        self.said = {name: torch.from_numpy(np.asarray(values, np.float32))[None] for name, values in said.items()}
+
+    def forward(self, images):
+        return {name: values.expand(len(images), -1, -1, -1) for name, values in self.said.items()}
+
+
+FIELD_PX, TILE_PX = 384, 128  # at 0.25 um/px, and as it is seen: at 0.75
+
+
+@pytest.fixture(scope="module")
+def field(tmp_path_factory):
+    """(samples of one image with touching discs at 0.25 um/px, its instances and types)"""
+    folder = tmp_path_factory.mktemp("field")
+    y, x = np.mgrid[:FIELD_PX, :FIELD_PX]
+    instances = np.zeros((FIELD_PX, FIELD_PX), np.int32)
+    rng = np.random.default_rng(0)
+    for number, (row, column) in enumerate(np.mgrid[24:FIELD_PX:40, 24:FIELD_PX:34].reshape(2, -1).T, 1):
+        top, left = (row, column) + rng.integers(-4, 5, 2)
+        instances[((y - top) ** 2 + (x - left) ** 2 <= rng.integers(12, 20) ** 2) & (instances == 0)] = number
+    types = np.where(instances > 0, 1 + instances % 2, 0).astype(np.uint8)
+    for name, pixels in (("images", np.zeros((FIELD_PX, FIELD_PX, 3), np.uint8)), ("masks", instances.astype(np.uint16))):
+        (folder / name).mkdir()
+        Image.fromarray(pixels).save(folder / name / "0.png")
+    return read_dataset("pairs", str(folder), task=Task.NUCLEI, options={"mpp": 0.25}).samples, instances, types
+
+
+def ask(field, how, fit, mpp, **view):
+    """What the oracle is judged by, with the image decoded as a run decodes it."""
+    samples, instances, types = field
+    decoder = SampleDecoder(samples, mpp=mpp, whole_px=TILE_PX if fit == "resize" else None)
+    model = Oracle(*(resize_labels(each, TILE_PX, TILE_PX) for each in (instances, types)))
+    view = View(tile_px=TILE_PX, fit=fit, **view)
+    return how(model, decoder, samples, [0], info_of(Task.NUCLEI, ("one", "two")), view, device=CPU)
+
+
+def test_a_stretched_image_gives_the_nuclei_of_a_window_at_that_resolution(field):
+    """Post-processing sees what the model answered, at the resolution that it has there, not the file's."""
+    window, same_grid = ask(field, predict, "crop", 0.75), ask(field, predict, "resize", 0.75)
+    assert window.arrays.keys() == same_grid.arrays.keys()
+    for name, counts in window.arrays.items():
+        np.testing.assert_array_equal(same_grid.arrays[name], counts, err_msg=name)
+    file_grid = ask(field, predict, "resize", None)  # judged on 1.5 times the tile's pixels
+    figures, expected = figures_of(file_grid), figures_of(window)
+    assert expected["dq"] > 0.95
+    for name in ("dice", "pq", "dq", "aji", "detection_f1", "hovernet_fd"):  # areas lose a little on the finer pixels
+        assert figures[name] == pytest.approx(expected[name], abs=0.1), name
+    assert np.array_equal(file_grid.arrays["detection"], window.arrays["detection"])
+
+
+def test_pictures_show_the_nuclei_that_are_counted(field):
+    (window,), (stretched,) = ask(field, show, "crop", 0.75), ask(field, show, "resize", None)
+    edge = stretched["said"].shape[0]
+    assert edge == 1.5 * TILE_PX and stretched["true"].shape == stretched["image"].shape[:2] == (edge, edge)
+    assert np.array_equal(stretched["said"], resize_labels(window["said"], edge, edge))
+    assert stretched["title"].split(";")[0] == window["title"].split(";")[0]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shown_mpp"), [((96, 96), 0.5), ((48, 48), 0.25), ((96, 24), 0.25)], ids=["shrunk", "as it is", "unevenly"]
+)
+def test_the_resolution_of_what_was_said(sizes, shown_mpp):
+    """Of an image of 0.25 um/px, and the same of one that was decoded at half its size."""
+    for scale in (1.0, 0.5):
+        decoded = Decoded(image=np.zeros((*sizes, 3), np.uint8), scale=scale)
+        for mpp, factor in ((0.25, 1), (None, 1), (0.5, 2)):
+            sample = Sample(key="a", layout="toy", image="a", group="a", mpp=mpp)
+            answer = Answer(sample=sample, decoded=decoded, maps={}, shown=(48, 48))
+            assert answer.shown_mpp == pytest.approx(shown_mpp * factor / scale)
+            assert answer.mpp == pytest.approx(0.25 * factor / scale)
+
+
+def test_centroids_are_compared_at_the_resolution_of_the_decoded_image():
+    """8 px are 2 um in a file of 0.25 um/px, and 4 um where it was decoded at half its size: too far."""
+
+    class Shifted(Nuclei):
+        scale = 1.0
+
+        def get(self, index):
+            decoded = super().get(index)
+            first = np.roll(np.where(decoded.instances == 30, 30, 0), 8, 1)
+            return replace(decoded, instances=first.astype(np.int32), scale=self.scale)
+
+    source = Shifted([(56, 60)])
+    found = {}
+    for source.scale in (1.0, 0.5):
+        said = say(Task.NUCLEI, [(56, 60)], source=source, info=info_of(Task.NUCLEI, ()), tile_px=64)
+        found[source.scale] = said.arrays["detection"][0, 0]
+    assert found == {1.0: 1, 0.5: 0}
+
+
+def test_a_sample_whose_types_are_not_known_is_judged_without(field):
+    """In a set that has types: its nuclei count, and for no type."""
+    said = ask(field, predict, "crop", 0.75)  # pairs know no types
+    assert said.arrays["match"][0, 0] > 50 and not said.arrays["match_by_type"].any()
 
 
 def test_a_broken_sample_is_named_and_the_others_are_judged():
@@ -264,13 +380,17 @@ def test_a_network_for_segmentation_is_stitched_from_overlapping_windows(network
     torch.manual_seed(0)
     model = SegmentationNet(responses_of(Task.SEGMENTATION), network=network).eval()
     source, view, size = Images([(160, 160)]), View(tile_px=64, fit="crop"), 160
-    ((_, decoded, maps),) = _look(model, source, samples_of([(size, size)]), [0], view, CPU, [])
+    (answer,) = _look(model, source, samples_of([(size, size)]), [0], view, CPU, [])
     _, start, following, *_ = _starts(size, 64, 0, 8)  # where the following window begins to be used, this one ends
     seen, used = slice(start, start + 64), slice(start + 8, following + 8)
     inner = slice(8, following + 8 - start)
     with torch.no_grad():
-        alone = model(torch.from_numpy(decoded.image[seen, seen]).permute(2, 0, 1)[None] / 255)["mask"].softmax(1)[0].numpy()
+        alone = (
+            model(torch.from_numpy(answer.decoded.image[seen, seen]).permute(2, 0, 1)[None] / 255)["mask"]
+            .softmax(1)[0]
+            .numpy()
+        )
     assert 0 <= start <= size - 64
-    np.testing.assert_allclose(maps["mask"][:, used, used], alone[:, inner, inner], atol=1e-5)
+    np.testing.assert_allclose(answer.maps["mask"][:, used, used], alone[:, inner, inner], atol=1e-5)
     said = say(Task.SEGMENTATION, [(size, size)], model=model, tile_px=64)
     assert said.arrays["confusion"].sum() == size * size
