@@ -5,7 +5,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -17,6 +17,7 @@ from ray.train import TrainingFailedError
 
 from csat.errors import ConfigError, DatasetError, NonFiniteLossError, StorageError, TeacherError
 from csat.settings import no_such_key, unknown_keys
+from csat.text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +102,8 @@ def parse(
     for action in parser._actions:  # argparse's own list of options; no public way to add help to a dataclass's fields
         if action.dest in notes:
             action.help = notes[action.dest].replace("%", "%%")
-    arguments = _join_lists(sys.argv[1:] if argv is None else argv, config_class)
+    given = map(printable, sys.argv[1:] if argv is None else argv)  # a shell's pattern also matches names that are not UTF-8
+    arguments = _join_lists(given, config_class)
     neighbours = zip(_with_previous(arguments), [*arguments[1:], ""], strict=True)
     arguments = [_expand(argument, previous, following) for (argument, previous), following in neighbours]
     _check_recipes(arguments, config_class)
@@ -138,7 +140,7 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
-def _join_lists(arguments: Sequence[str], config_class: type) -> list[str]:
+def _join_lists(arguments: Iterable[str], config_class: type) -> list[str]:
     """`--slides a b` and `--slides a` as the one list that they mean: `--slides=["a", "b"]`."""
     hints = get_type_hints(config_class)
     flags = {f"--{name}" for name, hint in hints.items() if list[str] in (hint, *get_args(hint))}

@@ -74,7 +74,7 @@ class PretrainConfig:
     """Settings of pretrain.py."""
 
     run_folder: str  # local path or s3://…; the same folder and settings go on with an interrupted run
-    slides: list[str]  # files, folders, globs, .csv or .txt lists, parquet of tiles; local or s3://; or demo
+    slides: list[str]  # files, folders, globs, .csv, .xlsx or .txt lists, parquet of tiles; local or s3://; or demo
     teacher: TeacherConfig
     data: TilingConfig = field(default_factory=TilingConfig)  # how slides become tiles
     manifest: ManifestConfig = field(default_factory=lambda: ManifestConfig(holdout_fraction=0.1))  # order and held-out tiles

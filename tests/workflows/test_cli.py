@@ -62,6 +62,8 @@ def test_null_switches_off_what_a_recipe_says(tmp_path, arguments):
         (["--slides", "a.svs", "folder/", "s3://b/*.svs", "--optim.lr", "1"], ["a.svs", "folder/", "s3://b/*.svs"]),
         (["--slides", '["a.svs", "b.svs"]'], ["a.svs", "b.svs"]),
         (["--slides=[a.svs, b.svs]"], ["a.svs", "b.svs"]),
+        (["--slides", "Pr\udce4.svs", "b.svs"], [r"Pr\xe4.svs", "b.svs"]),  # what a shell makes of *.svs
+        ([r"--slides=Pr\xe4.svs"], [r"Pr\xe4.svs"]),
         ([], []),
     ],
 )
