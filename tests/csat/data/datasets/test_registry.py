@@ -174,7 +174,8 @@ def test_masks_that_do_not_number_their_nuclei_are_refused_by_every_layout(name,
 def test_numbered_nuclei_are_taken_in_pieces_and_with_specks(name, tmp_path):
     numbered = _nuclei()
     numbered[10] = 0  # cuts the upper four nuclei in two
-    numbered[[0, 0, 95], [0, 50, 95]] = 5  # specks
+    for number, (top, left) in enumerate(np.ndindex(4, 4), 1):
+        numbered[top * 24 + 21, left * 24 + np.array([1, 5, 9])] = number  # specks
     found = np.unique(_load_nuclei(name, tmp_path, numbered).instances)
     assert len(found) == 17
     (tmp_path / "one").mkdir()
