@@ -122,6 +122,8 @@ def _simulated_tiles(slide: SlideRow, num_tiles: int, *, seed: int) -> pa.Table:
         "row": np.zeros(num_tiles),
         "width_px": np.full(num_tiles, 256),
         "height_px": np.full(num_tiles, 256),
+        "aspect": np.ones(num_tiles),
+        "mpp_source": pa.repeat("stated", num_tiles),
     }
     arrays = [columns[field.name] for field in TILE_SCHEMA]
     return pa.table(

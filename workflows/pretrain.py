@@ -24,6 +24,7 @@ from ray.train.torch import TorchTrainer
 from csat.data import storage
 from csat.data.manifest import Manifest, ManifestConfig
 from csat.data.plan import Plan
+from csat.data.resolutions import resolution_summary
 from csat.data.response_cache import KEY, CacheConfig, cache_key, open_cache
 from csat.data.sources import SlideRow, list_slides
 from csat.data.synthetic import make_slides
@@ -283,6 +284,8 @@ def _print_plan(config: PretrainConfig, slides: list[SlideRow], manifest: Manife
     if held_out := manifest.index["holdout"]:
         unused = held_out["not_kept"] + held_out["on_the_border"]
         print(f"{held_out['num_tiles']:,} tiles are held out to judge the student ({unused:,} more beside them are not used)")
+    if said := resolution_summary(manifest.index.get("resolutions")):
+        print(said)
     what, each = f"tiles of {config.data.tile_px} px", "a tile"
     if config.data.whole:
         height, width = stream.largest_size()

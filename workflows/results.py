@@ -83,7 +83,7 @@ def write_accounts(folder: RunFolder, plan: Plan, checkpoint: Checkpoint, *, is_
     storage.write_bytes(folder.path("quarantine.parquet"), buffer.getvalue())
     reasons = table.group_by(["status", "reason"]).aggregate([([], "count_all")]).to_pylist()
     if table.num_rows:
-        print(f"{table.num_rows:,} slides and tiles were not used: quarantine.parquet says why")
+        print(f"{table.num_rows:,} slides, rows and tiles were not used: quarantine.parquet says why")
     accounts = {"epochs": epochs, "not_used": reasons}
     folder.write_json("accounting.json", accounts)
     return accounts

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 from tqdm import tqdm
@@ -15,7 +14,7 @@ from csat.data import storage
 from csat.data.manifest import INDEX, Manifest, ManifestConfig, ManifestWriter, fingerprint, read_manifest
 from csat.data.slide_cache import SlideCache
 from csat.data.sources import SlideRow
-from csat.data.tiling import TilingConfig, tile_slide
+from csat.data.tiling import Cut, TilingConfig, cut_slide
 from csat.errors import ConfigError, SlideError
 
 logger = logging.getLogger(__name__)
@@ -53,8 +52,11 @@ def build_manifest(
         desc="tiling",
         disable=None,
     ):
-        if isinstance(outcome, pa.Table):
-            writer.add(slide, outcome)
+        if isinstance(outcome, Cut):
+            if num_refused := outcome.refused.num_rows:
+                first = outcome.refused["message"][0].as_py()
+                logger.warning("%d rows of a parquet quarantined; the first: %s", num_refused, first)
+            writer.add(slide, outcome.tiles, outcome.refused)
         else:
             reason, message = outcome
             logger.warning("slide quarantined (%s): %s", reason, message)
@@ -62,11 +64,11 @@ def build_manifest(
     return writer.close()
 
 
-def _tile_one(slide: SlideRow, shared: tuple[TilingConfig, SlideCache]) -> pa.Table | tuple[str, str]:
+def _tile_one(slide: SlideRow, shared: tuple[TilingConfig, SlideCache]) -> Cut | tuple[str, str]:
     """The slide's tiles, or (reason, message)."""
     tiling, cache = shared
     try:
-        return tile_slide(slide, tiling, cache)
+        return cut_slide(slide, tiling, cache)
     except SlideError as error:
         return error.reason, str(error)
 

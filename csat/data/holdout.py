@@ -12,12 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from csat.data.grid import TILE_SCHEMA
 from csat.data.sources import SlideRow
 from csat.data.text_hash import hash_text
-from csat.data.tiling import TILE_SCHEMA
 from csat.errors import ConfigError
 
 PARQUET_BLOCK_ROWS = 16  # rows of a parquet file have no place: neighbours in the file stand in for neighbours in the slide
+ASPECT_ROUNDING_PX = 0.01  # of an edge worked out by `aspect`, which the manifest has in single precision
 
 TRAIN, HELD_OUT, LEFT_OUT = 0, 1, 2
 
@@ -83,11 +84,16 @@ class BlockHoldout:
 
     def __call__(self, table: pa.Table) -> np.ndarray:
         """TRAIN, HELD_OUT or LEFT_OUT for every row of one slide's table: uint8 `[n]`."""
-        x, y, footprint, row = (table[name].to_numpy().astype(np.int64) for name in ("x_px", "y_px", "footprint_px", "row"))
+        x, y, across, row = (table[name].to_numpy().astype(np.int64) for name in ("x_px", "y_px", "footprint_px", "row"))
+        down = np.ceil(across * table["aspect"].to_numpy() - ASPECT_ROUNDING_PX).astype(np.int64)
         has_place = table["kind"][0].as_py() != "parquet"
-        block_px = footprint * self.block_tiles if has_place else np.full(len(x), np.iinfo(np.int32).max)
+
+        def ends(start: np.ndarray, edge: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            block_px = edge * self.block_tiles if has_place else np.iinfo(np.int32).max
+            return start // block_px, (start + edge - 1) // block_px
+
         # A tile is no larger than a block: it lies in those of its four corners.
-        columns, rows = ((start // block_px, (start + footprint - 1) // block_px) for start in (x, y))
+        columns, rows = ends(x, across), ends(y, down)
         place = row // PARQUET_BLOCK_ROWS
         corners = np.concatenate([np.stack([column, line, place], axis=1) for column in columns for line in rows])
         blocks, where = np.unique(corners, axis=0, return_inverse=True)

@@ -1,7 +1,7 @@
 """The tile manifest: all that exists before pixels are read. A folder, local or in a bucket, written once and streamed.
 
     part-00000.parquet …   one per *window* of slides, whose tiles are shuffled among themselves
-    quarantine.parquet     slides that gave no tiles, each with its reason
+    quarantine.parquet     slides, and rows of a parquet, that gave no tiles, each with its reason
     holdout/               tiles kept from training, laid out the same way
     index.json             written last: a folder without it is no manifest
 
@@ -15,7 +15,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from hashlib import sha256
 from typing import Literal
@@ -25,16 +25,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from csat.data import storage
+from csat.data.grid import TILE_SCHEMA, TilingConfig
 from csat.data.holdout import HELD_OUT, LEFT_OUT, TRAIN, BlockHoldout, SlideHoldout, TileSample
 from csat.data.quarantine import PARQUET_OPTIONS, QUARANTINE_SCHEMA, QuarantineBuffer
+from csat.data.resolutions import ResolutionCounts
 from csat.data.sources import SlideRow
-from csat.data.tiling import TILE_SCHEMA, TilingConfig
 from csat.errors import ConfigError, StorageError
 
 VERSION = 1  # of the layout: another version is another manifest
 INDEX, QUARANTINE, HOLDOUT = "index.json", "quarantine.parquet", "holdout"
 PARQUET_RUN_TILES = 64  # rows of a parquet that stay together: single rows would decode a whole row group each
-REPEATED = ("slide", "kind", "patient")  # columns of few values: held as dictionaries until they are written
+REPEATED = ("slide", "kind", "patient", "mpp_source")  # columns of few values: held as dictionaries until they are written
 
 CHUNK_DTYPE = np.dtype([("part", np.int32), ("chunk", np.int32), ("first_tile_index", np.int64), ("rows", np.int32)])
 
@@ -109,9 +110,12 @@ class Manifest:
                 f"cannot read chunk {chunk} of {uri}: {error}. Was the manifest changed while in use? Delete {self.uri} "
                 "and run again to make it anew"
             ) from error
-        for name in ("width_px", "height_px"):  # an earlier version wrote squares only, and did not say their edge
+        # Earlier versions wrote squares only, then square pixels only, and did not say where a resolution comes from.
+        missing = dict(width_px=self.tile_px, height_px=self.tile_px, aspect=1.0, mpp_source=None)
+        for name, value in missing.items():
             if name not in table.column_names:
-                table = table.append_column(name, pa.repeat(pa.scalar(self.tile_px, pa.int32()), table.num_rows))
+                column = pa.repeat(pa.scalar(value, TILE_SCHEMA.field(name).type), table.num_rows)
+                table = table.append_column(name, column)
         return table.cast(TILE_SCHEMA)
 
     def holdout(self) -> "Manifest | None":
@@ -119,7 +123,7 @@ class Manifest:
         return read_manifest(storage.join(self.uri, HOLDOUT)) if self.index["holdout"] else None
 
     def quarantine(self) -> pa.Table:
-        """The slides that gave no tiles: a table of QUARANTINE_SCHEMA."""
+        """The slides, and rows of a parquet, that gave no tiles: a table of QUARANTINE_SCHEMA."""
         return pq.read_table(io.BytesIO(storage.read_bytes(storage.join(self.uri, QUARANTINE)))).cast(QUARANTINE_SCHEMA)
 
 
@@ -148,7 +152,7 @@ def read_manifest(uri: str, fingerprint: str | None = None, *, missing_ok: bool 
         raise StorageError(f"{uri}: a manifest of version {index.get('version')}, expected {VERSION}: make it anew elsewhere")
     if fingerprint not in (None, index["fingerprint"]):
         raise ConfigError(
-            f"{uri} was made from other slides or other --data or --manifest settings (fingerprint "
+            f"{uri} was made from other slides or other --data or --manifest settings, or by an earlier version (fingerprint "
             f"{index['fingerprint'][:12]}, now {fingerprint[:12]}): choose another folder, or delete this one"
         )
     counts = [count for part in index["parts"] for count in part["chunks"]]
@@ -184,9 +188,13 @@ def fingerprint(
     how = asdict(tiling)
     if not tiling.whole:  # an earlier version's manifest of tiles stays the same one: it knew neither
         del how["whole"], how["max_px"]
+    if tiling.max_upsampling == TilingConfig.max_upsampling:  # nor this
+        del how["max_upsampling"]
     digest = sha256(json.dumps([VERSION, how, asdict(config)], sort_keys=True).encode())
     for row, size in zip(slides, sizes, strict=True):
-        digest.update(json.dumps([*astuple(row), size]).encode() + b"\n")
+        # An earlier version wrote down the default resolution as an image's own.
+        mpp = row.source_mpp if row.mpp is None and row.kind != "wsi" else row.mpp
+        digest.update(json.dumps([row.slide, row.kind, row.patient, mpp, row.num_tiles, size]).encode() + b"\n")
     return digest.hexdigest()
 
 
@@ -207,6 +215,8 @@ class ManifestWriter:
     def __init__(self, uri: str, config: ManifestConfig, fingerprint: str, tiling: TilingConfig, slides: Sequence[SlideRow]):
         self.uri, self.config, self.fingerprint, self.tiling = uri, config, fingerprint, tiling
         self._slides = Counter(given=len(slides), tiled=0, quarantined=0)
+        self._num_rows_refused = 0
+        self._resolutions = ResolutionCounts()
         self._choose = None
         if config.holdout_fraction > 0 and config.holdout_by == "slide":
             self._choose = SlideHoldout(config.holdout_fraction, config.seed, slides)
@@ -221,11 +231,15 @@ class ManifestWriter:
         for folder in (uri, storage.join(uri, HOLDOUT)):
             _clear(folder)
 
-    def add(self, slide_row: SlideRow, table: pa.Table) -> None:
-        """The tiles of the next slide: a table of TILE_SCHEMA."""
+    def add(self, slide_row: SlideRow, table: pa.Table, refused: pa.Table | None = None) -> None:
+        """The tiles of the next slide: a table of TILE_SCHEMA; and its rows that gave none, see `csat.data.tiling.Cut`."""
         assert table.schema.equals(TILE_SCHEMA), table.schema
         assert not table.num_rows or table["slide"][0].as_py() == slide_row.slide, slide_row
         self._slides["tiled"] += 1
+        self._resolutions.add(table)
+        for row in [] if refused is None else refused.to_pylist():
+            self._num_rows_refused += 1
+            self._quarantine.add(slide_row.slide, row["reason"], row["message"])
         sizes = np.stack([table[name].to_numpy() for name in ("width_px", "height_px")], axis=1)
         self._largest_px = _largest([*self._largest_px, *map(tuple, np.unique(sizes, axis=0).tolist())])
         if self._choose is not None and table.num_rows:
@@ -303,6 +317,8 @@ class ManifestWriter:
             "largest_px": self._largest_px,
             "mpp": self.tiling.mpp,
             "slides": dict(self._slides),
+            "rows_quarantined": self._num_rows_refused,
+            "resolutions": self._resolutions.to_dict(),
             "quarantine_reasons": dict(sorted(self._quarantine.counts.items())),
             "holdout": holdout,
             "parts": parts,

@@ -1,7 +1,7 @@
 """Parquet files with one encoded tile per row: read a row group at a time, whatever the size of the file."""
 
 from bisect import bisect_right
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -11,22 +11,21 @@ import pyarrow.parquet as pq
 
 from csat.data import storage
 from csat.data.images import ImageReader, Level
-from csat.data.mpp import Mpp, is_plausible_mpp
+from csat.data.mpp import Mpp
 from csat.data.pixels import decode_image
 from csat.errors import ConfigError, SlideError, StorageError
-from csat.text import is_empty, printable, text
+from csat.text import is_empty, number, printable, text
 
 IMAGE_COLUMN = "image"  # binary, or struct<bytes, path> as Hugging Face's datasets write it
 MAX_ROW_GROUP_BYTES = 2**30  # a row group is the least that parquet reads
 GROUP_CACHE_BYTES = 256 * 2**20  # encoded row groups kept by one reader; at least one is, whatever its size
-NUM_ROWS_PROBED = 16  # how far to look for a first tile that can be decoded
+NUM_ROWS_PROBED = 16  # tiles that are decoded to learn the size of all
 
 
 class ParquetFacts(NamedTuple):
     """What the footer of a parquet file tells."""
 
     num_rows: int | None  # None: the footer cannot be read
-    mpp: float | None  # where the column `mpp` holds one value throughout
     patient: str | None  # where the column `patient` holds one value throughout, as text
 
 
@@ -42,7 +41,7 @@ def describe_parquet(uri: str) -> ParquetFacts:
     try:
         file = _open(uri)
     except SlideError:
-        return ParquetFacts(None, None, None)
+        return ParquetFacts(None, None)
     with file:
         schema, footer = file.schema_arrow, file.metadata
         if _image_leaf(schema) is None:
@@ -56,10 +55,9 @@ def describe_parquet(uri: str) -> ParquetFacts:
                 f"{uri}: a row group holds {largest:,} bytes, more than the {MAX_ROW_GROUP_BYTES:,} that are read at once; "
                 "write the file again with row_group_size=1000"
             )
-        mpp, patient = _constant(footer, "mpp"), _constant(footer, "patient")
-        mpp = float(mpp) if isinstance(mpp, float | int) and is_plausible_mpp(mpp) else None
+        patient = _constant(footer, "patient")
         is_known = not is_empty(patient) and not isinstance(patient, float)  # statistics pass over NaN: of floats, rows tell
-        return ParquetFacts(footer.num_rows, mpp, text(patient) if is_known else None)
+        return ParquetFacts(footer.num_rows, text(patient) if is_known else None)
 
 
 def lists_slides(uri: str) -> bool:
@@ -85,10 +83,29 @@ def ids_of(column: pa.ChunkedArray) -> list[str | None]:
     return [None if is_empty(cell) else text(cell) for cell in cells_of(column)]
 
 
+def numbers_of(column: pa.ChunkedArray) -> tuple[np.ndarray, dict[int, object]]:
+    """A column's cells as numbers, whatever type they are stored in.
+
+    Returns:
+        float64 `[n]`, NaN where a cell says nothing; and row → cell of those that hold something else than a number.
+    """
+    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+        return column.cast(pa.float64()).to_numpy().copy(), {}  # NaN for nulls
+    numbers, others = np.full(len(column), np.nan), {}
+    for row, cell in enumerate(cells_of(column)):
+        if is_empty(cell):
+            continue
+        try:
+            numbers[row] = number(cell)
+        except ValueError:
+            others[row] = cell
+    return numbers, others
+
+
 class ParquetReader:
     """Tiles of a parquet file behind the methods of `csat.data.slides.SlideReader`; `row` says which tile.
 
-    All tiles must have the size of the first one that can be decoded, for the manifest is made without decoding them all.
+    All tiles must have the size that most of the first ones have, for the manifest is made without decoding them all.
     """
 
     kind = "parquet"
@@ -118,7 +135,7 @@ class ParquetReader:
         self._decoded: tuple[int, ImageReader] | None = None
         self.resolution = resolution
         self.mpp = resolution and resolution.mean
-        self.levels = [self._first_size()]
+        self.levels = [self._usual_size()]
 
     @property
     def num_bytes(self) -> int:
@@ -131,7 +148,7 @@ class ParquetReader:
             (width, height, _), (width_0, height_0, _) = image.levels[0], self.levels[0]
             raise SlideError(
                 "unreadable",
-                f"{self._uri}, row {row}: {width} x {height} px, but the file's first tile has {width_0} x {height_0}",
+                f"{self._name(row)}: {width} x {height} px, but most of the file's first tiles have {width_0} x {height_0}",
             )
         return image.read(x_px, y_px, level, size_px)
 
@@ -150,24 +167,29 @@ class ParquetReader:
         self._decoded = None
         self._file.close()
 
-    def _first_size(self) -> Level:
-        error = SlideError("unreadable", f"{self._uri}: has no rows")
+    def _usual_size(self) -> Level:
+        """Of the first rows that can be decoded, what most have: an odd one, wherever it stands, is an odd one."""
+        sizes, error = Counter(), SlideError("unreadable", f"{self._uri}: has no rows")
         for row in range(min(self.num_rows, NUM_ROWS_PROBED)):
             try:
-                return self._image(row).levels[0]
+                sizes[self._image(row).levels[0]] += 1
             except SlideError as reason:
                 error = reason
-        raise error
+        if not sizes:
+            raise error
+        return sizes.most_common(1)[0][0]
 
     def _image(self, row: int) -> ImageReader:
         if self._decoded is None or self._decoded[0] != row:
-            name = f"{self._uri}, row {row}"
             encoded = self._encoded(row)
             if encoded is None:
-                raise SlideError("unreadable", f"{name}: the cell `{IMAGE_COLUMN}` holds no bytes")
-            pixels, _ = decode_image(encoded, name)
+                raise SlideError("unreadable", f"{self._name(row)}: the cell holds no bytes")
+            pixels, _ = decode_image(encoded, self._name(row))
             self._decoded = row, ImageReader(pixels, self.resolution)
         return self._decoded[1]
+
+    def _name(self, row: int) -> str:
+        return f"{self._uri}, row {row}, column {IMAGE_COLUMN}"
 
     def _encoded(self, row: int) -> bytes | None:
         if not 0 <= row < self.num_rows:

@@ -7,16 +7,25 @@ compressed, and often filtered, by itself. A student that will read the lower le
 import cv2
 import numpy as np
 
-from csat.data.slides import LEVEL_TOLERANCE, SlideReader, read_tile
+from csat.data.slides import AS_IT_IS, SlideReader, best_level, read_tile
 
 
 def read_shrunk(
-    reader: SlideReader, tile: np.ndarray, *, x_px: int, y_px: int, level: int, read_px: int, row: int, factor: int
+    reader: SlideReader,
+    tile: np.ndarray,
+    *,
+    x_px: int,
+    y_px: int,
+    level: int,
+    read_px: int,
+    row: int,
+    factor: int,
+    aspect: float = 1.0,
 ) -> np.ndarray:
     """The field of a tile at 1 / `factor` of its resolution.
 
-    Read from the coarsest level that is not coarser than that (within 1%); where that is the level of the tile itself (a plain
-    image, a pyramid with large steps), it is the mean over squares of the tile's pixels.
+    Read from the best level for that (see `best_level`); where that is the level of the tile itself (a plain image, a pyramid
+    with large steps), it is the mean over squares of the tile's pixels.
 
     Args:
         reader: Of the tile's slide.
@@ -27,6 +36,7 @@ def read_shrunk(
         read_px: Longer edge that was read there.
         row: Row of a parquet.
         factor: Whole.
+        aspect: As the tile was read.
 
     Returns:
         uint8 `[ceil(height / factor), ceil(width / factor), 3]`.
@@ -38,14 +48,13 @@ def read_shrunk(
     size = (-(-width // factor), -(-height // factor))
     scale = reader.levels[level].downsample * read_px / max(width, height)  # level-0 pixels for one of the tile
     wanted = scale * factor
-    fitting = [index for index, at in enumerate(reader.levels) if at.downsample <= wanted * LEVEL_TOLERANCE]
-    lower = max(fitting, key=lambda index: reader.levels[index].downsample)
+    lower = best_level(reader.levels, wanted * min(1.0, aspect))  # in the direction in which the pixels are coarser
     if lower <= level:
         return _mean_over_squares(tile, factor)
     ratio = wanted / reader.levels[lower].downsample
-    is_close = ratio <= LEVEL_TOLERANCE
+    is_close = 1 / AS_IT_IS <= ratio <= AS_IT_IS
     longer_px = max(size) if is_close else round(max(size) * ratio)
-    return read_tile(reader, x_px=x_px, y_px=y_px, level=lower, read_px=longer_px, tile_px=size, row=row)
+    return read_tile(reader, x_px=x_px, y_px=y_px, level=lower, read_px=longer_px, tile_px=size, row=row, aspect=aspect)
 
 
 def _mean_over_squares(tile: np.ndarray, factor: int) -> np.ndarray:

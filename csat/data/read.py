@@ -64,8 +64,8 @@ class TileReader:
         """Add pixels to rows.
 
         Args:
-            columns: Of the manifest: slide, kind, x_px, y_px, level, read_px, row, for whole images width_px and height_px;
-                others pass through.
+            columns: Of the manifest: slide, kind, x_px, y_px, level, read_px, aspect, row, for whole images width_px and
+                height_px; others pass through.
 
         Returns:
             The same columns in the same order, and TILE uint8 `[B, tile_px, tile_px, 3]` (zeros where it is not OK), STATUS,
@@ -93,6 +93,7 @@ class TileReader:
                 if self.crashes is not None:
                     self.crashes.enter(slide)
                 where = {name: int(columns[name][index]) for name in ("x_px", "y_px", "level", "read_px", "row")}
+                where["aspect"] = float(columns["aspect"][index])
                 size = (int(columns["width_px"][index]), int(columns["height_px"][index])) if self.whole else self.tile_px
                 reader = self._reader(slide, str(columns["kind"][index]))
                 tile = read_tile(reader, **where, tile_px=size)

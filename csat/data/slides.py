@@ -25,7 +25,8 @@ from csat.data.slide_cache import Lease, SlideCache, fetch_bytes
 from csat.data.tifs import why_not_openslide
 from csat.errors import ConfigError, SlideError
 
-LEVEL_TOLERANCE = 1.01  # a level this much coarser than wanted still serves, and is then read without resampling
+AS_IT_IS = 1.01  # a level this much coarser or finer than wanted is read without resampling
+NEAR = 1.12  # a level this much coarser than wanted still serves, enlarged: by so much scanners differ at one magnification
 TILE_CACHE_BYTES = 64 * 2**20  # decoded tiles that OpenSlide keeps, per process, not per slide (its default: 32 MiB a slide)
 THUMBNAIL_BLOCK_PX = 2048  # edge of what is decoded at once for a thumbnail; a single-level slide may have 10 gigapixels
 UNREADABLE_RGB = (190, 110, 170)  # counts as tissue, so that each tile below is tried, and quarantined, by itself
@@ -132,8 +133,27 @@ def no_mpp_error(uri: str) -> SlideError:
     )
 
 
+def best_level(levels: list[Level], wanted: float) -> int:
+    """The coarsest level that is at most NEAR coarser than wanted; the finest where none is.
+
+    Args:
+        levels: Of the slide, finest first.
+        wanted: Level-0 pixels for one pixel as it is seen.
+    """
+    fitting = [index for index, at in enumerate(levels) if at.downsample <= wanted * NEAR]
+    return max(fitting, key=lambda index: levels[index].downsample, default=0)
+
+
 def read_tile(
-    reader: SlideReader, *, x_px: int, y_px: int, level: int, read_px: int, tile_px: int | tuple[int, int], row: int = 0
+    reader: SlideReader,
+    *,
+    x_px: int,
+    y_px: int,
+    level: int,
+    read_px: int,
+    tile_px: int | tuple[int, int],
+    row: int = 0,
+    aspect: float = 1.0,
 ) -> np.ndarray:
     """One tile at its final size.
 
@@ -142,9 +162,10 @@ def read_tile(
         x_px: Left edge in level-0 pixels.
         y_px: Upper edge in level-0 pixels.
         level: Level to read.
-        read_px: Longer edge to read at that level; resized to `tile_px` by area when that is smaller, bicubic when larger.
+        read_px: Longer edge to read at that level; resized to `tile_px` by area where that is smaller, bicubic where larger.
         tile_px: Edge of the result, or its (width, height).
         row: Row of a parquet.
+        aspect: Pixels to read down for one across (which `read_px` counts).
 
     Returns:
         uint8 `[tile_px, tile_px, 3]` or `[height, width, 3]`, RGB.
@@ -153,13 +174,13 @@ def read_tile(
         SlideError: "unreadable".
     """
     size = (tile_px, tile_px) if isinstance(tile_px, int) else tile_px
-    longer_px = max(size)
-    read_size = tuple(max(1, round(edge * read_px / longer_px)) for edge in size)
+    across = read_px / max(size)
+    read_size = tuple(max(1, round(edge * ratio)) for edge, ratio in zip(size, (across, across * aspect), strict=True))
     pixels = reader.read(x_px, y_px, level, read_size, row=row)
-    if read_px == longer_px:
-        return pixels
-    shrinks = read_px > longer_px
-    return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    between = tuple(map(min, read_size, size))  # one edge may shrink while the other grows
+    if between != read_size:
+        pixels = cv2.resize(pixels, between, interpolation=cv2.INTER_AREA)
+    return pixels if between == size else cv2.resize(pixels, size, interpolation=cv2.INTER_CUBIC)
 
 
 class OpenSlideReader:

@@ -40,6 +40,7 @@ class SlideRow:
     patient: str | None = None  # for splits that must not leak
     mpp: float | None = None  # um/px of level 0 as the user gave it for this very slide: it wins over what the file says
     num_tiles: int | None = None  # rows of a parquet; not known (None) for the others
+    source_mpp: float | None = None  # um/px that the user gave for whatever states none
 
 
 def list_slides(slides: Sequence[str], *, source_mpp: float | None = None) -> list[SlideRow]:
@@ -56,8 +57,7 @@ def list_slides(slides: Sequence[str], *, source_mpp: float | None = None) -> li
 
     Args:
         slides: Local paths or URIs.
-        source_mpp: um/px of what cannot say its own: images other than tif, and parquet files without a column `mpp`. (For
-            slides it is up to `open_slide`, which asks the file first.)
+        source_mpp: um/px of slides and rows that state none: passed on, for only their files know.
 
     Raises:
         ConfigError: nothing was given or found, an unknown kind of file, a list that cannot be understood.
@@ -74,7 +74,7 @@ def list_slides(slides: Sequence[str], *, source_mpp: float | None = None) -> li
             rows[row.slide] = row if before is None else _merge(before, row)
     with ThreadPoolExecutor(NUM_FOOTER_THREADS) as pool:
         complete = pool.map(_with_parquet_facts, (rows[uri] for uri in sorted(rows)))
-    return [replace(row, mpp=source_mpp) if row.mpp is None and source_mpp and row.kind != "wsi" else row for row in complete]
+    return [replace(row, source_mpp=source_mpp) for row in complete]
 
 
 def _expand(place: str) -> list[SlideRow]:
@@ -195,9 +195,7 @@ def _with_parquet_facts(row: SlideRow) -> SlideRow:
     if row.kind != "parquet":
         return row
     facts = describe_parquet(row.slide)
-    return replace(
-        row, num_tiles=facts.num_rows, mpp=facts.mpp if row.mpp is None else row.mpp, patient=row.patient or facts.patient
-    )
+    return replace(row, num_tiles=facts.num_rows, patient=row.patient or facts.patient)
 
 
 def _kind(uri: str) -> str | None:

@@ -102,7 +102,7 @@ def _read(path: Path) -> str:
         pass
     places = np.array([0, 64, 150, 10_000])
     columns = dict(slide=np.array([str(path)] * 4), kind=np.array([kind] * 4), x_px=places, y_px=places)
-    columns |= dict(level=np.zeros(4, int), read_px=np.full(4, TILE_PX), row=np.zeros(4, int))
+    columns |= dict(level=np.zeros(4, int), read_px=np.full(4, TILE_PX), row=np.zeros(4, int), aspect=np.ones(4))
     tiles = TileReader(tile_px=TILE_PX)
     answer = tiles(columns)
     tiles.close()

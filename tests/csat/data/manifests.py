@@ -15,14 +15,20 @@ def rows_of(count: int, *, patients: int | None = None) -> list[SlideRow]:
     return [SlideRow(slide=f"/slides/{i:04d}.svs", kind="wsi", patient=patient(i)) for i in range(count)]
 
 
-def table_of(row: SlideRow, count: int, *, columns: int = 20, step_px: int = 512, footprint_px: int = 512) -> pa.Table:
+def table_of(
+    row: SlideRow, count: int, *, columns: int = 20, step_px: int = 512, footprint_px: int = 512, aspect: float = 1.0
+) -> pa.Table:
     """A grid of `count` tiles, as tile_slide gives it."""
     index = np.arange(count)
     values = dict(slide=np.full(count, row.slide), kind=np.full(count, row.kind), patient=[row.patient] * count)
     values |= dict(
-        x_px=index % columns * step_px, y_px=index // columns * step_px, level=np.ones(count), read_px=np.full(count, 256)
+        x_px=index % columns * step_px,
+        y_px=index // columns * round(step_px * aspect),
+        level=np.ones(count),
+        read_px=np.full(count, 256),
     )
     values |= dict(width_px=np.full(count, 256), height_px=np.full(count, 256))
+    values |= dict(aspect=np.full(count, aspect), mpp_source=["stated"] * count)
     values |= dict(
         footprint_px=np.full(count, footprint_px), mpp=np.full(count, 0.5), tissue=np.ones(count), row=np.zeros(count)
     )

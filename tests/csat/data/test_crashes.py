@@ -25,7 +25,7 @@ def rows(slides):
     count = 2 * len(slides)
     zeros = np.zeros(count, np.int64)
     columns = dict(slide=np.repeat(slides, 2), kind=np.array(["wsi"] * count), x_px=np.tile([0, 64], len(slides)), y_px=zeros)
-    return columns | dict(level=zeros, read_px=zeros + 64, row=zeros)
+    return columns | dict(level=zeros, read_px=zeros + 64, row=zeros, aspect=zeros + 1)
 
 
 def read_in_a_process(slides, folder, die, results):

@@ -93,12 +93,14 @@ def test_when_only_held_out_slides_have_tiles_the_cure_is_named(tmp_path):
     seed=st.integers(0, 50),
     block_tiles=st.integers(1, 5),
     footprint_px=st.sampled_from([256, 515, 1024]),
+    down_px=st.sampled_from([1.0, 0.5, 1.5]),
 )
-def test_no_pixel_is_on_both_sides(tmp_path_factory, overlap, fraction, seed, block_tiles, footprint_px):
+def test_no_pixel_is_on_both_sides(tmp_path_factory, overlap, fraction, seed, block_tiles, footprint_px, down_px):
+    aspect = math.floor(footprint_px * down_px) / footprint_px  # a tile is a whole number of pixels high
     step_px = math.ceil(footprint_px * (1 - overlap))
     options = dict(holdout_fraction=fraction, holdout_by="tile", seed=seed, holdout_block_tiles=block_tiles)
     config = ManifestConfig(**options, max_holdout_tiles=10_000)
-    layout = dict(columns=20, step_px=step_px, footprint_px=footprint_px)
+    layout = dict(columns=20, step_px=step_px, footprint_px=footprint_px, aspect=aspect)
     try:
         manifest = write(tmp_path_factory.mktemp("m"), rows_of(1), [400], config, **layout)
     except ConfigError as error:  # few blocks hold a whole tile, or every tile reaches into a held-out one
@@ -106,8 +108,8 @@ def test_no_pixel_is_on_both_sides(tmp_path_factory, overlap, fraction, seed, bl
         return
     train, held = read(manifest), read(manifest.holdout())
     corners = [np.array([(row["x_px"], row["y_px"]) for row in rows]) for rows in (train, held)]
-    distance = np.abs(corners[0][:, None] - corners[1][None]).max(axis=2)
-    assert distance.min() >= footprint_px
+    apart = np.abs(corners[0][:, None] - corners[1][None]) >= [footprint_px, round(footprint_px * aspect)]
+    assert apart.any(axis=2).all()
     assert len(train) + len(held) + manifest.index["holdout"]["on_the_border"] == 400
     if not overlap:
         assert manifest.index["holdout"]["on_the_border"] == 0

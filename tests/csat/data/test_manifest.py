@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from csat.data import storage
 from csat.data.manifest import CHUNK_DTYPE, PARQUET_RUN_TILES, ManifestConfig, ManifestWriter, fingerprint, read_manifest
 from csat.data.plan import Plan
+from csat.data.resolutions import resolution_summary
 from csat.data.sources import SlideRow
 from csat.data.tiling import TILE_SCHEMA, TilingConfig
 from csat.errors import ConfigError, SlideError, StorageError
@@ -148,6 +149,43 @@ def test_a_part_that_went_away_is_named(tmp_path):
 # ------------------------------------------------------------------------------------------------------------ quarantine
 
 
+def test_where_resolutions_come_from_is_counted_and_said(tmp_path):
+    def table(row, **values):
+        made = table_of(row, 2)
+        for name, cells in values.items():
+            cells = cells if isinstance(cells, list) else [cells] * 2
+            made = made.set_column(
+                made.schema.get_field_index(name), TILE_SCHEMA.field(name), pa.array(cells, TILE_SCHEMA.field(name).type)
+            )
+        return made
+
+    rows = rows_of(8)
+    tables = [
+        dict(),
+        dict(read_px=243),  # 5% enlarged
+        dict(read_px=286, mpp_source="source_mpp"),  # 12% shrunk
+        dict(read_px=512, mpp_source="given"),
+        dict(read_px=128, mpp_source="guessed"),
+        dict(read_px=256, aspect=0.95),
+        dict(mpp_source=["stated", "source_mpp"]),  # rows of a parquet: by the least certain
+        dict(mpp_source=[None, None]),
+    ]
+    writer = ManifestWriter(str(tmp_path), ManifestConfig(), PRINT, TilingConfig(), rows)
+    refused = pa.table([[7], ["no_mpp"], ["row 7, column mpp: why"]], names=["row", "reason", "message"])
+    for row, values in zip(rows, tables, strict=True):
+        writer.add(row, table(row, **values), refused if values == {} else None)
+    index = writer.close().index
+    sources = {"stated": 3, "source_mpp": 2, "given": 1, "guessed": 1, "unknown": 1}
+    assert index["resolutions"] == {"sources": sources, "resampled_slightly": 3, "enlarged": 1}
+    assert resolution_summary(index["resolutions"]) == (
+        "resolution of the slides: 3 stated by their files, 1 given slide by slide, 2 by --data.source_mpp, 1 guessed "
+        "(10 / objective power), 1 not known; resampled by 12% or less: 3; enlarged by more: 1"
+    )
+    assert (index["slides"], index["rows_quarantined"]) == ({"given": 8, "tiled": 8, "quarantined": 0}, 1)
+    quarantined = read_manifest(str(tmp_path)).quarantine().to_pylist()
+    assert [(each["slide"], each["message"]) for each in quarantined] == [(rows[0].slide, "row 7, column mpp: why")]
+
+
 def test_slides_without_tiles_are_rows_and_counts(tmp_path):
     manifest = write(tmp_path, rows_of(5), [10] * 5, bad=[1, 4])
     assert manifest.slides == {"given": 5, "tiled": 3, "quarantined": 2}
@@ -263,16 +301,35 @@ def test_the_largest_images_are_known_whatever_they_are_padded_to(tmp_path):
     assert sorted((row["width_px"], row["height_px"]) for row in read(manifest)) == sorted(sizes)
 
 
-def test_a_manifest_of_an_earlier_version_is_of_squares(tmp_path):
+def test_a_manifest_of_an_earlier_version_is_of_squares_and_of_square_pixels(tmp_path):
     manifest = write(tmp_path, rows_of(2), [5, 5])
     assert manifest.largest_px == ((256, 256),)
     part, index = tmp_path / manifest.parts[0], tmp_path / "index.json"
-    old = pq.read_table(part).drop_columns(["width_px", "height_px"])
+    old = pq.read_table(part).drop_columns(["width_px", "height_px", "aspect", "mpp_source"])
     pq.write_table(old, part)
-    index.write_text(json.dumps({key: value for key, value in manifest.index.items() if key != "largest_px"}))
+    index.write_text(
+        json.dumps(
+            {
+                key: value
+                for key, value in manifest.index.items()
+                if key not in ("largest_px", "resolutions", "rows_quarantined")
+            }
+        )
+    )
     earlier = read_manifest(str(tmp_path))
     assert earlier.largest_px == ((256, 256),)
-    assert {(row["width_px"], row["height_px"]) for row in read(replace(earlier, fingerprint="e" * 64))} == {(256, 256)}
+    rows = read(replace(earlier, fingerprint="e" * 64))
+    assert {(row["width_px"], row["height_px"], row["aspect"], row["mpp_source"]) for row in rows} == {(256, 256, 1.0, None)}
+    assert resolution_summary(earlier.index.get("resolutions")) is None
+
+
+def test_a_manifest_of_images_with_a_typed_resolution_is_still_the_same_one():
+    """An earlier version wrote --data.source_mpp into the rows of images."""
+    now, earlier = (SlideRow(slide="/a.png", kind="image", **mpp) for mpp in (dict(source_mpp=0.25), dict(mpp=0.25)))
+    tiling = TilingConfig(source_mpp=0.25)
+    prints = [fingerprint([row], tiling, ManifestConfig(), sizes=[1]) for row in (now, earlier)]
+    assert prints[0] == prints[1]
+    assert prints[0].startswith("b209f9d4ec8e0400"), "as that version worked it out"
 
 
 def test_settings_of_whole_images_are_no_part_of_what_a_manifest_of_tiles_depends_on():

@@ -1,6 +1,7 @@
 """Encoded tiles in parquet: the right one, whatever the order, without reading the whole file."""
 
 import io
+from decimal import Decimal
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,7 @@ from PIL import Image
 
 from csat.data import parquet_tiles, storage
 from csat.data.mpp import choose_mpp
-from csat.data.parquet_tiles import ParquetReader
+from csat.data.parquet_tiles import ParquetReader, numbers_of
 from csat.errors import SlideError
 
 
@@ -55,8 +56,8 @@ def test_row_groups_are_read_once_and_memory_is_bounded(tmp_path, monkeypatch):
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, "PNG")
         cells.append(buffer.getvalue())
-    reader = ParquetReader(write(str(tmp_path / "a.parquet"), cells, row_group_size=2), None)
     monkeypatch.setattr(parquet_tiles, "GROUP_CACHE_BYTES", 5 * len(cells[0]))  # two groups of two tiles
+    reader = ParquetReader(write(str(tmp_path / "a.parquet"), cells, row_group_size=2), None)
     reads, read = [], reader._file.read_row_group
     monkeypatch.setattr(
         reader,
@@ -66,17 +67,17 @@ def test_row_groups_are_read_once_and_memory_is_bounded(tmp_path, monkeypatch):
     for row in [0, 1, 2, 3, 0, 1, 4, 5, 2]:
         np.testing.assert_array_equal(reader.read(0, 0, 0, 64, row=row), noise[row])
         assert reader.num_bytes <= 5 * len(cells[0])
-    assert reads == [1, 2, 1], "group 0 was there from opening; 4 evicted group 1, which was used least recently"
+    assert reads == [0, 1, 2, 1], "4 evicted group 1, which was used least recently"
 
 
 def test_one_bad_row_is_quarantined_by_itself(tmp_path):
     cells = [b"no image", png(1), None, png(3, edge_px=16), png(4), b""]
     reader = ParquetReader(write(str(tmp_path / "a.parquet"), cells), None)
     for row, message in [
-        (0, "row 0: cannot be decoded"),
-        (2, "row 2.*no bytes"),
-        (3, "row 3: 16 x 16 px.* 8 x 8"),
-        (5, "row 5: is empty"),
+        (0, "row 0, column image: cannot be decoded"),
+        (2, "row 2, column image.*no bytes"),
+        (3, "row 3, column image: 16 x 16 px.* 8 x 8"),
+        (5, "row 5, column image: is empty"),
     ]:
         with pytest.raises(SlideError, match=message) as caught:
             reader.read(0, 0, 0, 8, row=row)
@@ -84,6 +85,31 @@ def test_one_bad_row_is_quarantined_by_itself(tmp_path):
     assert (reader.read(0, 0, 0, 8, row=4) == 4).all()
     with pytest.raises(SlideError, match="6 rows, and so no row 6"):
         reader.read(0, 0, 0, 8, row=6)
+
+
+def test_an_odd_first_tile_is_the_odd_one(tmp_path):
+    reader = ParquetReader(
+        write(str(tmp_path / "a.parquet"), [png(0, edge_px=16), *[png(value) for value in range(1, 10)]]), None
+    )
+    assert reader.levels == [(8, 8, 1.0)] and (reader.read(0, 0, 0, 8, row=9) == 9).all()
+    with pytest.raises(SlideError, match="row 0, column image: 16 x 16 px, but most of the file's first tiles have 8 x 8"):
+        reader.read(0, 0, 0, 8, row=0)
+
+
+@pytest.mark.parametrize(
+    ("column", "numbers", "others"),
+    [
+        (pa.array([0.5, None, np.nan, -1.0]), [0.5, np.nan, np.nan, -1.0], {}),
+        (pa.array([1, None], pa.int16()), [1.0, np.nan], {}),
+        (pa.array(["0,25", " ", None, "40x"]), [0.25, np.nan, np.nan, np.nan], {3: "40x"}),
+        (pa.array([Decimal("0.25"), None]), [0.25, np.nan], {}),
+        (pa.array([[0.25], None]), [np.nan, np.nan], {0: [0.25]}),
+    ],
+)
+def test_numbers_are_read_from_whatever_stores_them(column, numbers, others):
+    found, rest = numbers_of(pa.chunked_array([column]))
+    np.testing.assert_array_equal(found, numbers)
+    assert rest == others
 
 
 def test_files_that_cannot_be_opened(tmp_path):

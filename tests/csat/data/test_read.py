@@ -42,6 +42,7 @@ def rows(places, kind="wsi", read_px=128):
         "row": np.array([place[3] for place in places], np.int32),
         "level": np.zeros(len(places), np.int8),
         "read_px": np.full(len(places), read_px, np.int32),
+        "aspect": np.ones(len(places), np.float32),
         "tile_index": np.arange(len(places)) + 1000,
     }
 

@@ -91,9 +91,10 @@ def test_a_text_list_is_relative_to_itself(root):
     )
 
 
-def test_source_mpp_is_for_what_cannot_say_its_own(root):
+def test_source_mpp_is_passed_on_and_is_nobodys_own(root):
     fill(root, "a.svs", "b.png")
-    assert [row.mpp for row in list_slides([root], source_mpp=0.25)] == [None, 0.25]
+    write_parquet(root, "c.parquet", mpp=pa.array([0.5] * 3))
+    assert [(row.mpp, row.source_mpp) for row in list_slides([root], source_mpp=0.25)] == [(None, 0.25)] * 3
 
 
 def write_parquet(root, name, **columns):
@@ -107,8 +108,8 @@ def test_a_parquet_is_one_row_that_knows_its_tiles(root):
     write_parquet(root, "a.parquet", mpp=pa.array([0.5] * 3), patient=["P1"] * 3)
     write_parquet(root, "b.parquet", mpp=pa.array([0.5, 0.5, 0.25]), patient=["P1", "P2", "P1"])
     one, several = list_slides([root])
-    assert (one.kind, one.num_tiles, one.mpp, one.patient) == ("parquet", 3, 0.5, "P1")
-    assert (several.num_tiles, several.mpp, several.patient) == (3, None, None)
+    assert (one.kind, one.num_tiles, one.patient) == ("parquet", 3, "P1")
+    assert (several.num_tiles, several.patient) == (3, None)
 
 
 def test_a_damaged_parquet_among_good_ones_is_left_to_the_quarantine(root):

@@ -4,6 +4,7 @@ import io
 import math
 import os
 import shutil
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -11,17 +12,29 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from csat.data.crashes import CrashLog
 from csat.data.images import Level
+from csat.data.mpp import Mpp
+from csat.data.pyramid import read_shrunk
 from csat.data.read import TileReader
 from csat.data.slides import open_slide
 from csat.data.sources import SlideRow, list_slides
 from csat.data.synthetic import make_slides, paint
-from csat.data.tiling import TILE_SCHEMA, TilingConfig, find_pieces, plan_grid, read_tile, tile_slide, tissue_fraction
+from csat.data.tiling import (
+    TILE_SCHEMA,
+    TilingConfig,
+    cut_slide,
+    find_pieces,
+    plan_grid,
+    read_tile,
+    tile_slide,
+    tissue_fraction,
+)
 from csat.errors import ConfigError, SlideError
 from csat.responses import OK, STATUS, TILE
 
@@ -32,6 +45,10 @@ PYRAMID = [Level(40_000, 30_000, 1.0), Level(10_000, 7_500, 4.0), Level(2_500, 1
 def slide(tmp_path_factory):
     path = make_slides(tmp_path_factory.mktemp("slides"), num_slides=1, size_px=1536, mpp=0.5, seed=2)[0]
     return SlideRow(slide=str(path), kind="wsi", patient="p1")
+
+
+def _stated(mpp: float, down: float | None = None) -> Mpp:
+    return Mpp(mpp, down or mpp, "stated")
 
 
 def _save(path, array, **options) -> SlideRow:
@@ -53,53 +70,60 @@ def _grids(draw):
     tile_px = draw(st.integers(16, 128))
     overlap_px = draw(st.integers(0, tile_px * 3 // 4))
     mpp = draw(st.sampled_from([None, 0.25, 0.5, 1.0, 2.0]))
-    source_mpp = draw(st.floats(0.1, 0.5))
+    x = draw(st.floats(0.1, 0.5))
+    resolution = _stated(x, draw(st.one_of(st.just(x), st.floats(x / 1.9, x * 1.9))))  # of pixels that may not be square
     levels = [Level(draw(st.integers(600, 3000)), draw(st.integers(600, 3000)), 1.0)]
     for downsample in sorted(draw(st.lists(st.floats(1.5, 20.0), max_size=3))):
         levels.append(Level(int(levels[0].width_px / downsample), int(levels[0].height_px / downsample), downsample))
-    config = TilingConfig(mpp=mpp, tile_px=tile_px, overlap_px=overlap_px, allow_upsampling=True)
-    return levels, source_mpp, config
+    config = TilingConfig(mpp=mpp, tile_px=tile_px, overlap_px=overlap_px, allow_upsampling=True, max_upsampling=4.0)
+    return levels, resolution, config
 
 
 @given(_grids())
 def test_every_tile_lies_inside_and_neighbours_overlap_by_no_more_than_asked(case):
-    levels, source_mpp, config = case
+    levels, resolution, config = case
     try:
-        grid = plan_grid("s", levels, source_mpp, config)
+        grid = plan_grid("s", levels, resolution, config)
     except SlideError as error:
         assert error.reason == "too_small"
         return
-    width, height = levels[0].width_px, levels[0].height_px
     assert grid.x_px.min() == 0 == grid.y_px.min()
-    assert (grid.x_px + grid.footprint_px).max() <= width and (grid.y_px + grid.footprint_px).max() <= height
-    asked_px = grid.footprint_px * config.overlap_px / config.tile_px
-    for positions, extent in ((np.unique(grid.x_px), width), (np.unique(grid.y_px), height)):
-        assert (
-            extent - (positions[-1] + grid.footprint_px) < grid.footprint_px - asked_px + 1
-        )  # nothing more would have fitted
+    for positions, extent, footprint_px in (
+        (grid.x_px, levels[0].width_px, grid.footprint_px),
+        (grid.y_px, levels[0].height_px, grid.footprint_px * grid.aspect),
+    ):
+        positions = np.unique(positions)
+        asked_px = footprint_px * config.overlap_px / config.tile_px
+        assert positions[-1] + footprint_px <= extent + 1e-6
+        assert extent - (positions[-1] + footprint_px) < footprint_px - asked_px + 1  # nothing more would have fitted
         if len(positions) > 1:
-            overlaps_px = grid.footprint_px - np.diff(positions)
+            overlaps_px = footprint_px - np.diff(positions)
             assert overlaps_px.max() <= asked_px + 1e-5 and overlaps_px.min() > asked_px - 1.001
     assert len(set(zip(grid.x_px.tolist(), grid.y_px.tolist(), strict=True))) == len(grid.x_px)
 
 
 @given(_grids())
 def test_the_best_level_is_the_coarsest_that_is_fine_enough(case):
-    levels, source_mpp, config = case
+    levels, resolution, config = case
     try:
-        grid = plan_grid("s", levels, source_mpp, config)
+        grid = plan_grid("s", levels, resolution, config)
     except SlideError:
         return
     if config.mpp is None:
-        assert (grid.level, grid.read_px, grid.mpp) == (0, config.tile_px, source_mpp)
+        assert (grid.level, grid.read_px, grid.aspect) == (0, config.tile_px, 1)
         return
-    mpps = [source_mpp * level.downsample for level in levels]
-    good = [mpp for mpp in mpps if mpp <= config.mpp * 1.01]
+    coarser = max(resolution.x, resolution.y)
+    if coarser <= 1.01 * min(resolution.x, resolution.y):
+        coarser = resolution.mean
+    mpps = [coarser * level.downsample for level in levels]
+    good = [mpp for mpp in mpps if mpp <= config.mpp * 1.12]
     assert mpps[grid.level] == (max(good) if good else mpps[0])
-    assert grid.mpp == pytest.approx(mpps[grid.level] * grid.read_px / config.tile_px)
-    assert abs(grid.read_px / config.tile_px * mpps[grid.level] / config.mpp - 1) <= 0.0101 + 0.5 / grid.read_px
+    read_down_px = round(grid.read_px * grid.aspect)
+    at = levels[grid.level].downsample
+    for mpp, read_px in ((resolution.x, grid.read_px), (resolution.y, read_down_px)):  # a square in um is a square
+        assert abs(read_px / config.tile_px * mpp * at / config.mpp - 1) <= 0.0152 + 0.5 / read_px
     if good:
-        assert grid.read_px >= config.tile_px  # never enlarged
+        assert min(grid.read_px, read_down_px) >= config.tile_px / 1.12 - 1  # hardly enlarged
 
 
 @pytest.mark.parametrize(
@@ -110,22 +134,51 @@ def test_the_best_level_is_the_coarsest_that_is_fine_enough(case):
         (0.25, 1.0, 1, 256, 1024, 1.0),
         (0.2485, 1.0, 1, 256, 1024, 0.994),  # within 1%: read as it is
         (0.2525, 1.0, 1, 256, 1024, 1.01),  # within 1% on the coarse side too
-        (0.253, 1.0, 0, 1012, 1012, 1.0),  # beyond: the finer level, shrunk (1011.9 px → 1012)
+        (0.2325, 0.25, 0, 275, 275, 0.25),  # another scanner's 40x, shrunk by 7%
+        (0.263, 0.25, 0, 243, 243, 0.25),  # and one that is enlarged by 5%
+        (0.263, 1.0, 1, 243, 972, 1.0),  # from the same level as the others
+        (0.28, 1.0, 1, 229, 916, 1.0),  # 12%: the last that is
+        (0.281, 1.0, 0, 911, 911, 1.0),  # beyond: the finer level, shrunk
         (0.25, 2.0, 1, 512, 2048, 2.0),
         (0.25, None, 0, 256, 256, 0.25),
     ],
 )
 def test_levels_by_hand(source_mpp, mpp, level, read_px, footprint_px, finished_mpp):
-    grid = plan_grid("s", PYRAMID, source_mpp, TilingConfig(mpp=mpp))
-    assert (grid.level, grid.read_px, grid.footprint_px) == (level, read_px, footprint_px)
-    assert grid.mpp == pytest.approx(finished_mpp, rel=1e-3)
+    grid = plan_grid("s", PYRAMID, _stated(source_mpp), TilingConfig(mpp=mpp))
+    assert (grid.level, grid.read_px, grid.footprint_px, grid.aspect) == (level, read_px, footprint_px, 1)
+    assert grid.mpp == pytest.approx(finished_mpp, rel=2e-3) and grid.mpp_source == "stated"
     assert len(grid.x_px) == (40_000 // footprint_px) * (30_000 // footprint_px)
 
 
+@pytest.mark.parametrize(
+    ("x", "y", "mpp", "level", "read_px", "down_px"),
+    [
+        (0.25, 0.5, 0.5, 0, 512, 256),
+        (0.5, 0.25, 0.5, 0, 256, 512),
+        (0.2499, 0.2502, 0.25, 0, 256, 256),  # a scanner's rounding: square
+        (0.25, 0.26, 0.25, 0, 256, 246),
+        (0.25, 0.5, 2.0, 1, 512, 256),
+        (0.25, 0.5, None, 0, 256, 256),  # pixels as they are
+    ],
+)
+def test_unequal_resolutions_are_read_as_squares_of_tissue(x, y, mpp, level, read_px, down_px):
+    grid = plan_grid("s", PYRAMID, _stated(x, y), TilingConfig(mpp=mpp))
+    assert (grid.level, grid.read_px, grid.read_px * grid.aspect) == (level, read_px, pytest.approx(down_px))
+
+
+def test_resolutions_that_no_square_pixels_are_made_of_are_refused():
+    with pytest.raises(
+        SlideError, match="a.svs: states 0.2 um/px across and 0.41 down, more than 2 times apart.*CSV"
+    ) as caught:
+        plan_grid("a.svs", PYRAMID, _stated(0.2, 0.41), TilingConfig())
+    assert caught.value.reason == "no_mpp"
+    assert plan_grid("a.svs", PYRAMID, _stated(0.2, 0.41), TilingConfig(mpp=None)).read_px == 256
+
+
 def test_a_slide_of_exactly_one_tile_gives_one_and_a_pixel_less_gives_none():
-    assert len(plan_grid("s", [Level(256, 256, 1.0)], 0.5, TilingConfig()).x_px) == 1
+    assert len(plan_grid("s", [Level(256, 256, 1.0)], _stated(0.5), TilingConfig()).x_px) == 1
     with pytest.raises(SlideError, match="255 x 256 px is smaller than one tile of 256 px.*--data.tile_px") as caught:
-        plan_grid("s", [Level(255, 256, 1.0)], 0.5, TilingConfig())
+        plan_grid("s", [Level(255, 256, 1.0)], _stated(0.5), TilingConfig())
     assert caught.value.reason == "too_small"
 
 
@@ -138,11 +191,24 @@ def test_a_slide_without_mpp_says_how_to_give_it():
 
 
 def test_upsampling_is_refused_until_it_is_allowed():
+    allowed = TilingConfig(mpp=0.25, allow_upsampling=True)
     with pytest.raises(SlideError, match=r"b\.svs.*0\.5 um/px.*--data\.mpp 0\.5.*--data\.allow_upsampling true") as caught:
-        plan_grid("b.svs", PYRAMID, 0.5, TilingConfig(mpp=0.25))
+        plan_grid("b.svs", PYRAMID, _stated(0.5), TilingConfig(mpp=0.25))
     assert caught.value.reason == "needs_upsampling"
-    grid = plan_grid("b.svs", PYRAMID, 0.5, TilingConfig(mpp=0.25, allow_upsampling=True))
+    grid = plan_grid("b.svs", PYRAMID, _stated(0.5), allowed)
     assert (grid.level, grid.read_px, grid.mpp) == (0, 128, 0.25)
+
+
+@pytest.mark.parametrize("resolution", [_stated(0.51), _stated(42.33), _stated(0.3, 0.52)])
+def test_no_tile_is_read_from_less_than_a_quarter_of_its_pixels_unless_asked_for(resolution):
+    """Nor is that what the message recommends."""
+    for allow in (False, True):
+        config = TilingConfig(mpp=0.25, allow_upsampling=allow)
+        with pytest.raises(SlideError, match=r"--data\.max_upsampling 2") as caught:
+            plan_grid("b.svs", PYRAMID, resolution, config)
+        assert caught.value.reason == "needs_upsampling" and "allow_upsampling true" not in str(caught.value)
+    asked = TilingConfig(mpp=0.25, allow_upsampling=True, max_upsampling=200.0)
+    assert plan_grid("b.svs", PYRAMID, resolution, asked).read_px < 256
 
 
 @pytest.mark.parametrize(
@@ -155,6 +221,7 @@ def test_upsampling_is_refused_until_it_is_allowed():
         dict(overlap_px=256),
         dict(overlap_px=-1),
         dict(min_tissue=50.0),
+        dict(max_upsampling=0.5),
         dict(tissue_thumbnail_px=0),
     ],
 )
@@ -246,6 +313,91 @@ def test_encoded_tiles_of_a_parquet_keep_their_rows_patients_and_resolutions(tmp
     assert [r["read_px"] for r in rows] == [32] * 4 + [64] + [32] * 4 + [64]
     assert [r["patient"] for r in rows] == ["p"] * 4 + ["a"] + ["b"] * 4 + ["q"]
     assert all(math.isnan(r["tissue"]) and r["mpp"] == 0.5 for r in rows)
+
+
+def _parquet(path, num_rows, **columns) -> SlideRow:
+    data = io.BytesIO()
+    Image.fromarray(np.full((64, 64, 3), (190, 90, 160), np.uint8)).save(data, "PNG")
+    pq.write_table(pa.table({"image": [data.getvalue()] * num_rows, **columns}), path)
+    return SlideRow(slide=str(path), kind="parquet", num_tiles=num_rows)
+
+
+def test_a_row_that_does_not_fit_is_refused_by_itself_and_says_which_column(tmp_path):
+    mpps = [0.5, 0.25, None, 9.0, 352.8, 0.1, 0.5]  # of row 5 a tile would need more pixels than it has
+    row = _parquet(tmp_path / "a.parquet", 7, mpp=mpps)
+    cut = cut_slide(row, TilingConfig(mpp=0.5, tile_px=32))
+    assert cut.tiles["row"].unique().to_pylist() == [0, 1, 6]
+    refused = {each["row"]: (each["reason"], each["message"]) for each in cut.refused.to_pylist()}
+    assert [(index, reason) for index, (reason, _) in refused.items()] == [
+        (2, "no_mpp"),
+        (3, "needs_upsampling"),
+        (4, "no_mpp"),
+        (5, "too_small"),
+    ]
+    assert all(f"a.parquet, row {index}, column mpp: " in message for index, (_, message) in refused.items())
+    assert "352.8 is no resolution" in refused[4][1] and "9 um/px" in refused[3][1]
+    typed = cut_slide(row, TilingConfig(mpp=0.5, tile_px=32, source_mpp=0.5))
+    assert typed.tiles["row"].unique().to_pylist() == [0, 1, 2, 6], "a typed default is for rows that state nothing"
+    sources = dict(zip(typed.tiles["row"].to_pylist(), typed.tiles["mpp_source"].to_pylist(), strict=True))
+    assert sources == {0: "stated", 1: "stated", 2: "source_mpp", 6: "stated"}
+    given = cut_slide(replace(row, mpp=0.5), TilingConfig(mpp=0.5, tile_px=32))
+    assert given.refused.num_rows == 0 and set(given.tiles["mpp_source"].to_pylist()) == {"given"}
+    as_they_are = cut_slide(row, TilingConfig(mpp=None, tile_px=32))
+    assert as_they_are.tiles["row"].unique().to_pylist() == list(range(7)) and as_they_are.refused.num_rows == 0
+
+
+def test_a_parquet_none_of_whose_rows_fits_is_quarantined_as_a_whole(tmp_path):
+    row = _parquet(tmp_path / "a.parquet", 3, mpp=["40x", "9", ""])
+    with pytest.raises(
+        SlideError, match="a.parquet: none of its 3 rows fits; the first: .*row 0, column mpp: '40x' is no"
+    ) as caught:
+        tile_slide(row, TilingConfig(mpp=0.5, tile_px=32))
+    assert caught.value.reason == "no_mpp"
+    with pytest.raises(SlideError, match=r"a.parquet: its finest level has 9 um/px"):
+        tile_slide(_parquet(tmp_path / "a.parquet", 2, mpp=[9, 9]), TilingConfig(mpp=0.5, tile_px=32))
+
+
+def _disc(width: int, height: int) -> np.ndarray:
+    """An ellipse that fills the picture: round, where pixels have its aspect."""
+    y, x = np.mgrid[:height, :width]
+    pixels = np.full((height, width, 3), 245, np.uint8)
+    pixels[((x + 0.5) / width - 0.5) ** 2 + ((y + 0.5) / height - 0.5) ** 2 < 0.16] = (160, 70, 150)
+    return pixels
+
+
+@pytest.mark.parametrize("kind", ["plain", "tiled"])
+@pytest.mark.parametrize("whole", [None, "image"])
+def test_pixels_that_are_not_square_are_seen_as_square_ones(tmp_path, kind, whole):
+    """A disc is round to the teacher, in a plain tif as in a tiled one."""
+    path = tmp_path / "a.tif"
+    tiled = dict(tile=(256, 256)) if kind == "tiled" else {}
+    resolution = dict(resolution=(40_000, 20_000), resolutionunit="CENTIMETER")  # 0.25 um/px across, 0.5 down
+    tifffile.imwrite(path, _disc(1024, 512), photometric="rgb", compression="zlib", metadata=None, **tiled, **resolution)
+    row = SlideRow(slide=str(path), kind="wsi")
+    reader = open_slide(row.slide, row.kind)
+    assert reader.kind == ("wsi" if kind == "tiled" else "image") and reader.resolution == (0.25, 0.5, "stated")
+    (tile,) = tile_slide(row, TilingConfig(mpp=1.0, tile_px=256, min_tissue=0, whole=whole)).to_pylist()
+    assert (tile["read_px"], tile["aspect"], tile["footprint_px"]) == (1024, 0.5, 1024)
+    assert (tile["width_px"], tile["height_px"], tile["mpp"], tile["tissue"]) == (256, 256, 1.0, pytest.approx(0.5, abs=0.01))
+    where = {name: tile[name] for name in ("x_px", "y_px", "level", "read_px", "row", "aspect")}
+    seen = read_tile(reader, **where, tile_px=256)
+    assert np.abs(seen.astype(int) - _disc(256, 256)).mean() < 2
+    shrunk = read_shrunk(reader, seen, **where, factor=4)
+    assert shrunk.shape == (64, 64, 3) and np.abs(shrunk.astype(int) - _disc(64, 64)).mean() < 6
+    quarters = tile_slide(row, TilingConfig(mpp=0.5, tile_px=256, min_tissue=0))
+    assert list(zip(quarters["x_px"].to_pylist(), quarters["y_px"].to_pylist(), strict=True)) == [
+        (0, 0),
+        (512, 0),
+        (0, 256),
+        (512, 256),
+    ]
+    assert quarters["tissue"].to_pylist() == pytest.approx([0.5] * 4, abs=0.02)
+
+
+def test_a_low_power_scan_is_what_it_states(shared_data):
+    row = SlideRow(slide=str(shared_data("slides_mini") / "camelyon16_29um.dcm"), kind="wsi")
+    table = tile_slide(row, TilingConfig(mpp=28.97, tile_px=64, min_tissue=0.1))
+    assert set(table["read_px"].to_pylist()) == {64} and set(table["mpp_source"].to_pylist()) == {"stated"}
 
 
 def test_real_slides(shared_data):
