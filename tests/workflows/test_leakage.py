@@ -51,6 +51,7 @@ def pretraining(folder, slides, *, teacher=None, holdout=0.0) -> str:
     writer = ManifestWriter(storage.join(str(folder), "manifest"), config, "f" * 64, TilingConfig(), rows)
     for row in rows:
         values = {"slide": row.slide, "kind": row.kind, "patient": row.patient, "read_px": 256, "footprint_px": 256}
+        values |= {"width_px": 256, "height_px": 256, "aspect": 1.0, "mpp_source": "stated"}
         columns = {field.name: pa.array([values.get(field.name, 0)]).cast(field.type) for field in TILE_SCHEMA}
         writer.add(row, pa.table(columns))
     writer.close()
