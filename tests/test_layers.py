@@ -31,6 +31,10 @@ DOORS = {
     "openslide": ("csat/data/slides.py",),
     "s3fs": ("csat/data/storage.py",),
     "timm": ("csat/model/", "teachers/"),
+    # Pictures and masks are decoded by csat.data.pixels alone; the other two write them.
+    "PIL": ("csat/data/pixels.py", "csat/data/tifs.py", "csat/evaluation/page.py"),
+    "tifffile": ("csat/data/tifs.py", "csat/data/tif_pages.py", "csat/data/synthetic.py"),
+    "imagecodecs": ("csat/data/pixels.py",),
 }
 
 

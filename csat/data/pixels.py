@@ -107,9 +107,11 @@ def _opened(source: bytes | Path, name: str, formats: Sequence[str]):
 def _orientation(image: Image.Image) -> int:
     """Of a decoded picture (a PNG may say it behind its pixels)."""
     try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of malformed settings of a camera, which are no reason to refuse good pixels
+            return image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # as for Pillow's plugins
-        return 1  # a malformed block of camera settings is no reason to refuse good pixels
+        return 1
 
 
 def _to_rgb(image: Image.Image, name: str) -> np.ndarray:

@@ -119,6 +119,11 @@ def test_slides_and_images_in_a_bucket(tmp_path, pyramid, s3):
     Image.fromarray(PIXELS[:64, :64]).save(tmp_path / "tile.png")
     storage.write_bytes(f"{s3}/tile.png", (tmp_path / "tile.png").read_bytes())
     np.testing.assert_array_equal(open_slide(f"{s3}/tile.png", "image").read(0, 0, 0, 64), PIXELS[:64, :64])
+    turned = generic(tmp_path / "turned.tif", *MISREAD["turned"])
+    with open(turned, "rb") as file:
+        storage.write_bytes(f"{s3}/turned.tif", file.read())
+    upright = open_slide(f"{s3}/turned.tif", "wsi", cache=cache)
+    np.testing.assert_array_equal(upright.read(0, 0, 0, 256), PIXELS[:256, :256])
     with pytest.raises(ConfigError, match="needs a slide cache"):
         open_slide(f"{s3}/a slide.tif", "wsi")
 
