@@ -8,7 +8,7 @@ import imagecodecs
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
 
 from csat.data import raster
 from csat.data.pixels import decode_image, decode_labels
@@ -330,3 +330,12 @@ def test_a_real_tile_in_the_encodings_of_dicom(shared_data):
         assert np.abs(pixels - truth).mean() <= limit, path.name
         num_read += 1
     assert num_read == 12
+
+
+def test_a_tif_of_luma_and_chroma_without_jpeg_is_read_in_colour_and_turned():
+    seen = np.full((32, 48, 3), 240, np.uint8)
+    seen[:16, :16] = (120, 40, 140)
+    stored = Image.fromarray(np.ascontiguousarray(np.rot90(seen))).convert("YCbCr")
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[274] = 6
+    assert np.abs(pixels_of(encoded(stored, "TIFF", tiffinfo=tags)).astype(int) - seen).max() <= 2

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from PIL import Image, ImageOps
 
 from csat.data.datasets.contract import IGNORE, Task
 from csat.data.datasets.registry import load_sample, read_dataset
@@ -121,3 +122,19 @@ def test_a_corrupt_image_among_good_ones(tmp_path):
         pair(tmp_path, f"{name}.png", MASK > 0, seed=seed)
     break_image(tmp_path / "images" / "b.png")
     check_one_unreadable(read_dataset("pairs", str(tmp_path)), tmp_path / "images" / "b.png")
+
+
+@pytest.mark.parametrize("image_tag", [2, 6, 8])
+def test_a_photograph_and_its_mask_lie_on_each_other_whatever_their_tags(tmp_path, image_tag):
+    """The camera turned the picture by EXIF; its mask was drawn on what a viewer showed, and has no tag."""
+    stored = np.full((32, 48, 3), 240, np.uint8)
+    stored[:16, :16] = (120, 40, 140)
+    exif = Image.Exif()
+    exif[274] = image_tag
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    Image.fromarray(stored).save(tmp_path / "images" / "a.jpg", exif=exif)
+    shown = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "images" / "a.jpg")))
+    Image.fromarray((shown[..., 1] < 140).astype(np.uint8)).save(tmp_path / "masks" / "a.png")
+    sample = load_sample(only(read_dataset("pairs", str(tmp_path)), "a.jpg"))
+    np.testing.assert_array_equal(sample.image[..., 1] < 140, sample.mask == 1)
