@@ -178,6 +178,8 @@ class Batch:
         targets: name → what a person labelled, by `TargetSpec`; empty for methods without labels.
         positions: int64 `[B]`, place in the plan: the only source of randomness per tile.
         student_tiles: uint8, `tiles` at the student's resolution where it was read by itself; None: shrink `tiles`.
+        kept: name → what an earlier turn of this step left for a later one, detached: a part is computed once a step. Emptied
+            after the step.
     """
 
     tiles: Tensor
@@ -185,6 +187,7 @@ class Batch:
     responses: dict[str, Tensor] = field(default_factory=dict)
     targets: dict[str, Tensor] = field(default_factory=dict)
     student_tiles: Tensor | None = None
+    kept: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.tiles.shape[0]

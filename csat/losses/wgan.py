@@ -46,11 +46,17 @@ def adversarial_loss(student_scores: Tensor) -> Tensor:
     return -_per_tile(student_scores)
 
 
-def gradient_penalty(critic: Callable[[Tensor], Tensor], student: Tensor, teacher: Tensor, share: Tensor) -> Tensor:
-    """`(||grad_x D(x)||_2 - 1)^2` at `x = share * teacher + (1 - share) * student`, per tile.
+def gradient_penalty(
+    critic: Callable[[Tensor, Tensor], Tensor], images: Tensor, student: Tensor, teacher: Tensor, share: Tensor
+) -> Tensor:
+    """`(||grad D||_2 - 1)^2` at (image, `share * teacher + (1 - share) * student`), per tile.
+
+    The slope is taken in both inputs together, as CoCo DistillNet's code takes it: the critic is conditional, and its scores
+    may not change faster with the image either.
 
     Args:
-        critic: Predictions `[B, C, H, W]` → scores `[B, ...]`; a tile's scores must depend on that tile only (no batch norm).
+        critic: Images and predictions → scores `[B, ...]`; a tile's scores must depend on that tile only (no batch norm).
+        images: `[B, 3, H, W]`, what both predictions are of.
         student: Predictions `[B, C, H, W]`; detached.
         teacher: the same shape; detached.
         share: `[B]` in [0, 1], drawn uniformly for each tile.
@@ -68,11 +74,13 @@ def gradient_penalty(critic: Callable[[Tensor], Tensor], student: Tensor, teache
         )
     share = share.float().view(-1, *[1] * (student.ndim - 1))
     between = torch.lerp(student.detach().float(), teacher.detach().float(), share).requires_grad_()
+    images = images.detach().float().requires_grad_()
     # Also where no graph is kept otherwise; and in float32: slopes of slopes would lose the few digits of half precision.
     with torch.enable_grad(), torch.autocast(between.device.type, enabled=False):
-        scores = _per_tile(critic(between))
-        (slope,) = torch.autograd.grad(scores.sum(), between, create_graph=True)
-    return (torch.linalg.vector_norm(slope.flatten(1), dim=1) - 1).square()
+        scores = _per_tile(critic(images, between))
+        slopes = torch.autograd.grad(scores.sum(), (images, between), create_graph=True)
+    slope = torch.cat([each.flatten(1) for each in slopes], 1)
+    return (torch.linalg.vector_norm(slope, dim=1) - 1).square()
 
 
 def _per_tile(scores: Tensor) -> Tensor:

@@ -9,10 +9,14 @@ Zou & Sun 2021 (arXiv 2108.12173). One map of the encoder and one of the decoder
 | student | `coco` | lambda_s | cross-layer correlation of channel-mixed spatial similarity, see `csat/losses/correlation.py` |
 | student | `adv` | lambda_adv | `-D(S)`: the critic shall take the student's logits for the teacher's |
 | critic | `critic` | 1 | `D(S) - D(T)` of a conditional PatchGAN, on the image and the logits |
-| critic | `penalty` | 10 | gradient penalty of WGAN-GP |
+| critic | `penalty` | 10 | gradient penalty of WGAN-GP, of the slope in the image and the logits together |
 
-PM are paraphrasers, trained before (`csat/methods/paraphrasing.py`) and frozen. The critic takes its turn before the student,
-with Adam (0.9, 0.99) at 3e-5 x (1 - progress)^0.9.
+PM are paraphrasers, trained before (`csat/methods/paraphrasing.py`) and frozen. The student takes its turn first, and the
+critic learns from the logits of that very pass: the student runs once a step. The critic has Adam (0.9, 0.99) at
+3e-5 x (1 - progress)^0.9.
+
+The weights 1.0 and 0.1 are the defaults of the authors' training script; the correlation's formula is ours, so that its weight
+need not mean what theirs does. Until November 2026 the defaults here were 0.01 and 0.001, for which no source was found.
 
 Differs, or is decided here:
 - The student's optimiser is the run's own (`train.optim`: AdamW, warm-up, cosine); the paper has Adam with weight decay 2e-4
@@ -47,6 +51,7 @@ from csat.model.paraphraser_files import LAYERS, make_paraphrasers
 from csat.responses import Batch, Kind, ResponseSpec, TeacherSpec
 
 MASK = "mask"
+LOGITS = "logits"  # what the student's turn keeps for the critic's
 SHARE_STREAM = 4  # which of a tile's random streams says where between the two predictions the penalty is taken
 
 
@@ -54,8 +59,8 @@ SHARE_STREAM = 4  # which of a tile's random streams says where between the two 
 class CoCoConfig:
     """How much is learned from what. A weight of 0 switches a term off, with everything that only it needs."""
 
-    lambda_s: float = 0.01  # weight of the correlation; 0: no maps are asked of the teacher
-    lambda_adv: float = 0.001  # weight of the adversarial term; 0: there is no critic
+    lambda_s: float = 1.0  # weight of the correlation; 0: no maps are asked of the teacher
+    lambda_adv: float = 0.1  # weight of the adversarial term; 0: there is no critic
     use_paraphraser: bool = True  # compare with the paraphrased maps; false: with the teacher's maps as they are
     paraphrasers: str | None = None  # folder of trained paraphrasers of this teacher and student; None: trained by this run
     paraphraser_epochs: int = 10  # visits of every training image in their training
@@ -130,7 +135,7 @@ class CoCo(Method):
         if config.lambda_adv:
             remedy = "choose a teacher of these classes, or --method.options.lambda_adv 0"
             check_same_classes(specs[MASK], info.classes, remedy=remedy)
-            self.turns = ("critic", "student")
+            self.turns = ("student", "critic")
             self.weights |= {"adv": config.lambda_adv, "critic": 1.0, "penalty": PENALTY_WEIGHT}
             self.critic = PatchCritic(len(info.classes), width=config.critic_width)
             self.own_optimisers = {"critic": OwnOptimiser(lr=config.critic_lr, betas=(0.9, 0.99))}
@@ -159,19 +164,18 @@ class CoCo(Method):
         """The unweighted terms of a turn: term → float32 `[B]`.
 
         Args:
-            batch: Tiles, the teacher's responses, and the target `mask`.
-            turn: "critic" or "student".
+            batch: Tiles, the teacher's responses, and the target `mask`; for the critic as the student's turn left it.
+            turn: "student" or "critic".
         """
         images = batch.tiles.float() / 255
         if turn == "critic":
-            with torch.no_grad():
-                student = self._tap(images)[2]
-            return self._criticise(images, student, batch)
+            return self._criticise(images, batch.kept[LOGITS], batch)
         encoder, decoder, logits = self._tap(images)
         terms = {"ce": cross_entropy(logits, batch.targets[MASK], ignore=IGNORE)}
         if "coco" in self.weights:
             terms["coco"] = correlation_error(encoder, decoder, *self._factors(batch), cells=self.config.cells)
         if self.critic is not None:
+            batch.kept[LOGITS] = logits.detach()
             # The gradient passes through the critic and not into it.
             fixed = {name: parameter.detach() for name, parameter in self.critic.named_parameters()}
             terms["adv"] = adversarial_loss(functional_call(self.critic, fixed, (images, logits)))
@@ -188,7 +192,7 @@ class CoCo(Method):
         share = uniforms(batch.positions, 1, seed=self.seed, stream=SHARE_STREAM)[:, 0]
         return {
             "critic": critic_loss(self.critic(images, student), self.critic(images, teacher)),
-            "penalty": gradient_penalty(lambda between: self.critic(images, between), student, teacher, share),
+            "penalty": gradient_penalty(self.critic, images, student, teacher, share),
         }
 
     @torch.no_grad()

@@ -42,7 +42,9 @@ class Method(nn.Module, ABC):
     A batch has at least one tile: a rank without any passes one of zeros and multiplies its loss by 0.
 
     Attributes:
-        turns: Names of the alternating updates of a step, one optimiser each; `("student",)` for most.
+        turns: Names of the updates of a step, in order, one optimiser each; `("student",)` for most. All turns of a step get
+            the same batches, and what one of them computes a later one may reuse (`Batch.kept`): running a part again would
+            move its batch norms' statistics twice.
         has_teacher: It learns from a teacher's responses; else it can't be given one.
         own_optimisers: Turn → its optimiser, where that is not the run's own.
         responses: The responses that this method reads from the teacher; empty for one without a teacher.

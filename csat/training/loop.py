@@ -188,29 +188,32 @@ class Trainer:
         """One optimiser step per turn, from the tiles of all ranks."""
         torch.manual_seed(hash((self.config.seed, self.step, self.context.rank)) & 0x7FFF_FFFF)
         progress = (self.accounts.tiles_done + self._window.since_settled()) / self.plan.num_positions
+        # A rank without tiles still takes part in the exchange of gradients. Every turn of a step sees the same batches.
+        mine = batches or [self._idle_batch()]
+        weight = self.context.world_size / tiles_all if batches else 0.0
         for turn in self.method.turns:
             schedule = self.method.own_optimisers.get(turn, self.config.optim)
             set_lr([self.optimisers[turn]], schedule.lr_at(progress))
             self.optimisers[turn].zero_grad(set_to_none=True)
             terms = []
-            mine = batches or [None]  # a rank without tiles still takes part in the exchange of gradients
             for index, batch in enumerate(mine):
                 is_last = index == len(mine) - 1  # once per rank and turn, however many sizes it holds
                 with contextlib.nullcontext() if is_last or self.context.world_size == 1 else self._model.no_sync():
-                    terms.append(self._backward(batch, turn, tiles_all))
+                    terms.append(self._backward(batch, turn, weight))
             self._descend(turn, terms)
+        for batch in mine:
+            batch.kept.clear()
         if self.average:
             self.average.update(self.method, self.step)
         self.step += 1
 
-    def _backward(self, batch: Batch | None, turn: str, tiles_all: int) -> dict[str, Tensor]:
-        """Gradients of one part, added up; None stands for a batch that weighs nothing."""
-        weight = self.context.world_size / tiles_all if batch else 0.0
+    def _backward(self, batch: Batch, turn: str, weight: float) -> dict[str, Tensor]:
+        """Gradients of one part, added up; a batch of weight 0 counts for nothing else."""
         with torch.autocast(self.context.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-            terms = self._model(batch or self._idle_batch(), turn)
+            terms = self._model(batch, turn)
         loss = self.method.total(terms)
         (loss.sum() * weight).backward()
-        if not batch:
+        if not weight:
             return {}
         self._last_batch = batch
         terms = {name: term.detach() for name, term in terms.items()}
@@ -291,7 +294,7 @@ class Trainer:
 
     def _idle_batch(self) -> Batch:
         if self._last_batch is not None:
-            return self._last_batch
+            return self._last_batch  # nothing is kept of its own step
         device, edge = self.context.device, self.tile_px
         return Batch(
             tiles=torch.full((1, 3, edge, edge), 255, dtype=torch.uint8, device=device),

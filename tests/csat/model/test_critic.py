@@ -24,7 +24,7 @@ class CriticTurn(nn.Module):
 
     def forward(self, images: Tensor, student: Tensor, teacher: Tensor, share: Tensor) -> Tensor:
         scores = [self.critic(images, logits) for logits in (student, teacher)]
-        penalty = gradient_penalty(lambda logits: self.critic(images, logits), student, teacher, share)
+        penalty = gradient_penalty(self.critic, images, student, teacher, share)
         return critic_loss(*scores) + PENALTY_WEIGHT * penalty
 
 
