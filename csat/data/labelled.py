@@ -7,6 +7,7 @@ from typing import Any
 from csat.data.augment_joint import JointConfig
 from csat.data.datasets.contract import DatasetInfo, LabelledSet, Sample, Task
 from csat.data.datasets.registry import DATASETS, read_dataset
+from csat.data.mpp import check_mpp
 from csat.data.splits import PARTS, SplitConfig, check_classes, check_images, keep_fraction, renamed, split_set
 from csat.errors import ConfigError, DatasetError
 from csat.settings import read_settings
@@ -21,13 +22,12 @@ class SetConfig:
     path: str  # folder or file, local or s3://
     layout: str | None = None  # how it is laid out, a name of csat.data.datasets.registry; None: the name it stands under
     options: dict[str, Any] = field(default_factory=dict)  # what the layout lets one choose
-    mpp: float | None = None  # of its images, um/px; None: what the set states
+    mpp: float | None = None  # of its images, um/px, but for those whose own row or file states theirs; None: the set's
     val_fraction: float | None = None  # of this set; None: data.split's
     test_fraction: float | None = None  # of this set; None: data.split's; 0: no test is drawn from it
 
     def __post_init__(self):
-        if self.mpp is not None and not 0 < self.mpp < float("inf"):
-            raise ConfigError(f"the mpp of {self.path} is in um/px and positive, not {self.mpp}")
+        check_mpp(self.mpp, f"the mpp of {self.path}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +53,7 @@ class LabelledConfig:
                 raise ConfigError(f"data.{name} is one of {', '.join(allowed)}, not {getattr(self, name)!r}")
         if self.tile_px < 16:
             raise ConfigError(f"data.tile_px must be at least 16 px, not {self.tile_px}")
-        if self.mpp is not None and not 0 < self.mpp < float("inf"):
-            raise ConfigError(f"data.mpp is in um/px and positive, not {self.mpp}")
+        check_mpp(self.mpp, "data.mpp")
         if not self.memory_gb >= 0:
             raise ConfigError(f"data.memory_gb must be 0 or more, not {self.memory_gb}")
         if not 0 <= self.max_unreadable <= 1:
@@ -157,8 +156,9 @@ def _split_config(chosen: SetConfig, config: LabelledConfig) -> SplitConfig:
 def _read_set(name: str, chosen: SetConfig, config: LabelledConfig) -> LabelledSet:
     found = read_dataset(chosen.layout, chosen.path, task=config.task, options=chosen.options)
     if chosen.mpp is not None:
-        samples = tuple(replace(sample, mpp=chosen.mpp) for sample in found.samples)
-        found = LabelledSet(replace(found.info, mpp=chosen.mpp), samples)
+        samples = tuple(each if each.mpp_source else replace(each, mpp=chosen.mpp) for each in found.samples)
+        mpps = {sample.mpp for sample in samples}
+        found = LabelledSet(replace(found.info, mpp=mpps.pop() if len(mpps) == 1 else None), samples)
     _check_resolution(name, found.samples, config.mpp)
     return found
 

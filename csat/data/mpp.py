@@ -11,7 +11,6 @@ A printer's or a screen's resolution (72, 300, 600 dpi) states nothing.
 """
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 from csat.errors import ConfigError
@@ -95,10 +94,10 @@ def is_plausible_mpp(mpp: float | None) -> bool:
     return mpp is not None and MPP_RANGE[0] <= mpp <= MPP_RANGE[1]
 
 
-def check_mpp(mpp: float | None, where: str, error: Callable[[str], Exception] = ConfigError) -> None:
+def check_mpp(mpp: float | None, where: str) -> None:
     """Refuse a typed number that cannot be micrometres per pixel; None is none. `where` begins the message."""
     if mpp is not None and not is_plausible_mpp(mpp):
-        raise error(
+        raise ConfigError(
             f"{where} is {mpp}: expected micrometres per pixel, between {MPP_RANGE[0]} and {MPP_RANGE[1]} "
             "(40x is about 0.25, 20x about 0.5)"
         )

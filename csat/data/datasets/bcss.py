@@ -25,6 +25,7 @@ from csat.data.datasets.decode import (
     relative_key,
 )
 from csat.data.datasets.tables import read_rows
+from csat.data.mpp import STATED
 from csat.errors import DatasetError
 from csat.settings import read_settings
 from csat.text import text
@@ -122,6 +123,7 @@ def _sample(uri: str, masks: str, root: str) -> Sample:
         split="test" if institute.upper() in TEST_INSTITUTES else "train",
         mask=storage.join(masks, name),
         mpp=None if mpp is None else float(mpp),
+        mpp_source=None if mpp is None else STATED,
     )
 
 

@@ -42,6 +42,9 @@ class Sample:
     index: int | None = None  # position within `image`, for containers (h5, npy)
     form: str | None = None  # what the label files hold, where a layout reads several forms: its own word
     mpp: float | None = None  # micrometres per pixel; None: not stated
+    # Who says so (csat.data.mpp): GIVEN in this sample's row of the user's table, STATED by its own file; None: it is what is
+    # known of the set as a whole, which the user may correct.
+    mpp_source: str | None = None
     # Stamped by `registry.read_dataset`, so that `load` needs nothing but the sample:
     task: Task = Task.CLASSIFICATION  # whether `load` gives pixels alone, a class mask or instances
     num_classes: int = 0  # of the set: a class mask holds less, types hold at most this

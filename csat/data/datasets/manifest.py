@@ -18,6 +18,7 @@ from csat.data import storage
 from csat.data.datasets.contract import DatasetInfo, Decoded, LabelledSet, Sample, Task
 from csat.data.datasets.decode import PARTS, missing_layout, read_classes, read_image, read_instances, relative_key
 from csat.data.datasets.tables import READERS, Row, read_rows, require_columns
+from csat.data.mpp import GIVEN, is_plausible_mpp
 from csat.errors import ConfigError, DatasetError
 from csat.settings import read_settings
 from csat.text import is_empty, number, text
@@ -152,6 +153,7 @@ def _sample(cells: _Cells, chosen: ManifestOptions, task: Task, classes: Sequenc
     if part is not None and part.lower() not in PARTS:
         raise DatasetError(f"{cells.where}: unknown part {part!r} in column {chosen.split!r}; parts are: {', '.join(PARTS)}")
     types = cells.needed(chosen.types) if task == Task.NUCLEI and classes else None
+    mpp = _mpp(cells, chosen.mpp)
     return Sample(
         key=key,
         layout="manifest",
@@ -161,7 +163,8 @@ def _sample(cells: _Cells, chosen: ManifestOptions, task: Task, classes: Sequenc
         label=label,
         mask=None if task == Task.CLASSIFICATION else _resolve(base, cells.needed(chosen.mask)),
         types=None if types is None else _resolve(base, types),
-        mpp=_mpp(cells, chosen.mpp),
+        mpp=mpp,
+        mpp_source=None if mpp is None else GIVEN,
     )
 
 
@@ -176,6 +179,6 @@ def _mpp(cells: _Cells, column: str) -> float | None:
         mpp = None if cell is None else number(cell)
     except ValueError:
         mpp = math.nan
-    if mpp is not None and not (math.isfinite(mpp) and mpp > 0):
+    if mpp is not None and not is_plausible_mpp(mpp):
         raise DatasetError(f"{cells.where}: {cell!r} in column {column!r} is no resolution in um/px")
     return mpp

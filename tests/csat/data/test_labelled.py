@@ -241,11 +241,21 @@ def test_a_resolution_needs_images_that_state_theirs(table):
     assert assemble(LabelledConfig(sets={"mine": settings}, split=HALVES)).info.mpp is None
 
 
+def test_a_rows_own_resolution_beats_that_of_the_set(table):
+    rows = rows_of(mpp=0.5)
+    for row in rows[::2]:
+        row["mpp"] = ""
+    data = assemble(LabelledConfig(sets={"mine": table(rows) | {"mpp": 0.25}}, mpp=0.5, split=HALVES))
+    named = {row["path"]: float(row["mpp"] or 0.25) for row in rows}
+    assert {sample.key: sample.mpp for sample in data.samples} == named and set(named.values()) == {0.25, 0.5}
+    assert data.info.mpp is None
+
+
 @pytest.mark.parametrize("mpp", [0.0, -1.0, float("inf")])
 def test_an_impossible_resolution_is_refused(table, mpp):
-    with pytest.raises(ConfigError, match="um/px and positive"):
+    with pytest.raises(ConfigError, match="mpp.* expected micrometres per pixel, between 0.02 and 50"):
         assemble(LabelledConfig(sets={"mine": table(rows_of()) | {"mpp": mpp}}))
-    with pytest.raises(ConfigError, match="um/px and positive"):
+    with pytest.raises(ConfigError, match="mpp.* expected micrometres per pixel, between 0.02 and 50"):
         LabelledConfig(sets={"mine": "x"}, mpp=mpp)
 
 
