@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from csat import nuclei
 from csat.errors import ConfigError, TeacherError
 from csat.model.hovernet import MARGIN_PX, SMALLEST_PX, HoVerNet, Mode
 from csat.responses import Kind, ResponseSpec, Symmetry, TeacherSpec
@@ -56,18 +57,18 @@ PUBLISHED = {
     "pannuke": Published(
         mode="fast",
         licence="CC BY-NC-SA 4.0 (PanNuke)",
-        types=("background", "neoplastic", "inflammatory", "connective", "dead", "non-neoplastic epithelial"),
+        types=("background", *nuclei.PANNUKE),
     ),
     "monusac": Published(
         mode="fast",
         licence="CC BY-NC-SA 4.0 (MoNuSAC)",
-        types=("background", "epithelial", "lymphocyte", "macrophage", "neutrophil"),
+        types=("background", *nuclei.MONUSAC),
     ),
-    # The order of the authors' label files; TIAToolbox 2.1 lists epithelial first and miscellaneous last.
+    # The order of the authors' label files; TIAToolbox 2.1 lists epithelial first and other last.
     "consep": Published(
         mode="original",
         licence="Apache-2.0 (CoNSeP)",
-        types=("background", "miscellaneous", "inflammatory", "epithelial", "spindle-shaped"),
+        types=("background", *nuclei.CONSEP),
     ),
     "kumar": Published(mode="original", licence="CC BY-NC-SA 4.0 (Kumar)"),
     "cpm17": Published(mode="original", licence="unknown (CPM17)"),

@@ -15,6 +15,7 @@ SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 LAYERS = {
     "csat.text": 0,
     "csat.errors": 0,
+    "csat.nuclei": 0,
     "csat.settings": 0,
     "csat.responses": 1,
     "csat.data": 2,

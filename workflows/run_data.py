@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from csat import nuclei
 from csat.data.datasets.contract import DatasetInfo, Sample, Task
 from csat.data.decoded import SampleSource
 from csat.data.labelled import LabelledConfig, assemble, assemble_to_judge
@@ -109,8 +110,8 @@ def _run_data(prepared: Prepared, samples: tuple[Sample, ...], run: JudgedRun) -
 
 def _common_info(run: JudgedRun, info: DatasetInfo) -> DatasetInfo:
     """What can be judged: nuclei without types where either side has none."""
-    if info.classes == run.classes:
-        return info
+    if nuclei.are_same(info.classes, run.classes):
+        return replace(info, classes=run.classes)  # in the run's spelling, by which its metrics are called
     if run.task == Task.NUCLEI and not (info.classes and run.classes):
         return replace(info, classes=())
     raise ConfigError(

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from csat import nuclei
 from csat.data.augment_joint import JointConfig
 from csat.data.datasets.contract import DatasetInfo, LabelledSet, Sample, Task
 from csat.data.datasets.registry import DATASETS, read_dataset
@@ -189,7 +190,7 @@ def _merge(infos: Sequence[DatasetInfo]) -> DatasetInfo:
     if len({info.task for info in infos}) > 1:
         tasks = ", ".join(f"{info.name}: {info.task}" for info in infos)
         raise ConfigError(f"the sets serve different tasks ({tasks}): choose one that all of them have with --data.task")
-    same_classes = len({info.classes for info in infos}) == 1
+    same_classes = all(nuclei.are_same(info.classes, first.classes) for info in infos)
     if not same_classes and first.task != Task.NUCLEI:
         classes = "; ".join(f"{info.name}: {', '.join(info.classes)}" for info in infos)
         raise ConfigError(f"the sets have different classes ({classes}): train on them one by one")

@@ -3,12 +3,13 @@
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import yaml
 
+from csat import nuclei
 from csat.data import storage
 from csat.data.datasets.contract import Task
 from csat.errors import ConfigError, DatasetError, StorageError
@@ -129,7 +130,7 @@ def check_groups(groups: Mapping[str, Sequence[JudgedRun]]) -> None:
     first = next(iter(groups.values()))[0]
     for name, members in groups.items():
         for run in members:
-            if (run.task, run.classes) != (first.task, first.classes):
+            if run.task != first.task or not nuclei.are_same(run.classes, first.classes):
                 raise ConfigError(
                     f"{run.uri} learned something else than {first.uri}: {_learned(run)}, not {_learned(first)}. Compare them "
                     "in tables of their own"
@@ -160,6 +161,8 @@ def compare_runs(
         ConfigError, DatasetError: runs that do not compare; the difference is listed; or one that lacks the metric.
     """
     check_groups(groups)
+    classes = next(iter(groups.values()))[0].predictions.classes
+    groups = {name: [_spelt_as(run, classes) for run in members] for name, members in groups.items()}
     said = {name: [run.predictions for run in members] for name, members in groups.items()}
     try:
         found = evaluate_all(said, num_bootstraps=num_bootstraps, seed=seed)
@@ -194,6 +197,13 @@ def compare_runs(
             for name, members in groups.items()
         },
     }
+
+
+def _spelt_as(run: JudgedRun, classes: tuple[str, ...]) -> JudgedRun:
+    """The run with its classes, by which metrics are called, spelt like these where they are the same."""
+    if not nuclei.are_same(run.predictions.classes, classes):
+        return run
+    return replace(run, predictions=replace(run.predictions, classes=classes))
 
 
 def worst_samples(groups: Mapping[str, Sequence[JudgedRun]], count: int) -> list[dict[str, Any]]:

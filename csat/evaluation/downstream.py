@@ -7,10 +7,12 @@ far another seed moves one run. The first is not the second: both are given.
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from csat import nuclei
 from csat.data.datasets.contract import Task
 from csat.errors import ConfigError, DatasetError
 from csat.evaluation import classification, instances, segmentation
@@ -210,7 +212,7 @@ def _aligned(runs: Sequence[Predictions]) -> list[Predictions]:
     aligned = [first.select(order)]
     truth = dict(zip(first.keys, zip(first.groups, _truth(first), strict=True), strict=True))
     for number, run in enumerate(runs[1:], start=2):
-        if (run.task, run.classes) != (first.task, first.classes):
+        if run.task != first.task or not nuclei.are_same(run.classes, first.classes):
             raise DatasetError(
                 f"these runs learned different things: the first {first.task} of {', '.join(first.classes) or 'one kind'}, "
                 f"number {number} {run.task} of {', '.join(run.classes) or 'one kind'}"
@@ -226,7 +228,8 @@ def _aligned(runs: Sequence[Predictions]) -> list[Predictions]:
                 f"these runs were judged on different samples, so their figures do not compare (run 1: {len(truth)}, run "
                 f"{number}: {len(theirs)}):\n  {_difference(truth, theirs, number)}\nTrain them with the same data settings"
             )
-        aligned.append(run.select(sorted(range(len(run)), key=run.keys.__getitem__)))
+        ordered = run.select(sorted(range(len(run)), key=run.keys.__getitem__))
+        aligned.append(replace(ordered, classes=first.classes))  # in one spelling
     return aligned
 
 

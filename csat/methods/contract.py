@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from csat import nuclei
 from csat.data.augment import ColourConfig
 from csat.errors import ConfigError, TeacherError
 from csat.model.student import Student, StudentConfig
@@ -126,7 +127,7 @@ def pick_responses(
 
 def check_same_classes(spec: ResponseSpec, classes: Sequence[str], *, remedy: str) -> None:
     """Channels are compared with the data's classes one by one. Raises ConfigError where they are others."""
-    if spec.channels != len(classes) or spec.channel_names not in ((), tuple(classes)):
+    if spec.channels != len(classes) or (spec.channel_names and not nuclei.are_same(spec.channel_names, classes)):
         raise ConfigError(
             f"the teacher's classes are {', '.join(spec.channel_names) or spec.channels}, and those of the data "
             f"{', '.join(classes)}: {remedy}"

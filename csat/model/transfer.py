@@ -4,6 +4,7 @@ import logging
 
 from torch import Tensor, nn
 
+from csat import nuclei
 from csat.errors import ConfigError
 from csat.model.backbones import architecture_of
 from csat.model.hovernet_model import HoverNetModel
@@ -107,7 +108,7 @@ def _mean_the_same(one: ResponseSpec, other: ResponseSpec) -> bool:
     """Whether raw predictions of two heads are the same thing: also logits of one and probabilities of the other."""
     softmaxed = [spec.kind == Kind.LOGITS or (spec.kind == Kind.PROBABILITY and spec.channels > 1) for spec in (one, other)]
     same_kind = all(softmaxed) or one.kind == other.kind
-    same_names = not one.channel_names or not other.channel_names or one.channel_names == other.channel_names
+    same_names = not one.channel_names or not other.channel_names or nuclei.are_same(one.channel_names, other.channel_names)
     return same_kind and same_names and (one.channels, one.is_dense) == (other.channels, other.is_dense)
 
 

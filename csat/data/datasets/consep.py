@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from scipy.io import loadmat
 
+from csat import nuclei
 from csat.data import storage
 from csat.data.datasets.contract import DatasetInfo, Decoded, LabelledSet, Sample, Task
 from csat.data.datasets.decode import (
@@ -31,7 +32,7 @@ from csat.errors import SlideError
 from csat.settings import read_settings
 
 TASKS = (Task.NUCLEI, Task.SEGMENTATION)
-TYPES = ("other", "inflammatory", "epithelial", "spindle")
+TYPES = nuclei.CONSEP
 MPP = 0.25  # 40x
 # The mat files tell seven types apart: other, inflammatory, healthy and malignant epithelium, fibroblast, muscle, endothelium.
 # The authors merge both epithelia, and the last three.

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from csat import nuclei
 from csat.data import storage
 from csat.data.datasets.contract import DatasetInfo, Decoded, LabelledSet, Sample, Task
 from csat.data.datasets.decode import local_container, missing_layout, relative_key
@@ -23,7 +24,7 @@ from csat.errors import ConfigError, DatasetError, SlideError
 from csat.settings import read_settings
 
 TASKS = (Task.NUCLEI, Task.SEGMENTATION)
-TYPES = ("neoplastic", "inflammatory", "connective", "dead", "epithelial")  # epithelial: not neoplastic
+TYPES = nuclei.PANNUKE
 MPP = 0.25  # 40x
 FILES = ("images.npy", "masks.npy", "types.npy")
 FOLD = re.compile(r"(?:fold|part)[ _-]?([0-9]+)", re.IGNORECASE)

@@ -152,6 +152,15 @@ def test_nuclei_of_sets_with_different_types_become_nuclei_without(tmp_path, tab
     assert both.info.task == Task.NUCLEI
 
 
+def test_types_spelt_in_two_ways_are_the_same_types(tmp_path, table):
+    rows = [{"path": f"images/{i}.png", "mask": f"masks/{i}.png", "types": f"types/{i}.png", "group": i} for i in range(8)]
+    sets = {}
+    for name, classes in (("ours", ["other", "spindle"]), ("theirs", ["Miscellaneous", "Spindle-shaped"])):
+        mask_pairs(tmp_path / name)
+        sets[name] = table(rows, classes=classes, image_root=str(tmp_path / name))
+    assert assemble(LabelledConfig(sets=sets, task="nuclei")).info.classes == ("other", "spindle")
+
+
 def test_a_set_that_only_has_a_test_part_can_be_judged_on(table):
     sets = {"mine": table(rows_of(num_groups=3, split="test"))}
     with pytest.raises(DatasetError, match="no sample of class"):

@@ -176,6 +176,16 @@ def test_what_was_said_of_pixels_is_a_figure(tmp_path, make, word):
     assert worst[0]["label"] is None
 
 
+def test_runs_whose_types_are_spelt_in_two_ways_are_one_table(tmp_path):
+    groups = {
+        "ours": [read(tmp_path, "ours", nuclei(types=("other", "spindle")))],
+        "theirs": [read(tmp_path, "theirs", nuclei(types=("miscellaneous", "spindle-shaped")))],
+    }
+    result = comparison.compare_runs(groups, part="test", metric="pq/spindle", num_bootstraps=10)
+    ours, theirs = (result["groups"][name]["runs"][0]["pq/spindle"] for name in groups)
+    assert ours == theirs == pytest.approx(result["groups"]["theirs"]["figures"]["pq/spindle"]["value"])
+
+
 def test_a_metric_that_a_run_of_an_earlier_version_lacks(tmp_path):
     groups = {"new": [read(tmp_path, "new", nuclei())], "old": [read(tmp_path, "old", nuclei().without(LATER))]}
     with pytest.raises(ConfigError, match=r"'hovernet_fd': predictions.*--data.sets, or choose one of: dice, aji"):

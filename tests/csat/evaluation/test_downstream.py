@@ -239,6 +239,13 @@ def test_runs_of_which_one_was_judged_by_pixels_only_are_refused():
         downstream.evaluate([nuclei(), pixels_only])
 
 
+def test_classes_spelt_in_two_ways_compare():
+    ours, theirs = nuclei(types=("other", "spindle")), nuclei(1, types=("miscellaneous", "Spindle-shaped"))
+    found = downstream.evaluate([ours, theirs], **FEW)
+    assert found.keys() == downstream.figures_of(ours).keys() and found["pq/spindle"]["seeds"] == 2
+    assert downstream.compare([theirs], [ours], **FEW).keys() == downstream.figures_of(ours).keys()
+
+
 def test_runs_of_an_earlier_version_are_compared_by_what_all_have():
     types = ("a", "b")
     old = nuclei(1, types=types).without(LATER)

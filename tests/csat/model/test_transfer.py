@@ -3,12 +3,15 @@
 import pytest
 import torch
 
+from csat.data.datasets import consep, pannuke
 from csat.data.datasets.contract import Task
 from csat.errors import ConfigError
+from csat.export import export_model, load_exported
 from csat.model.parts import BACKBONE, DECODER, HEADS
 from csat.model.student import Student, StudentConfig
 from csat.model.transfer import transfer
 from csat.responses import Kind, ResponseSpec, Symmetry
+from teachers.hovernet import PUBLISHED
 from tests.csat.model.test_registry import DENSE, FOR_NUCLEI, build
 
 ALL = (BACKBONE, DECODER, HEADS)
@@ -95,6 +98,33 @@ def test_heads_that_rckd_made_are_those_of_nuclei():
     source = used(Student(StudentConfig(backbone="csat_nano", decoder_channels=8), responses))
     model = build("csat_nano", Task.NUCLEI)
     assert model.tensors_of(HEADS).keys() <= changed_by(source, model, ALL)
+
+
+OLD_TYPES = {  # as students of published teachers were exported by version 0.1
+    "pannuke": ("background", "neoplastic", "inflammatory", "connective", "dead", "non-neoplastic epithelial"),
+    "consep": ("background", "miscellaneous", "inflammatory", "epithelial", "spindle-shaped"),
+    "monusac": ("background", "epithelial", "lymphocyte", "macrophage", "neutrophil"),
+}
+OF_SETS = {
+    "pannuke": pannuke.TYPES,
+    "consep": consep.TYPES,
+    "monusac": ("Epithelial", "Lymphocytes", "Macrophages", "Neutrophils"),
+}
+
+
+@pytest.mark.parametrize("name", OLD_TYPES)
+@pytest.mark.parametrize("is_old", [False, True], ids=["now", "as version 0.1 wrote it"])
+def test_types_learned_of_a_published_hovernet_are_those_of_its_set(tmp_path, name, is_old):
+    """The head `tp` of a student of that teacher starts the one that learns from the labels, however the types were spelt."""
+    types = OLD_TYPES[name] if is_old else PUBLISHED[name].types
+    tp = ResponseSpec(name="tp", kind=Kind.PROBABILITY, channels=len(types), channel_names=types)
+    student = used(Student(StudentConfig(backbone="csat_nano", decoder_channels=8), [tp]))
+    export_model(student, str(tmp_path), {"teacher": "hovernet"})
+    source, model = load_exported(str(tmp_path)), build("csat_nano", Task.NUCLEI, classes=OF_SETS[name])
+    changed = changed_by(source, model, ALL)
+    assert any(".tp." in tensor for tensor in changed & model.tensors_of(HEADS).keys())
+    other = build("csat_nano", Task.NUCLEI, classes=tuple(reversed(OF_SETS[name])))
+    assert not any(".tp." in tensor for tensor in changed_by(source, other, ALL))
 
 
 def test_normalisation_moves_with_the_backbone():
