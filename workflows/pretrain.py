@@ -22,7 +22,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from csat.data import storage
-from csat.data.manifest import Manifest, ManifestConfig
+from csat.data.manifest import Manifest, ManifestConfig, holdout_choices
 from csat.data.plan import Plan
 from csat.data.resolutions import resolution_summary
 from csat.data.response_cache import KEY, CacheConfig, cache_key, open_cache
@@ -105,7 +105,9 @@ def pretrain(config: PretrainConfig, plain: dict[str, Any]) -> int:
     check_counts(readers=config.readers, pool=config.pool)
     config.train.rows_per_worker(config.workers.num_workers)
     spec = _describe_teacher(config)
-    is_rerun = folder.open(plain, overwrite=config.overwrite, config_class=PretrainConfig)
+    begun, plain_begun = _as_begun(config, plain, folder)
+    is_rerun = folder.open(plain_begun, overwrite=config.overwrite, config_class=PretrainConfig)
+    config, plain = (begun, plain_begun) if is_rerun else (config, plain)
     if is_rerun and folder.is_finished():
         print(f"this run is finished: nothing to do\n{results.where(folder)}")
         return 0
@@ -120,7 +122,9 @@ def pretrain(config: PretrainConfig, plain: dict[str, Any]) -> int:
     cluster.connect(config.ray)
     _check_resources(config, _stream_config(config, folder, spec, job_check, method))
     cluster.check_run_folder_is_shared(folder.uri)
-    manifest = _tile(config, folder, slides)
+    manifest, done = _tile(config, folder, slides)
+    config, plain = _with_holdout(config, plain, done)
+    folder.write_config(plain)
     job = _make_job(config, folder, spec, _plan(config, manifest))
     stream = _stream_config(config, folder, spec, job, method, largest_px=manifest.largest_px)
     if config.data.whole:
@@ -199,7 +203,24 @@ def _with_demo(config: PretrainConfig, folder: RunFolder) -> list[str]:
     return [slide for slide in config.slides if slide != DEMO] + [str(path) for path in made]
 
 
-def _tile(config: PretrainConfig, folder: RunFolder, slides: list[SlideRow]) -> Manifest:
+def _as_begun(config: PretrainConfig, plain: dict[str, Any], folder: RunFolder) -> tuple[PretrainConfig, dict[str, Any]]:
+    """A rerun that leaves open what is held out takes what the run in the folder did."""
+    earlier = (folder.config() or {}).get("manifest", {})
+    for choice in holdout_choices(config.manifest, whole=bool(config.data.whole)):
+        if (choice.holdout_by, choice.holdout_fraction) == (earlier.get("holdout_by"), earlier.get("holdout_fraction")):
+            return _with_holdout(config, plain, choice)
+    return config, plain
+
+
+def _with_holdout(
+    config: PretrainConfig, plain: dict[str, Any], done: ManifestConfig
+) -> tuple[PretrainConfig, dict[str, Any]]:
+    """Settings and the run's record with what is held out, which the user may have left open."""
+    held_out = {"holdout_by": done.holdout_by, "holdout_fraction": done.holdout_fraction}
+    return replace(config, manifest=done), {**plain, "manifest": {**plain["manifest"], **held_out}}
+
+
+def _tile(config: PretrainConfig, folder: RunFolder, slides: list[SlideRow]) -> tuple[Manifest, ManifestConfig]:
     cache = slide_cache(config.readers)
     return build_manifest(folder.path("manifest"), slides, config.data, config.manifest, cache)
 
@@ -283,7 +304,13 @@ def _with_cache(config: PretrainConfig, manifest: Manifest, job: Job, stream: St
 def _print_plan(config: PretrainConfig, slides: list[SlideRow], manifest: Manifest, stream: StreamConfig) -> None:
     if held_out := manifest.index["holdout"]:
         unused = held_out["not_kept"] + held_out["on_the_border"]
-        print(f"{held_out['num_tiles']:,} tiles are held out to judge the student ({unused:,} more beside them are not used)")
+        how = "in blocks of the slides" if config.manifest.holdout_by == "tile" else "of whole slides"
+        print(
+            f"{held_out['num_tiles']:,} tiles, {how}, are held out to judge the student "
+            f"({unused:,} more beside them are not used)"
+        )
+    else:
+        print("no tiles are held out: the student is not judged")
     if said := resolution_summary(manifest.index.get("resolutions")):
         print(said)
     what, each = f"tiles of {config.data.tile_px} px", "a tile"

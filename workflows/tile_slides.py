@@ -11,7 +11,16 @@ from ray.exceptions import GetTimeoutError, RayError
 from tqdm import tqdm
 
 from csat.data import storage
-from csat.data.manifest import INDEX, Manifest, ManifestConfig, ManifestWriter, fingerprint, read_manifest
+from csat.data.manifest import (
+    INDEX,
+    Manifest,
+    ManifestConfig,
+    ManifestWriter,
+    fingerprint,
+    holdout_choices,
+    read_manifest,
+    write_as_held_out,
+)
 from csat.data.slide_cache import SlideCache
 from csat.data.sources import SlideRow
 from csat.data.tiling import Cut, TilingConfig, cut_slide
@@ -29,19 +38,29 @@ TASK_RETRIES = 2  # of a slide whose task died with its node or of memory; then 
 
 def build_manifest(
     uri: str, slides: Sequence[SlideRow], tiling: TilingConfig, config: ManifestConfig, cache: SlideCache
-) -> Manifest:
+) -> tuple[Manifest, ManifestConfig]:
     """The tile manifest of these slides; the one that is already there if it was made from the same.
 
+    Returns:
+        The manifest, and the settings that it was made with: where `holdout_by` was left open, with what was done.
+
     Raises:
+        HoldoutError: what was asked for by name would leave nothing to train on.
         ConfigError: no slide gave a tile (with the reasons), the manifest that is there was made from other slides, or a slide
             takes longer than `TASK_TIMEOUT_S`.
     """
-    made_from = fingerprint(slides, tiling, config)
+    whole = tiling.whole is not None
     if storage.exists(storage.join(uri, INDEX)):
-        manifest = read_manifest(uri, made_from)
+        made = {fingerprint(slides, tiling, choice): choice for choice in holdout_choices(config, whole=whole)}
+        found = read_manifest(uri).fingerprint
+        manifest = read_manifest(uri, found if found in made else next(iter(made)))
         logger.info("the manifest is there: %d tiles", manifest.num_tiles)
-        return manifest
-    writer = ManifestWriter(uri, config, made_from, slides=slides, tiling=tiling)
+        return manifest, made[found]
+    return write_as_held_out(lambda choice: _build(uri, slides, tiling, choice, cache), config, whole=whole)
+
+
+def _build(uri: str, slides: Sequence[SlideRow], tiling: TilingConfig, config: ManifestConfig, cache: SlideCache) -> Manifest:
+    writer = ManifestWriter(uri, config, fingerprint(slides, tiling, config), slides=slides, tiling=tiling)
     task = ray.remote(num_cpus=TASK_CPUS, max_retries=TASK_RETRIES)(_tile_one)
     shared = ray.put((tiling, cache))
     in_flight = max(4, int(SLIDES_PER_CPU * ray.cluster_resources().get("CPU", 1)))

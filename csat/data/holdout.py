@@ -17,10 +17,15 @@ from csat.data.sources import SlideRow
 from csat.data.text_hash import hash_text
 from csat.errors import ConfigError
 
+
 PARQUET_BLOCK_ROWS = 16  # rows of a parquet file have no place: neighbours in the file stand in for neighbours in the slide
 ASPECT_ROUNDING_PX = 0.01  # of an edge worked out by `aspect`, which the manifest has in single precision
 
 TRAIN, HELD_OUT, LEFT_OUT = 0, 1, 2
+
+
+class HoldoutError(ConfigError):
+    """These slides cannot be held out in this way, or nothing would be left to train on."""
 
 
 class SlideHoldout:
@@ -32,7 +37,7 @@ class SlideHoldout:
         slides: Every slide that will come.
 
     Raises:
-        ConfigError: fewer than two patients.
+        HoldoutError: fewer than two patients.
     """
 
     def __init__(self, fraction: float, seed: int, slides: Sequence[SlideRow]):
@@ -44,7 +49,7 @@ class SlideHoldout:
         }
         groups = sorted({row.patient or row.slide for row in slides if row.kind != "parquet" or row.patient})
         if len(groups) < 2 and all(row.kind != "parquet" for row in slides):
-            raise ConfigError(
+            raise HoldoutError(
                 f"--manifest.holdout_by slide keeps whole slides (patients) from training, and there is only {len(groups)}: "
                 "nothing would remain to train on. Use --manifest.holdout_by tile, or --manifest.holdout_fraction 0"
             )

@@ -12,10 +12,11 @@ slides and settings give the same bytes.
 
 import io
 import json
+import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from hashlib import sha256
 from typing import Literal
@@ -26,11 +27,13 @@ import pyarrow.parquet as pq
 
 from csat.data import storage
 from csat.data.grid import TILE_SCHEMA, TilingConfig
-from csat.data.holdout import HELD_OUT, LEFT_OUT, TRAIN, BlockHoldout, SlideHoldout, TileSample
+from csat.data.holdout import HELD_OUT, LEFT_OUT, TRAIN, BlockHoldout, HoldoutError, SlideHoldout, TileSample
 from csat.data.quarantine import PARQUET_OPTIONS, QUARANTINE_SCHEMA, QuarantineBuffer
 from csat.data.resolutions import ResolutionCounts
 from csat.data.sources import SlideRow
 from csat.errors import ConfigError, StorageError
+
+logger = logging.getLogger(__name__)
 
 VERSION = 1  # of the layout: another version is another manifest
 INDEX, QUARANTINE, HOLDOUT = "index.json", "quarantine.parquet", "holdout"
@@ -49,7 +52,8 @@ class ManifestConfig:
     max_window_tiles: int = 262_144  # a window is closed early beyond this: bounds the memory of writing
     chunk_tiles: int = 128  # tiles of one chunk, the unit of reading and of resuming
     holdout_fraction: float = 0.0  # share kept from training, to measure the student on; 0: none
-    holdout_by: Literal["slide", "tile"] = "slide"  # keep whole slides (patients where known), or blocks of every slide
+    # slide: keep whole slides (patients where known); tile: blocks of every slide; null: slides, or blocks where those are too few
+    holdout_by: Literal["slide", "tile"] | None = None
     holdout_block_tiles: int = 4  # edge of such a block, in tiles
     max_holdout_tiles: int = 256  # at most so many are kept; the others of a held-out slide are used for nothing
 
@@ -61,8 +65,8 @@ class ManifestConfig:
             raise ConfigError(f"--manifest.seed must not be negative: {self.seed}")
         if not 0 <= self.holdout_fraction < 1:
             raise ConfigError(f"--manifest.holdout_fraction is a share, 0 to less than 1, not {self.holdout_fraction}")
-        if self.holdout_by not in ("slide", "tile"):
-            raise ConfigError(f"--manifest.holdout_by is slide or tile, not {self.holdout_by!r}")
+        if self.holdout_by not in ("slide", "tile", None):
+            raise ConfigError(f"--manifest.holdout_by is slide, tile or null, not {self.holdout_by!r}")
 
 
 @dataclass(frozen=True)
@@ -190,12 +194,45 @@ def fingerprint(
         del how["whole"], how["max_px"]
     if tiling.max_upsampling == TilingConfig.max_upsampling:  # nor this
         del how["max_upsampling"]
-    digest = sha256(json.dumps([VERSION, how, asdict(config)], sort_keys=True).encode())
+    order = asdict(config)
+    order["holdout_by"] = config.holdout_by or "slide"  # an earlier version's manifest stays the same one: it knew no null
+    digest = sha256(json.dumps([VERSION, how, order], sort_keys=True).encode())
     for row, size in zip(slides, sizes, strict=True):
         # An earlier version wrote down the default resolution as an image's own.
         mpp = row.source_mpp if row.mpp is None and row.kind != "wsi" else row.mpp
         digest.update(json.dumps([row.slide, row.kind, row.patient, mpp, row.num_tiles, size]).encode() + b"\n")
     return digest.hexdigest()
+
+
+def holdout_choices(config: ManifestConfig, *, whole: bool) -> list[ManifestConfig]:
+    """The ways to hold out tiles that may be tried, the best first: what the user said, or, where they left it open, whole
+    slides, blocks of slides, and none.
+
+    Args:
+        config: As given.
+        whole: The rows are images, not tiles of a grid: there are no blocks.
+    """
+    if config.holdout_by is not None or not config.holdout_fraction:
+        return [config]
+    none = replace(config, holdout_by="tile", holdout_fraction=0.0)
+    return [replace(config, holdout_by="slide"), *([] if whole else [replace(config, holdout_by="tile")]), none]
+
+
+def write_as_held_out(
+    write: Callable[[ManifestConfig], Manifest], config: ManifestConfig, *, whole: bool
+) -> tuple[Manifest, ManifestConfig]:
+    """The manifest by the first of the `holdout_choices` that leaves something to train on, and that choice.
+
+    Raises:
+        HoldoutError: what was asked for by name does not.
+    """
+    *likely, last = holdout_choices(config, whole=whole)
+    for choice in likely:
+        try:
+            return write(choice), choice
+        except HoldoutError as error:
+            logger.info("held out in another way: %s", error)
+    return write(last), last
 
 
 class ManifestWriter:
@@ -209,7 +246,7 @@ class ManifestWriter:
         slides: Every slide that will come to `add` or `quarantine`: which of them are held out is settled now.
 
     Raises:
-        ConfigError: the holdout asked for would leave nothing to train on.
+        HoldoutError: the holdout asked for would leave nothing to train on.
     """
 
     def __init__(self, uri: str, config: ManifestConfig, fingerprint: str, tiling: TilingConfig, slides: Sequence[SlideRow]):
@@ -218,10 +255,10 @@ class ManifestWriter:
         self._num_rows_refused = 0
         self._resolutions = ResolutionCounts()
         self._choose = None
-        if config.holdout_fraction > 0 and config.holdout_by == "slide":
-            self._choose = SlideHoldout(config.holdout_fraction, config.seed, slides)
-        elif config.holdout_fraction > 0:
+        if config.holdout_fraction > 0 and config.holdout_by == "tile":
             self._choose = BlockHoldout(config.holdout_fraction, config.seed, config.holdout_block_tiles, slides)
+        elif config.holdout_fraction > 0:
+            self._choose = SlideHoldout(config.holdout_fraction, config.seed, slides)
         self._window: list[pa.Table] = []
         self._parts: list[dict] = []
         self._held = TileSample(config.max_holdout_tiles, config.seed)
@@ -263,7 +300,8 @@ class ManifestWriter:
         """Write what is left, and then the index that commits it.
 
         Raises:
-            ConfigError: no tile to train on, or none held out although some were asked for.
+            HoldoutError: no tile is left to train on, or none held out although some were asked for.
+            ConfigError: no slide gave a tile.
         """
         assert self._slides["tiled"] + self._slides["quarantined"] == self._slides["given"], self._slides
         if self._window:
@@ -290,16 +328,16 @@ class ManifestWriter:
 
     def _check_not_empty(self) -> None:
         if self._choose is not None and not self._held.num_seen and self._parts:
-            raise ConfigError(
+            raise HoldoutError(
                 f"--manifest.holdout_fraction {self.config.holdout_fraction} of these slides holds out no tile at all: use "
                 "--manifest.holdout_by tile, a smaller --manifest.holdout_block_tiles or a larger fraction"
             )
         if self._parts:
             return
         if self._held.num_seen:
-            raise ConfigError(
+            raise HoldoutError(
                 f"all {self._held.num_seen} tiles are held out (--manifest.holdout_fraction {self.config.holdout_fraction}, "
-                f"--manifest.holdout_by {self.config.holdout_by}) and none is left to train on: use "
+                f"--manifest.holdout_by {self.config.holdout_by or 'slide'}) and none is left to train on: use "
                 "--manifest.holdout_by tile with a smaller --manifest.holdout_block_tiles, more slides or a smaller fraction"
             )
         raise ConfigError(

@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from csat.data import storage
+from csat.data import dicom, storage
 from csat.errors import SlideError, StorageError
 
 log = logging.getLogger(__name__)
@@ -281,6 +281,8 @@ def _files_of(uri: str) -> list[_SlideFile]:
             named = {line.partition("=")[2].strip() for line in lines}
             siblings = storage.insist(lambda: storage.list_dir(folder))
             beside = {file: storage.info(file) for file in siblings if storage.base_name(file) in named}
+        elif suffix.lower() == "dcm":  # a file a level
+            beside = {file: storage.info(file) for file in storage.insist(lambda: dicom.files_beside(uri))}
     except StorageError as error:
         raise _blame(uri, error) from error
     files = [(uri, found), *((file, about) for file, about in beside.items() if about is not None)]

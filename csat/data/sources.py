@@ -5,11 +5,11 @@ Nothing is opened here but lists and the footers of parquet files: a million sli
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-from csat.data import storage
+from csat.data import dicom, storage
 from csat.data.datasets.tables import Row, read_rows
 from csat.data.mpp import check_mpp
 from csat.data.parquet_tiles import describe_parquet, lists_slides
@@ -19,7 +19,7 @@ from csat.text import counted, is_empty, number, text
 logger = logging.getLogger(__name__)
 
 # What OpenSlide reads by name. Only opening tells a pyramid from a plain tif, so every tif counts as a slide until then.
-WSI_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".tif", ".tiff")
+WSI_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm", ".tif", ".tiff")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 TABLE_SUFFIXES = (".csv", ".tsv", ".xlsx")
 LIST_SUFFIXES = (*TABLE_SUFFIXES, ".txt")
@@ -53,7 +53,8 @@ def list_slides(slides: Sequence[str], *, source_mpp: float | None = None) -> li
     the end of the run.
 
     In a folder or a pattern, files of other kinds are passed over, and so are files that belong to a slide: `a.jpg` or
-    `a.nuclei.png` beside `a.svs` (thumbnails, masks, truth), the jpegs of a .vms, the folder of a .mrxs. The log counts them.
+    `a.nuclei.png` beside `a.svs` (thumbnails, masks, truth), the jpegs of a .vms, the folder of a .mrxs. The log counts them. The .dcm files of
+    one folder and one series are one slide, named by the first of them.
 
     Args:
         slides: Local paths or URIs.
@@ -72,6 +73,7 @@ def list_slides(slides: Sequence[str], *, source_mpp: float | None = None) -> li
         for row in _expand(str(place)):
             before = rows.get(row.slide)
             rows[row.slide] = row if before is None else _merge(before, row)
+    rows = _one_per_dicom_slide(rows)
     with ThreadPoolExecutor(NUM_FOOTER_THREADS) as pool:
         complete = pool.map(_with_parquet_facts, (rows[uri] for uri in sorted(rows)))
     return [replace(row, source_mpp=source_mpp) for row in complete]
@@ -189,6 +191,15 @@ def _merge(first: SlideRow, second: SlideRow) -> SlideRow:
             raise ConfigError(f"{first.slide} is named twice, with {name} {one!r} and {other!r}: keep one of them")
         merged[name] = other if one is None else one
     return replace(first, **merged)
+
+
+def _one_per_dicom_slide(rows: Mapping[str, SlideRow]) -> dict[str, SlideRow]:
+    """The same rows with the files of one DICOM slide, each a level of it, as one row."""
+    merged = dict(rows)
+    for first, *others in dicom.same_slide(uri for uri in rows if _suffix(uri) == dicom.SUFFIX):
+        for other in others:
+            merged[first] = _merge(merged[first], merged.pop(other))
+    return merged
 
 
 def _with_parquet_facts(row: SlideRow) -> SlideRow:

@@ -95,14 +95,13 @@ class RunFolder:
             ConfigError: it holds a run of another configuration (the difference is listed) or something else altogether.
         """
         storage.check_writable(self.uri)
-        config_path = self.path("config.yaml")
-        if storage.exists(config_path):
-            earlier = yaml.safe_load(storage.read_bytes(config_path))
+        earlier = self.config()
+        if earlier is not None:
             if config_class is not None:
                 earlier = completed(config_class, earlier)
             differences = compare_configs(earlier, config)
             if not differences:
-                self.write_text("config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+                self.write_config(config)
                 return True
             if self.has_begun() and not overwrite:
                 raise ConfigError(
@@ -116,8 +115,16 @@ class RunFolder:
                 "--run_folder"
             )
         storage.make_dir(self.uri)
-        self.write_text("config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+        self.write_config(config)
         return False
+
+    def config(self) -> dict[str, Any] | None:
+        """The configuration of the run that is here; None where there is none."""
+        path = self.path("config.yaml")
+        return yaml.safe_load(storage.read_bytes(path)) if storage.exists(path) else None
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        self.write_text("config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
 
     def has_begun(self) -> bool:
         """Whether there is any work to lose: a run that was refused for its input may be repeated with other settings."""

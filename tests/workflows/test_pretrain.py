@@ -132,15 +132,22 @@ def test_the_report_has_its_pictures(finished):
     assert page.count("data:image/png;base64,") == 2
 
 
-def test_a_fine_tuned_run_is_a_teacher(ray_cluster, slides, tmp_path, monkeypatch):
-    """`--teacher FOLDER`, relative: the record says which model that was, and by another name it is the same run."""
+def test_a_fine_tuned_run_is_a_teacher(ray_cluster, slides, tmp_path, monkeypatch, capsys):
+    """`--teacher FOLDER`, relative: the record says which model that was, and by another name it is the same run.
+
+    Of one slide, with nothing said of what to hold out: blocks of it are.
+    """
     info = DatasetInfo(
         name="x", task=Task.NUCLEI, classes=("a",), mpp=0.5, licence="CC BY 4.0", source="our ward", group="image"
     )
     model = build_model(ModelConfig(name="unet", options={"width": 4, "depth": 2}), info, load_exported)
     export_model(model, str(tmp_path / "teacher" / "exported"), {"task": "nuclei", "mpp": 0.5, "licence": "CC BY 4.0"})
     monkeypatch.chdir(tmp_path)
-    assert pretrain.main(arguments(slides, "run", teacher__name="teacher")) == 0
+    one = dict(slides=slides[:1], manifest__holdout_by=None)
+    assert pretrain.main(arguments(run_folder="run", teacher__name="teacher", **one)) == 0
+    held_out = read_json(tmp_path / "run", "manifest/index.json")["holdout"]
+    assert f"{held_out['num_tiles']} tiles, in blocks of the slides, are held out" in capsys.readouterr().out
+    assert held_out["num_tiles"] > 0 and read_json(tmp_path / "run", "evaluation.json")
     teacher = read_json(tmp_path / "run", "teacher.json")
     assert teacher["weights_sha256"] == sha256_of(tmp_path / "teacher" / "exported" / "model.safetensors")
     assert teacher["licence"] == "CC BY 4.0" and [each["name"] for each in teacher["responses"]] == ["np", "hv", "tp"]
@@ -150,7 +157,8 @@ def test_a_fine_tuned_run_is_a_teacher(ray_cluster, slides, tmp_path, monkeypatc
     assert {spec.name for spec in student.responses} == {"np", "hv", "tp"}
     metadata = read_json(tmp_path / "run", "exported/config.json")["metadata"]
     assert metadata["teacher"]["weights_sha256"] == teacher["weights_sha256"]
-    again = arguments(slides, tmp_path / "run", teacher__name="run", teacher__weights=tmp_path / "teacher" / ".")
+    assert (config["manifest"]["holdout_by"], config["manifest"]["holdout_fraction"]) == ("tile", 0.15)
+    again = arguments(run_folder=tmp_path / "run", teacher__name="run", teacher__weights=tmp_path / "teacher" / ".", **one)
     assert pretrain.main(again) == 0
 
 

@@ -45,7 +45,8 @@ def test_a_folder_a_class_gives_mixed_windows(ray_cluster, tmp_path):
     slides = list_slides([str(tmp_path / "images")])
     tiling = TilingConfig(mpp=None, tile_px=32, min_tissue=0)
     config = ManifestConfig(slides_per_window=16, chunk_tiles=16)
-    manifest = build_manifest(str(tmp_path / "manifest"), slides, tiling, config, SlideCache(tmp_path / "cache", 1 << 30))
+    cache = SlideCache(tmp_path / "cache", 1 << 30)
+    manifest, _ = build_manifest(str(tmp_path / "manifest"), slides, tiling, config, cache)
     assert (manifest.num_tiles, len(manifest.parts)) == (64, 4)
     for part in range(4):
         names = manifest.read_chunk(part, 0)["slide"].to_pylist()

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from csat.data.holdout import short_names
-from csat.data.manifest import ManifestConfig, ManifestWriter
+from csat.data.holdout import HoldoutError, short_names
+from csat.data.manifest import ManifestConfig, ManifestWriter, fingerprint, write_as_held_out
 from csat.data.sources import SlideRow
 from csat.data.tiling import TILE_SCHEMA, TilingConfig
 from csat.errors import ConfigError
@@ -84,6 +84,59 @@ def test_when_only_held_out_slides_have_tiles_the_cure_is_named(tmp_path):
         write(tmp_path / "b", rows, [5, 5], config, bad=[other])
     with pytest.raises(ConfigError, match="holds out no tile at all.*--manifest.holdout_by tile"):
         write(tmp_path / "c", rows, [5, 5], config, bad=[1 - other])
+
+
+def held_out_as(tmp_path, rows, sizes, *, whole=False, **options):
+    """(manifest, its held-out tiles, how) of slides, where nothing is said of how."""
+    config = ManifestConfig(holdout_fraction=0.1, max_holdout_tiles=10_000)
+    manifest, done = write_as_held_out(lambda choice: write(tmp_path, rows, sizes, choice, **options), config, whole=whole)
+    return manifest, manifest.holdout(), (done.holdout_by, done.holdout_fraction)
+
+
+def test_slides_where_there_are_several_else_blocks(tmp_path):
+    for name, rows in {"two": rows_of(2), "patients": rows_of(4, patients=2)}.items():
+        manifest, held, how = held_out_as(tmp_path / name, rows, [400] * len(rows))
+        assert how == ("slide", 0.1) and held.num_tiles == manifest.num_tiles > 0
+    for name, rows in {"one": rows_of(1), "one patient": rows_of(3, patients=1)}.items():
+        manifest, held, how = held_out_as(tmp_path / name, rows, [400] * len(rows))
+        assert how == ("tile", 0.1) and held.num_tiles > 0
+        assert manifest.num_tiles + held.num_tiles == 400 * len(rows)
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_one_of_two_slides_that_gives_nothing_leaves_blocks_of_the_other(tmp_path, bad):
+    manifest, held, how = held_out_as(tmp_path, rows_of(2), [400, 400], bad=[bad])
+    assert how == ("tile", 0.1) and held.num_tiles > 0 and manifest.num_tiles + held.num_tiles == 400
+    assert manifest.slides == {"given": 2, "tiled": 1, "quarantined": 1} and manifest.quarantine().num_rows == 1
+
+
+def test_a_slide_of_one_block_is_trained_on_whole(tmp_path):
+    manifest, held, how = held_out_as(tmp_path, rows_of(1), [3])
+    assert how == ("tile", 0.0) and held is None and manifest.num_tiles == 3
+
+
+def test_one_image_seen_whole_has_no_blocks(tmp_path):
+    manifest, held, how = held_out_as(tmp_path, rows_of(1), [400], whole=True)
+    assert how == ("tile", 0.0) and held is None and manifest.num_tiles == 400
+
+
+def test_what_is_asked_for_by_name_is_done_or_refused(tmp_path):
+    config = ManifestConfig(holdout_fraction=0.1, holdout_by="slide")
+    with pytest.raises(HoldoutError, match="only 1"):
+        write_as_held_out(lambda choice: write(tmp_path, rows_of(1), [400], choice), config, whole=False)
+    with pytest.raises(ConfigError, match="no slide gave a tile"):  # no way to hold out is of any help
+        held_out_as(tmp_path, rows_of(2), [9, 9], bad=[0, 1])
+
+
+def test_an_earlier_version_s_manifest_is_the_same_one():
+    """It knew no null: "slide" was the default, of manifests without held-out tiles too."""
+    rows, tiling = rows_of(3), TilingConfig()
+    for fraction in (0.0, 0.1):
+        left_open = ManifestConfig(holdout_fraction=fraction)
+        named = ManifestConfig(holdout_fraction=fraction, holdout_by="slide")
+        assert fingerprint(rows, tiling, left_open, sizes=[1, 2, 3]) == fingerprint(rows, tiling, named, sizes=[1, 2, 3])
+    by_tile = ManifestConfig(holdout_fraction=0.1, holdout_by="tile")
+    assert fingerprint(rows, tiling, by_tile, sizes=[1, 2, 3]) != fingerprint(rows, tiling, named, sizes=[1, 2, 3])
 
 
 @settings(max_examples=25, deadline=None)
