@@ -17,7 +17,6 @@ from csat.data.sources import SlideRow
 from csat.data.text_hash import hash_text
 from csat.errors import ConfigError
 
-
 PARQUET_BLOCK_ROWS = 16  # rows of a parquet file have no place: neighbours in the file stand in for neighbours in the slide
 ASPECT_ROUNDING_PX = 0.01  # of an edge worked out by `aspect`, which the manifest has in single precision
 

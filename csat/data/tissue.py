@@ -106,11 +106,11 @@ def ink_mask(thumbnail: np.ndarray, glass: np.ndarray | None) -> np.ndarray:
     kinds = (  # surely ink, perhaps ink
         (
             ((red > 1.4 * green) & (red > 0.2)) | ((red > 0.97 * green) & (blue < 0.45 * green) & (red > 0.5)),
-            (red > 1.1 * green) & (red > 0.05),
+            (red > 1.1 * green) & (red > 0.03),
         ),  # green and blue
         (
             (red < np.where(green > 0.9, 0.2, 0.14) * green) & (blue > 0.6 * green) & (green > 0.62),
-            (blue > 0.7 * green) & (green > 0.05),
+            (blue > 0.73 * green) & (green > 0.05),
         ),  # red
         ((least > 0.7 * densest) & (densest > 0.7), (least > 0.6 * densest) & (densest > 0.5)),  # black
     )

@@ -1,12 +1,14 @@
 """Tissue detection on plain colours, on a painted slide and on real ones."""
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from csat.data.synthetic import paint
-from csat.data.tissue import tissue_mask
+from csat.data.tissue import STAIN_CHROMA, tissue_mask
 
 PINK, GLASS = (214, 150, 190), (243, 242, 244)
 
@@ -66,6 +68,78 @@ def test_real_slides(shared_data):
     assert 0.25 < mask.mean() < 0.5
     assert mask[200:500, 500:800].mean() > 0.85  # the biopsy
     assert mask[:200, :300].mean() < 0.01  # the glass beside it
+
+
+@pytest.mark.parametrize("tint", [(255, 240, 195), (205, 228, 255), (232, 255, 225), (255, 232, 210)])
+def test_tinted_glass_is_glass_and_the_tissue_on_it_stays(tint):
+    """A tint multiplies what light comes through (Beer-Lambert): the mask is the one without it."""
+    assert max(tint) - min(tint) >= STAIN_CHROMA
+    image, _ = paint(1024, seed=3)
+    tinted = (image[::2, ::2] * (np.array(tint) / 255)).round().astype(np.uint8)
+    tinted[5:60:9, 5:60:9] = (90, 60, 40)  # dust
+    expected, mask = tissue_mask(image[::2, ::2]), tissue_mask(tinted)
+    assert (mask != expected).mean() < 0.005 and not (mask & ~expected)[5:60:9, 5:60:9].any()
+    assert tissue_mask(np.broadcast_to(np.uint8(tint), (64, 64, 3))).mean() == 0
+
+
+def test_a_scan_on_a_white_page_is_judged_by_its_own_glass():
+    page = np.full((300, 400, 3), 255, dtype=np.uint8)
+    page[40:260, 40:360] = _plain((240, 226, 190), (220, 320))
+    page[100:200, 100:200] = _plain(PINK, (100, 100))
+    assert tissue_mask(page).mean() == pytest.approx(100 * 100 / page[..., 0].size, rel=0.02)
+
+
+INKS = {"green": (20, 140, 110), "blue": (40, 90, 190), "navy": (30, 40, 140), "red": (220, 25, 45), "black": (45, 38, 42)}
+
+
+@pytest.mark.parametrize("ink", INKS)
+def test_ink_is_no_tissue_and_what_lies_beside_it_stays(ink):
+    image, _ = paint(1024, seed=3)
+    image = image[::2, ::2]
+    stroke = np.zeros(image.shape[:2], np.float32)
+    cv2.line(stroke, (40, 0), (300, 511), 1.0, 40)
+    stroke = cv2.GaussianBlur(stroke, (0, 0), 3)[..., None]
+    inked = (image * (1 - stroke) + np.array(INKS[ink]) * stroke).round().astype(np.uint8)
+    before, mask = tissue_mask(image), tissue_mask(inked)
+    assert mask[stroke[..., 0] > 0.9].mean() < 0.05
+    assert mask[before & (stroke[..., 0] < 0.005)].mean() > 0.97
+
+
+def test_real_pens(shared_data):
+    tiles = shared_data("tissue_pen") / "tiles"
+    for pen in ("green", "red"):
+        assert tissue_mask(_picture(tiles / f"no-tissue-{pen}-pen.png")).mean() < 0.05
+    for name, left, right in (("thumbs/wsi-blue-pen.png", 0, 140), ("tiles/high-nuclei-score-red-pen-level1.jpg", 0, 180)):
+        image = _picture(shared_data("tissue_pen") / name)
+        beside = image[:, left:right]
+        assert np.isclose(tissue_mask(image)[:, left:right].mean(), tissue_mask(beside).mean(), atol=0.02)
+    assert tissue_mask(_picture(shared_data("tissue_pen") / "thumbs/wsi-blue-pen.png"))[:, 150:].mean() < 0.05  # ink
+
+
+@pytest.mark.parametrize(
+    "name, least",
+    [
+        ("osteosarcoma_mini/images/Case-3-A17-7799-34542_102.jpg", 0.88),  # bone, as red as a pen, and a gap
+        ("nuinsseg/images/444.jpg", 0.93),  # muscle, dark and out of focus
+        ("crchisto/images/img025.jpg", 0.88),  # blood
+        ("tissue_pen/tiles/medium-nuclei-score-level0.jpg", 0.92),  # collagen
+        ("tcga_tiles_unlabelled/images/JkpU9qbUxHupCH.jpg", 0.77),  # brown pigment; the least of all is grey
+    ],
+)
+def test_red_brown_and_dark_tissue_is_no_ink(shared_data, name, least):
+    """As much as chroma alone keeps, to 1%."""
+    folder, _, rest = name.partition("/")
+    assert tissue_mask(_picture(shared_data(folder) / rest)).mean() > least
+
+
+def test_the_glass_of_real_tinted_pictures(shared_data):
+    folder = shared_data("lc25000_lung")
+    for name, most in (("lung_n/lungn3567.jpeg", 0.55), ("lung_aca/lungaca2048.jpeg", 0.6)):
+        assert 0.3 < tissue_mask(_picture(folder / name)).mean() < most
+
+
+def _picture(path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB"))
 
 
 def test_what_is_no_rgb_thumbnail_is_refused():
