@@ -22,7 +22,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from csat.data import storage
-from csat.data.manifest import Manifest, ManifestConfig, holdout_choices
+from csat.data.manifest import Manifest, ManifestConfig, as_begun
 from csat.data.plan import Plan
 from csat.data.resolutions import resolution_summary
 from csat.data.response_cache import KEY, CacheConfig, cache_key, open_cache
@@ -105,7 +105,8 @@ def pretrain(config: PretrainConfig, plain: dict[str, Any]) -> int:
     check_counts(readers=config.readers, pool=config.pool)
     config.train.rows_per_worker(config.workers.num_workers)
     spec = _describe_teacher(config)
-    begun, plain_begun = _as_begun(config, plain, folder)
+    recorded = (folder.config() or {}).get("manifest", {})
+    begun, plain_begun = _with_holdout(config, plain, as_begun(config.manifest, recorded, whole=bool(config.data.whole)))
     is_rerun = folder.open(plain_begun, overwrite=config.overwrite, config_class=PretrainConfig)
     config, plain = (begun, plain_begun) if is_rerun else (config, plain)
     if is_rerun and folder.is_finished():
@@ -201,15 +202,6 @@ def _with_demo(config: PretrainConfig, folder: RunFolder) -> list[str]:
     logger.info("making %d synthetic slides in %s", config.demo.num_slides, target)
     made = make_slides(target, num_slides=config.demo.num_slides, size_px=config.demo.size_px, seed=config.demo.seed)
     return [slide for slide in config.slides if slide != DEMO] + [str(path) for path in made]
-
-
-def _as_begun(config: PretrainConfig, plain: dict[str, Any], folder: RunFolder) -> tuple[PretrainConfig, dict[str, Any]]:
-    """A rerun that leaves open what is held out takes what the run in the folder did."""
-    earlier = (folder.config() or {}).get("manifest", {})
-    for choice in holdout_choices(config.manifest, whole=bool(config.data.whole)):
-        if (choice.holdout_by, choice.holdout_fraction) == (earlier.get("holdout_by"), earlier.get("holdout_fraction")):
-            return _with_holdout(config, plain, choice)
-    return config, plain
 
 
 def _with_holdout(

@@ -48,7 +48,7 @@ def same_slide(files: Iterable[str]) -> list[list[str]]:
 
 def files_beside(uri: str) -> list[str]:
     """The files of the same slide in the same folder, without this one."""
-    siblings = [file for file in storage.list_dir(storage.parent(uri)) if file.lower().endswith(SUFFIX)]
+    siblings = [file for file in storage.list_dir(storage.parent(uri)) if storage.suffix_of(file) == SUFFIX]
     return next(([file for file in group if file != uri] for group in same_slide([uri, *siblings]) if uri in group), [])
 
 

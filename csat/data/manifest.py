@@ -14,12 +14,12 @@ import io
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from hashlib import sha256
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -216,6 +216,19 @@ def holdout_choices(config: ManifestConfig, *, whole: bool) -> list[ManifestConf
         return [config]
     none = replace(config, holdout_by="tile", holdout_fraction=0.0)
     return [replace(config, holdout_by="slide"), *([] if whole else [replace(config, holdout_by="tile")]), none]
+
+
+def as_begun(config: ManifestConfig, recorded: Mapping[str, Any], *, whole: bool) -> ManifestConfig:
+    """The settings of a rerun: where they leave open what is held out, with what the run is on record to have done.
+
+    Args:
+        config: As given now.
+        recorded: The earlier attempt's settings; {} where there was none.
+        whole: See `holdout_choices`.
+    """
+    done = (recorded.get("holdout_by"), recorded.get("holdout_fraction"))
+    choices = holdout_choices(config, whole=whole)
+    return next((choice for choice in choices if (choice.holdout_by, choice.holdout_fraction) == done), config)
 
 
 def write_as_held_out(

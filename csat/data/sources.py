@@ -53,8 +53,8 @@ def list_slides(slides: Sequence[str], *, source_mpp: float | None = None) -> li
     the end of the run.
 
     In a folder or a pattern, files of other kinds are passed over, and so are files that belong to a slide: `a.jpg` or
-    `a.nuclei.png` beside `a.svs` (thumbnails, masks, truth), the jpegs of a .vms, the folder of a .mrxs. The log counts them. The .dcm files of
-    one folder and one series are one slide, named by the first of them.
+    `a.nuclei.png` beside `a.svs` (thumbnails, masks, truth), the jpegs of a .vms, the folder of a .mrxs. The log counts them.
+    The .dcm files of one folder and one series, each a level, are one slide, named by the first of them.
 
     Args:
         slides: Local paths or URIs.
@@ -196,7 +196,7 @@ def _merge(first: SlideRow, second: SlideRow) -> SlideRow:
 def _one_per_dicom_slide(rows: Mapping[str, SlideRow]) -> dict[str, SlideRow]:
     """The same rows with the files of one DICOM slide, each a level of it, as one row."""
     merged = dict(rows)
-    for first, *others in dicom.same_slide(uri for uri in rows if _suffix(uri) == dicom.SUFFIX):
+    for first, *others in dicom.same_slide(uri for uri in rows if storage.suffix_of(uri) == dicom.SUFFIX):
         for other in others:
             merged[first] = _merge(merged[first], merged.pop(other))
     return merged

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from csat.data.holdout import HoldoutError, short_names
-from csat.data.manifest import ManifestConfig, ManifestWriter, fingerprint, write_as_held_out
+from csat.data.manifest import ManifestConfig, ManifestWriter, as_begun, fingerprint, write_as_held_out
 from csat.data.sources import SlideRow
 from csat.data.tiling import TILE_SCHEMA, TilingConfig
 from csat.errors import ConfigError
@@ -126,6 +126,18 @@ def test_what_is_asked_for_by_name_is_done_or_refused(tmp_path):
         write_as_held_out(lambda choice: write(tmp_path, rows_of(1), [400], choice), config, whole=False)
     with pytest.raises(ConfigError, match="no slide gave a tile"):  # no way to hold out is of any help
         held_out_as(tmp_path, rows_of(2), [9, 9], bad=[0, 1])
+
+
+def test_a_rerun_takes_what_the_run_did():
+    def done(recorded, whole=False, **settings):
+        config = as_begun(ManifestConfig(**{"holdout_fraction": 0.1, **settings}), recorded, whole=whole)
+        return config.holdout_by, config.holdout_fraction
+
+    for by, fraction in (("slide", 0.1), ("tile", 0.1), ("tile", 0.0)):  # "slide": of an earlier version, too
+        assert done({"holdout_by": by, "holdout_fraction": fraction}) == (by, fraction)
+    assert done({}) == done({"holdout_by": None, "holdout_fraction": 0.1}) == (None, 0.1)  # ended before it was settled
+    assert done({"holdout_by": "slide", "holdout_fraction": 0.2}) == (None, 0.1), "another fraction is another run"
+    assert done({"holdout_by": "tile", "holdout_fraction": 0.1}, holdout_by="slide") == ("slide", 0.1)
 
 
 def test_an_earlier_version_s_manifest_is_the_same_one():
