@@ -11,6 +11,8 @@ Green and blue ink absorb red more than green, black ink absorbs all three alike
 is dense, which eosin and blood do. Pale and mixed edges of ink look like stain: they are ink where they touch it.
 """
 
+import math
+
 import cv2
 import numpy as np
 from skimage.filters import threshold_otsu
@@ -31,6 +33,7 @@ WHITE = 250  # of 255, in all three: outside of what was scanned, or glass witho
 
 INK_PX = 1024  # longer edge of the picture in which ink is looked for
 INK_SHARE = 2e-4  # of the thumbnail's area: a smaller stroke is no stroke
+INK_HALO = 0.02  # of the thumbnail's longer edge: so far from ink colours may be mixed with it
 
 
 def tissue_mask(thumbnail: np.ndarray) -> np.ndarray:
@@ -53,9 +56,12 @@ def tissue_mask(thumbnail: np.ndarray) -> np.ndarray:
         signal, low, high = 255 - brightest, GLASS_DARKNESS, STAIN_DARKNESS
     signal = cv2.medianBlur(np.ascontiguousarray(signal), 3)  # single pixels of JPEG noise
     is_seen = brightest >= BLACK
-    if has_colour:
-        is_seen &= ~ink_mask(thumbnail, glass)
-    mask = (signal > _bounded_otsu(signal[is_seen], low, high)) & is_seen
+    is_counted = is_seen
+    if has_colour and (ink := ink_mask(thumbnail, glass)).any():
+        is_seen = is_seen & ~ink
+        around = np.ones([2 * math.ceil(INK_HALO * max(ink.shape)) + 1] * 2, np.uint8)
+        is_counted = is_seen & (cv2.dilate(ink.astype(np.uint8), around) == 0)  # a halo of ink is no class of its own
+    mask = (signal > _bounded_otsu(signal[is_counted], low, high)) & is_seen
     speck_px = int(SPECK_SHARE * mask.size)
     if speck_px >= 1:
         mask = ~_larger(~_larger(mask, speck_px), speck_px)
