@@ -11,9 +11,9 @@ def rms_distance(student: Tensor, teacher: Tensor) -> Tensor:
     """`sqrt(mean (student - teacher)^2)` of a tile, over channels and cells.
 
     `L_FM` of del Amor et al. 2024 (arXiv 2401.06010), and the distance of their attention maps. A student's map of another
-    size is interpolated (bilinear, cell centres) to the teacher's, as theirs is. Differs: in `L_FM` theirs is the root of the
-    mean over the whole batch; here it is taken per tile, so that the value does not depend on which tiles share a rank. The
-    gradient at agreement, where a root has none, is zero.
+    size is interpolated (bilinear) to the teacher's, as theirs is. Differs: cell centres stay where they are, and theirs puts
+    corner on corner; in `L_FM` theirs is the root of the mean over the whole batch, and here it is taken per tile, so that the
+    value does not depend on which tiles share a rank. The gradient at agreement, where a root has none, is zero.
 
     Args:
         student: `[B, C, h, w]`.

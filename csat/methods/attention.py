@@ -14,10 +14,18 @@ are classifiers on one layer of a backbone (`csat/model/tapped.py`); the student
 The attention maps follow from gradients, and the student learns through them (second derivatives). There is a map for every
 class, whatever the labels are: a batch of one class only is nothing special.
 
+The defaults are what the authors' code ran in its one example, for a quarter of the resolution: alpha_kd 0, alpha_fm 0.1,
+alpha_at 10. KD is off there. (Until November 2026 alpha_kd was 1 here.)
+
 Differs, or is decided here:
 - The student sees its small image as it is, and costs less. `model.options.upsample` enlarges it again, as the paper does.
   Without, its maps are smaller than the teacher's, and are interpolated.
-- alpha_kd is 1: the paper gives alpha_fm and alpha_at only, for a quarter of the resolution.
+- Enlarging keeps pixels where they lie. Theirs puts corner on corner (align_corners), which shifts the image's edges by half
+  of a small pixel against the teacher's, whose pixels were averaged in squares.
+- Images are normalised as the backbone's weights expect (for VGG16 ImageNet's mean and standard deviation). Theirs stay in
+  [0, 1], with weights that were trained on normalised ones.
+- An epoch of oversampled data (`data.sampling`) grows, so that each image is still seen once. Theirs stops after as many
+  images as the set has.
 """
 
 import math
@@ -48,7 +56,7 @@ class AttentionConfig:
     """How much is learned from what. A weight of 0 switches a term off, with the response that only it needs."""
 
     variant: str = "at_plus"  # of the attention maps: at_plus, at, or none (no attention term)
-    alpha_kd: float = 1.0  # weight of the teacher's probabilities
+    alpha_kd: float = 0.0  # weight of the teacher's probabilities; off, as in the authors' example
     alpha_fm: float = 0.1  # weight of the teacher's map; not 0 only where both layers have as many channels
     alpha_at: float = 10.0  # weight of the attention maps
     temperature: float = 1.0  # of the teacher's probabilities, above 1 softens
@@ -62,6 +70,11 @@ class AttentionConfig:
                 raise ConfigError(f"{name} must be a number of 0 or more, not {getattr(self, name)}")
         if not 0 < self.temperature < math.inf:
             raise ConfigError(f"temperature must be positive, not {self.temperature}")
+        if not (self.alpha_kd or self.alpha_fm or self.has_attention):
+            raise ConfigError(
+                "alpha_kd and alpha_fm are 0 and there is no attention term: nothing would be learned from the teacher. Set "
+                "alpha_kd (0 by default) to 1, or train without a teacher (--teacher null --method.name supervised)"
+            )
 
     @property
     def has_attention(self) -> bool:

@@ -2,8 +2,9 @@
 
 Source: CSATv2's block (mean and maximum over the channels → 7x7 → convolution → transformer → bilinear upsampling → multiply),
 with the sigmoid of CSAT v1. Differs on purpose:
-- CSATv2's tokens have one channel, and a norm over one channel leaves only its bias: that attention is the same for every
-  image. Here the tokens have `dim` channels until the last projection, so the gate depends on the image.
+- CSATv2's tokens have one channel, and a norm over one channel leaves only its bias: its gate depends on the image through
+  the 7x7 convolution, but what its transformer adds to that is the same for every image. Here the tokens have `dim` channels
+  until the last projection, so that the transformer sees the image too.
 - Pooling to 7x7 and back are two matrix products each. They equal adaptive average pooling and bilinear upsampling, and unlike
   those have a deterministic backward pass on CUDA, and an ONNX form at any size.
 """
@@ -48,7 +49,7 @@ class SpatialAttention(nn.Module):
     """A gate in (0, 1) per position: mean and maximum over the channels → 7x7 → transformer over 49 tokens → full size."""
 
     def __init__(self, dim: int, device=None, dtype=None):
-        """`dim` is the width of the tokens, at least 2: a norm over one channel would forget the image."""
+        """`dim` is the width of the tokens, at least 2: after a norm over one the transformer would not see the image."""
         super().__init__()
         dd = {"device": device, "dtype": dtype}
         if dim < 2:

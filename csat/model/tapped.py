@@ -2,8 +2,8 @@
 
 Source: del Amor et al. 2024 (arXiv 2401.06010): VGG16 to `conv5_3` *before* its ReLU, global average pooling, one linear.
 In timm that is `vgg16` cut after `features.28` (13 convolutions, the last without its ReLU and without the pooling after it),
-tensor for tensor, so that timm's ImageNet weights serve. Any other backbone works by naming its layer: `layer4` of a ResNet,
-`stages.2` of CSAT.
+tensor for tensor, so that timm's ImageNet weights serve. Differs: images are normalised as those weights expect, and the
+authors leave them in [0, 1]. Any other backbone works by naming its layer: `layer4` of a ResNet, `stages.2` of CSAT.
 """
 
 import math
@@ -50,6 +50,7 @@ class TappedClassifier(PartedModel):
             pretrained: With timm's own weights (downloads them).
             downsample: The model sees the tile at 1/downsample of its pixels.
             upsample: It enlarges what it sees to the tile's pixels (bilinear), as the paper does: nothing is computed less.
+                Differs: pixels stay where they lie (theirs puts corner on corner).
 
         Raises:
             ConfigError: an unknown backbone or layer, a layer that is no map or that more than one path leads around, other

@@ -32,6 +32,8 @@ TEACHER = TeacherSpec(name="run", responses=(LABEL, MAP, *CAMS), mpp=None)
 
 
 def make(teacher: TeacherSpec = TEACHER, *, factor: int = 2, info=INFO, **options) -> Attention:
+    """With KD too, which is off by default."""
+    options = {"alpha_kd": 1.0, **options}
     torch.manual_seed(0)
     model = TappedClassifier((LABEL,), backbone="csat_nano", layer="stages.1", downsample=factor)
     return build_labelled_method(
@@ -135,6 +137,15 @@ def test_a_batch_of_one_class_has_maps_of_all():
     torch.testing.assert_close(terms["at"], make()(make_batch())["at"], msg="labels do not enter the attention term")
 
 
+def test_the_defaults_are_the_authors_example():
+    """No KD: neither the term nor its response."""
+    config = AttentionConfig()
+    assert (config.variant, config.alpha_kd, config.alpha_fm, config.alpha_at) == ("at_plus", 0.0, 0.1, 10.0)
+    assert [spec.name for spec in Attention.needs(config, TEACHER)] == ["features", "cam_at_plus"]
+    method = make(alpha_kd=config.alpha_kd)
+    assert method.weights == {"ce": 1.0, "fm": 0.1, "at": 10.0} and method(make_batch()).keys() == method.weights.keys()
+
+
 def test_ablations_ask_for_less():
     batch = make_batch()
     for options, names in (
@@ -193,3 +204,6 @@ def test_what_cannot_work_is_refused():
     for wrong in ({"variant": "at+"}, {"alpha_at": -1.0}, {"alpha_kd": float("nan")}, {"temperature": 0.0}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             AttentionConfig(**wrong)
+    for nothing in ({"variant": "none", "alpha_fm": 0.0}, {"alpha_at": 0.0, "alpha_fm": 0.0}):
+        with pytest.raises(ConfigError, match="nothing would be learned from the teacher. Set alpha_kd"):
+            AttentionConfig(**nothing)

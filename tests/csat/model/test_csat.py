@@ -38,6 +38,7 @@ def test_csat_meets_the_published_budget():
     model = timm.create_model("csat")
     cost = count_cost(model, (1, 3, 224, 224))
     assert cost["params"] == sum(p.numel() for p in model.parameters())
+    assert cost == {"params": 3_038_378, "macs": pytest.approx(1.0897e9, rel=1e-4)}, "as its docstring says"
     assert abs(cost["params"] / 3.0e6 - 1) < 0.015
     assert abs(cost["macs"] / 1.08e9 - 1) < 0.015
     assert model.num_features == 176
