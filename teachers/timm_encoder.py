@@ -15,15 +15,19 @@ The tile is normalised as the model's own configuration says. A transformer's ti
 (whole: we do not crop its centre as timm's evaluation does, since the student learns from the whole tile); a convolutional
 net takes it as it is. At 256 px tiles of 0.5 um/px, a 224 px model so sees 0.57 um/px: send 224 px tiles to avoid that.
 
-Weights: a local file (safetensors, or torch with `weights_only`), or the hub with `pretrained`. The pathology encoders of
-`ENCODERS` are built from the arguments listed there, so a downloaded file loads on a cluster without internet. Untested
-here, for want of their gated weights: that those arguments fit them; the strict load says so if not.
+Weights: a local file (safetensors, or torch with `weights_only`), or with `pretrained` the hub, or a folder in the hub's form
+(`local-dir:FOLDER`). The pathology encoders of `ENCODERS` are built from the arguments listed there, so a downloaded file
+loads on a cluster without internet. Untested here, for want of their gated weights: that those arguments fit them; the strict
+load says so if not. For any other encoder the option `arguments` says what `timm.create_model` is given besides its name, such
+as `{mlp_layer: SwiGLUPacked, act_layer: SiLU, reg_tokens: 4}`. LayerScale (`init_values`) needs no telling: its weights are
+there or not, and what they start from is overwritten.
 """
 
 import difflib
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import timm
 import torch
@@ -34,19 +38,24 @@ from csat.errors import ConfigError, TeacherError
 from csat.responses import Kind, ResponseSpec, Symmetry, TeacherSpec
 from teachers.checkpoints import load_strictly, read_state_dict, sha256_of_tensors
 from teachers.contract import Teacher, select_responses, sha256_of, sha256_of_settings, weights_file
-from teachers.pathology_encoders import ENCODERS, Encoder, Pool, create_arguments
+from teachers.pathology_encoders import Encoder, Pool, create_arguments, find_encoder, with_layers
 from teachers.torch_teacher import Precision, TorchTeacher
 
 NAME = "timm"
 RANDOM_WEIGHTS_VERSION = 1  # raise when a seed starts to give other random weights
 Output = Literal["features", "tokens", "logits"]
+HUB, FOLDER = ("hf-hub:", "hf_hub:"), "local-dir:"  # prefixes of models that are not timm's own
+LAYER_SCALE, ANY_SCALE = ".ls1.gamma", 1e-5  # its weights' name; what they start from, which loading overwrites
 
 
 @dataclass(frozen=True, kw_only=True)
 class TimmOptions:
     """Which encoder, what it answers, how it runs."""
 
-    model: str  # timm's name ("resnet50.a1_in1k") or "hf-hub:owner/name"
+    model: str  # timm's name ("resnet50.a1_in1k"), "hf-hub:owner/name" or "local-dir:folder"
+    arguments: dict[str, Any] = field(
+        default_factory=dict
+    )  # more of timm.create_model, layers by name: {mlp_layer: SwiGLUPacked}
     outputs: tuple[Output, ...] = ("features",)  # any of features, tokens, logits
     pool: Pool | None = None  # how tokens become features; null: as the encoder's authors say, else as timm's model does
     tile_px: int | None = None  # edge of the tiles that it will get: needed for tokens of resized tiles; null: the input edge
@@ -122,7 +131,7 @@ def load(options: TimmOptions, *, weights: str | None, device: str, wanted: Sequ
             f"timm: {options.model} needs its weights from exactly one place: a file (--teacher.weights), the option "
             f"pretrained (download from the hub), or random_weights (dry runs); got {' and '.join(chosen) or 'none'}"
         )
-    encoder = ENCODERS.get(options.model.partition(":")[2])
+    encoder = find_encoder(options.model)
     net, sha256, source = _build(options, encoder, weights)
     # A transformer has a grid of patches fixed when it was made; a convolutional net takes any tile.
     is_fixed = hasattr(net, "patch_embed") or bool(net.pretrained_cfg.get("fixed_input_size"))
@@ -189,41 +198,96 @@ def feature_grid(net: nn.Module, hidden: Tensor) -> Tensor:
 def _build(options: TimmOptions, encoder: Encoder | None, weights: str | None) -> tuple[nn.Module, str, str]:
     """The model with its weights, their hash and their source."""
     arguments = {} if options.num_classes is None else {"num_classes": options.num_classes}
-    arguments = (create_arguments(encoder) if encoder else {}) | arguments
+    arguments = (create_arguments(encoder) if encoder else {}) | arguments | with_layers(options.arguments)
     if options.pretrained:
-        net = _create(options.model, pretrained=True, **arguments)
-        return net, sha256_of_tensors(net), f"{options.model}, downloaded"
+        net = _fetch(options.model, arguments)
+        return (
+            net,
+            sha256_of_tensors(net),
+            options.model if options.model.startswith(FOLDER) else f"{options.model}, downloaded",
+        )
     # A known encoder's architecture is built by its timm name: the hub is not asked, and a cluster may be offline.
     architecture = encoder.architecture if encoder else options.model
     if encoder:
         arguments["pretrained_cfg_overlay"] = {"mean": encoder.mean, "std": encoder.std, "interpolation": "bicubic"}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
-        net = _create(architecture, pretrained=False, **arguments)
     if options.random_weights:
+        net = _create(architecture, options.seed, arguments)
         return net, sha256_of_settings(options, version=RANDOM_WEIGHTS_VERSION), f"random weights, seed {options.seed}"
     with weights_file(weights, teacher=NAME, expected=f"weights of {options.model}, safetensors or a state_dict") as path:
+        state = read_state_dict(path, teacher=NAME)
+        net = _create(architecture, options.seed, arguments)
+        unexpected = state.keys() - net.state_dict().keys()
+        if told := _told_by(unexpected, arguments):
+            net = _create(architecture, options.seed, arguments | told)
         hint = "Check the option model, and num_classes: 0 for weights without a classifier, else the number of its classes"
-        load_strictly(net, read_state_dict(path, teacher=NAME), teacher=NAME, path=path, hint=hint)
+        load_strictly(net, state, teacher=NAME, path=path, hint=hint + _more_arguments(state, unexpected))
         return net, sha256_of(path), str(weights)
 
 
-def _create(model: str, *, pretrained: bool, **arguments) -> nn.Module:
+def _create(architecture: str, seed: int, arguments: Mapping[str, Any]) -> nn.Module:
+    """An architecture of timm's own, or of a hub's configuration, with random weights."""
     try:
-        return timm.create_model(model, pretrained=pretrained, **arguments)
-    # The hub's client raises some twenty classes here (no network, offline mode, gated, no such repository, time-outs), timm
-    # others: each becomes one message with what to do, and the original stays attached.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return timm.create_model(architecture, pretrained=False, **arguments)
+    except Exception as error:  # timm and the hub raise what they like: the cause stays attached
+        raise _refusal(architecture, arguments, error) from error
+
+
+def _fetch(model: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """A model with the weights of the hub, or of a folder in the hub's form."""
+    try:
+        return timm.create_model(model, pretrained=True, **arguments)
+    except RuntimeError as error:  # of torch and timm: what the hub's client raises is no RuntimeError
+        unexpected = re.findall(r'"([^"]+)"', str(error).partition("Unexpected key")[2])
+        if told := _told_by(unexpected, arguments):
+            return _fetch(model, {**arguments, **told})
+        raise TeacherError(
+            f"timm: {model} has weights that do not fit the network that its configuration describes "
+            f"({' '.join(str(error).split())[:600]}). Set what they need of timm.create_model with the option arguments, as "
+            "the model's page says: mlp_layer, act_layer, reg_tokens, …; or num_classes, where only the classifier differs"
+        ) from error
     except Exception as error:
-        kind = type(error).__name__
-        if pretrained or model.startswith(("hf-hub:", "hf_hub:")):
-            raise TeacherError(
-                f"timm: cannot fetch {model} from the hub ({kind}: {str(error).splitlines()[0] if str(error) else ''}). "
-                "No internet on this machine: download the weights elsewhere and set --teacher.weights (for an encoder "
-                "that is not in teachers/pathology_encoders.py, name its timm architecture as model). Gated model: "
-                "accept its terms on its page and set HF_TOKEN on every node. Mistyped: check the name"
-            ) from error
-        close = ", ".join(difflib.get_close_matches(model, timm.list_models(), n=5)) or "none; see timm.list_models()"
-        raise TeacherError(f"timm: cannot build {model!r} ({kind}: {error}). Names that look like it: {close}") from error
+        raise _refusal(model, arguments, error, pretrained=True) from error
+
+
+def _told_by(unexpected: Iterable[str], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments that the names of the weights leave no doubt about."""
+    has_scale = any(name.endswith(LAYER_SCALE) for name in unexpected)
+    return {"init_values": ANY_SCALE} if has_scale and "init_values" not in arguments else {}
+
+
+def _more_arguments(state: Mapping[str, Tensor], unexpected: Iterable[str]) -> str:
+    """Which arguments would explain the weights: a sentence for the message, or nothing."""
+    likely = [f"reg_tokens: {state['reg_token'].shape[1]}"] if "reg_token" in unexpected else []
+    fc1, fc2 = state.get("blocks.0.mlp.fc1.weight"), state.get("blocks.0.mlp.fc2.weight")
+    if fc1 is not None and fc2 is not None and fc1.shape[0] == 2 * fc2.shape[1]:  # two halves, of which one gates the other
+        likely.append(f"mlp_layer: SwiGLUPacked, act_layer: SiLU, mlp_ratio: {fc1.shape[0] / fc1.shape[1]:.5g}")
+    return f". By their form they need the option arguments {{{', '.join(likely)}}}" if likely else ""
+
+
+def _refusal(model: str, arguments: Mapping[str, Any], error: Exception, *, pretrained: bool = False) -> TeacherError:
+    """What to tell of an error of timm's, or of the hub's client, which has some twenty classes (offline, gated, …)."""
+    said = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    if isinstance(error, TypeError):
+        given = ", ".join(arguments) or "none"
+        return TeacherError(
+            f"timm: {model} does not take these arguments ({said}): given were {given}. Change the option arguments"
+        )
+    if model.startswith(FOLDER):
+        return TeacherError(
+            f"timm: cannot load {model} ({said}): it needs config.json, as the hub has it, and model.safetensors or "
+            "pytorch_model.bin beside it"
+        )
+    if pretrained or model.startswith(HUB):
+        return TeacherError(
+            f"timm: cannot fetch {model} from the hub ({said}). No internet on this machine: download the weights elsewhere "
+            "and set --teacher.weights (for an encoder that is not in teachers/pathology_encoders.py, name its timm "
+            "architecture as model). Gated model: accept its terms on its page and set HF_TOKEN on every node. Mistyped: "
+            "check the name"
+        )
+    close = ", ".join(difflib.get_close_matches(model, timm.list_models(), n=5)) or "none; see timm.list_models()"
+    return TeacherError(f"timm: cannot build {model!r} ({said}). Names that look like it: {close}")
 
 
 def _responses(net: nn.Module, options: TimmOptions, pool: Pool, input_px: int | None) -> list[ResponseSpec]:

@@ -17,7 +17,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from csat.errors import ConfigError
-from csat.model.backbones import FINEST_LEVEL_PX, create_backbone, layers_of
+from csat.model.backbones import create_backbone, layers_of
+from csat.model.feature_maps import (
+    find_size_px,
+    first_line,
+    levels_of,
+    pooled_channels,
+    probe,
+    to_stride,
+    without_trace,
+)
 from csat.model.heads import DenseDecoder, DenseHead, GlobalHead
 from csat.model.parts import BACKBONE, DECODER, HEADS, PartedModel
 from csat.responses import Kind, ResponseSpec, Symmetry
@@ -68,7 +77,7 @@ class Student(PartedModel):
                 stride; through a 1x1 convolution where its channels are not the response's.
 
         Raises:
-            ConfigError: a backbone that timm does not have or that gives no feature maps.
+            ConfigError: a backbone that timm does not have, that gives no feature maps, or runs at no size.
         """
         super().__init__()
         self.config = config
@@ -82,15 +91,14 @@ class Student(PartedModel):
         data = self.backbone.pretrained_cfg
         self.register_buffer("mean", torch.tensor(data.get("mean", (0.5, 0.5, 0.5))).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(data.get("std", (0.5, 0.5, 0.5))).view(1, 3, 1, 1))
-        # Of several maps at one stride only the last: it has seen the others.
-        levels = {info["reduction"]: index for index, info in enumerate(self.backbone.feature_info)}
-        strides_px = sorted(s for s in levels if s >= FINEST_LEVEL_PX)
-        self.levels = [levels[s] for s in strides_px]
-        self.stride_px = strides_px[-1]
-        self._probe_px = data["input_size"][-1] if data.get("fixed_input_size") else max(64, 2 * self.stride_px)
-        in_channels = [x.shape[1] for x in self._probe_backbone(self._probe_px)[1]]
+        self._levels = levels_of(self.backbone)  # stride → index, finest first
+        self.stride_px = max(self._levels)
+        self._size_px = find_size_px(self.backbone, self._levels, name=config.backbone)
+        last, maps = probe(self.backbone, self._levels, self._size_px)
+        in_channels = [x.shape[1] for x in maps]
         self.finest_channels, self.last_channels = in_channels[0], in_channels[-1]
-        self.decoder = DenseDecoder(in_channels, strides_px, config.decoder_channels)
+        self.pooled_channels = pooled_channels(self.backbone, last)
+        self.decoder = DenseDecoder(in_channels, [*self._levels], config.decoder_channels)
         self.reset_heads(responses, last_map=last_map)
 
     def reset_heads(self, responses: Sequence[ResponseSpec], *, last_map: Sequence[str] = ()) -> None:
@@ -177,6 +185,7 @@ class Student(PartedModel):
         if self.config.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
         last, features = self._run_backbone(x)
+        features = [to_stride(each, x.shape[2:], stride) for each, stride in zip(features, self._levels, strict=True)]
         decoded = self.decoder(features) if self._needs_decoder else None
         pooled = self.backbone.forward_head(last, pre_logits=True) if self._needs_global else None
         return features, decoded, pooled, bool(below or beside)
@@ -196,20 +205,18 @@ class Student(PartedModel):
                 f"(stride {self.step_px} x downsample {factor}), not {tile_px} px: set --data.tile_px to "
                 f"{' or '.join(map(str, near_px))}"
             )
+        image_px = tile_px // factor
         try:
-            padded_px = tile_px // factor + -(tile_px // factor) % self.stride_px
-            features = self._probe_backbone(padded_px)[1]
-        except (RuntimeError, AssertionError, ValueError) as error:
+            with without_trace(self):
+                predictions = self(torch.zeros(1, 3, image_px, image_px, device=self.mean.device))
+            self._check_predictions(predictions, image_px)
+        except (
+            Exception
+        ) as error:  # timm's models raise what they like at a size that they do not take: the cause stays attached
             raise ConfigError(
-                f"backbone {self.config.backbone!r} refuses images of {tile_px // factor} px ({error}): set --data.tile_px "
-                f"{self._probe_px * factor}, or choose a backbone without a fixed input size"
+                f"backbone {self.config.backbone!r} refuses images of {image_px} px ({first_line(error)}): set "
+                f"--data.tile_px {self._size_px * factor}, or choose a backbone that takes images of any size"
             ) from error
-        finest_px = padded_px // self.decoder.stride_px
-        if features[0].shape[-1] != finest_px:
-            raise ConfigError(
-                f"backbone {self.config.backbone!r} gives {features[0].shape[-1]} cells for {padded_px} px, where its "
-                f"stride of {self.decoder.stride_px} px promises {finest_px}: choose another tile size or backbone"
-            )
 
     def prediction_stride_px(self, spec: ResponseSpec) -> int:
         """Pixels of the student's image per cell of a dense prediction."""
@@ -257,7 +264,12 @@ class Student(PartedModel):
             is_same = spec.channels == self.last_channels
             return nn.Identity() if is_same else nn.Conv2d(self.last_channels, spec.channels, 1)
         if not spec.is_dense:
-            return GlobalHead(self.backbone.head_hidden_size, spec.channels)
+            if self.pooled_channels is None:
+                raise ConfigError(
+                    f"backbone {self.config.backbone!r} does not pool its features to one vector per image, which the "
+                    f"response {spec.name!r} needs: choose another backbone"
+                )
+            return GlobalHead(self.pooled_channels, spec.channels)
         finest_px, wanted_px = self.decoder.stride_px, self.prediction_stride_px(spec)
         shrink, upscale = max(1, wanted_px // finest_px), max(1, finest_px // wanted_px)
         return DenseHead(self.decoder.channels, spec.channels, upscale=upscale, shrink=shrink)
@@ -265,35 +277,27 @@ class Student(PartedModel):
     def _run_backbone(self, x: Tensor) -> tuple[Tensor | None, list[Tensor]]:
         """The input of the backbone's head (None where no head needs it), and the feature maps, finest first."""
         if self._needs_global:
-            return self.backbone.forward_intermediates(x, indices=self.levels)
-        return None, self.backbone.forward_intermediates(x, indices=self.levels, stop_early=True, intermediates_only=True)
+            return self.backbone.forward_intermediates(x, indices=[*self._levels.values()])
+        return None, self.backbone.forward_intermediates(
+            x, indices=[*self._levels.values()], stop_early=True, intermediates_only=True
+        )
 
-    @torch.no_grad()
-    def _probe_backbone(self, size_px: int) -> tuple[Tensor, list[Tensor]]:
-        """One zero image through the backbone, without a trace in its statistics."""
-        x = torch.zeros(1, 3, size_px, size_px, device=self.mean.device)
-        modes = {module: module.training for module in self.backbone.modules()}
-        self.backbone.eval()
-        try:
-            return self.backbone.forward_intermediates(x, indices=self.levels)
-        finally:
-            for module, training in modes.items():
-                module.training = training
+    def _check_predictions(self, predictions: dict[str, Tensor], image_px: int) -> None:
+        for spec in filter(lambda spec: spec.is_dense, self.responses):
+            cells, came = image_px // self.prediction_stride_px(spec), predictions[spec.name].shape[2:]
+            if came != (cells, cells):
+                raise ValueError(f"{spec.name} has {came[0]} x {came[1]} cells, where {cells} x {cells} were promised")
 
     def _freeze_unused(self) -> None:
         """`requires_grad` for exactly the parameters that a backward pass from all predictions reaches."""
-        modes = {module: module.training for module in self.modules()}
         self.requires_grad_(True)
-        self.eval()
-        x = torch.zeros(1, 3, self._probe_px, self._probe_px, device=self.mean.device)
+        x = torch.zeros(1, 3, self._size_px, self._size_px, device=self.mean.device)
         named = dict(self.named_parameters())
-        with torch.enable_grad():
+        with without_trace(self), torch.enable_grad():
             total = sum(prediction.float().sum() for prediction in self(x).values())
             grads = torch.autograd.grad(total, list(named.values()), allow_unused=True)
         for parameter, grad in zip(named.values(), grads, strict=True):
             parameter.requires_grad_(grad is not None)
-        for module, training in modes.items():
-            module.training = training
 
 
 def save_student(student: Student, folder: Path, metadata: dict) -> None:

@@ -1,5 +1,6 @@
 """timm encoders: the three outputs, the model's own normalisation, the tokens' geometry, and where weights come from."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,8 @@ from safetensors.torch import save_file
 from csat.errors import ConfigError, TeacherError
 from csat.responses import Kind, Symmetry
 from teachers.contract import sha256_of
-from teachers.pathology_encoders import ENCODERS, create_arguments
+from teachers.pathology_encoders import ENCODERS, create_arguments, find_encoder, with_layers
+from teachers.registry import build_options
 from teachers.timm_encoder import TimmOptions, load
 
 VIT, CNN = "test_vit", "test_resnet"  # timm's miniatures: 160 px, 10 by 10 tokens; 160 px, stride 32
@@ -91,11 +93,15 @@ def test_known_encoder_brings_its_own_normalisation_and_facts(monkeypatch):
 @pytest.mark.parametrize(
     ("hub_id", "millions", "width"),
     [
+        ("MahmoodLab/UNI", 303, 1024),
         ("MahmoodLab/UNI2-h", 681, 1536),
+        ("paige-ai/Virchow", 631, 1280),
         ("paige-ai/Virchow2", 631, 1280),
+        ("bioptimus/H-optimus-0", 1135, 1536),
         ("bioptimus/H-optimus-1", 1135, 1536),
         ("prov-gigapath/prov-gigapath", 1135, 1536),
         ("bioptimus/H0-mini", 86, 768),
+        ("1aurent/vit_base_patch16_224.owkin_pancancer", 86, 768),
     ],
 )
 def test_known_encoders_have_their_published_size(hub_id, millions, width):
@@ -105,6 +111,65 @@ def test_known_encoders_have_their_published_size(hub_id, millions, width):
     assert round(sum(parameter.numel() for parameter in net.parameters()) / 1e6) == millions
     assert net.num_features == width
     assert encoder.licence != "unknown"
+
+
+def test_the_hub_tells_no_cases_apart():
+    assert find_encoder("hf-hub:mahmoodlab/uni") is ENCODERS["MahmoodLab/UNI"]
+    assert find_encoder("resnet50") is None
+
+
+class TestArguments:
+    """What a hub configuration does not say, for UNI, Virchow and whatever comes next."""
+
+    SWIGLU = {"mlp_layer": "SwiGLUPacked", "act_layer": "SiLU", "mlp_ratio": 5.0}
+
+    def folder(self, tmp_path, **arguments):
+        """A model as the hub keeps it; its configuration names none of the arguments."""
+        net = timm.create_model(VIT, num_classes=0, **with_layers(arguments))
+        torch.save(net.state_dict(), tmp_path / "pytorch_model.bin")
+        about = {"input_size": [3, 160, 160], "mean": [0.5] * 3, "std": [0.5] * 3}
+        config = {"architecture": VIT, "num_classes": 0, "model_args": {"img_size": 160}, "pretrained_cfg": about}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        return net, f"local-dir:{tmp_path}", str(tmp_path / "pytorch_model.bin")
+
+    def load(self, model, weights=None, **options):
+        settings = {"model": model, "num_classes": 0, "pretrained": weights is None, **options}
+        return load(build_options("timm", settings), weights=weights, device="cpu", wanted=None)
+
+    @pytest.mark.parametrize("given", [{}, SWIGLU, {**SWIGLU, "reg_tokens": 2}])
+    def test_from_a_folder_and_from_a_file(self, tmp_path, given):
+        """LayerScale is told by the weights themselves, the rest by the user."""
+        net, folder, file = self.folder(tmp_path, init_values=1e-5, **given)
+        for teacher in (self.load(folder, arguments=given), self.load(VIT, file, arguments=given)):
+            for name, value in net.state_dict().items():
+                torch.testing.assert_close(teacher.net.state_dict()[name], value)
+
+    @pytest.mark.parametrize(
+        ("made_with", "words"),
+        [
+            ({"reg_tokens": 2}, r"need the option arguments \{reg_tokens: 2\}"),
+            (SWIGLU, r"need the option arguments \{mlp_layer: SwiGLUPacked, act_layer: SiLU, mlp_ratio: 5\}"),
+        ],
+    )
+    def test_weights_that_do_not_fit_are_no_missing_network(self, tmp_path, made_with, words):
+        _, folder, file = self.folder(tmp_path, **made_with)
+        with pytest.raises(TeacherError, match=words):
+            self.load(VIT, file)
+        with pytest.raises(TeacherError, match="weights that do not fit.*option arguments.*reg_tokens") as error:
+            self.load(folder)
+        assert "nternet" not in str(error.value)
+
+    def test_a_folder_that_holds_nothing(self, tmp_path):
+        with pytest.raises(TeacherError, match="cannot load local-dir:.*config.json") as error:
+            self.load(f"local-dir:{tmp_path}")
+        assert "nternet" not in str(error.value)
+
+    def test_names(self):
+        assert with_layers({"act_layer": "silu", "depth": 2}) == {"act_layer": "silu", "depth": 2}
+        with pytest.raises(ConfigError, match="arguments.mlp_layer: .*no.*'SwiGLUPackt'.*SwiGLUPacked"):
+            self.load(VIT, arguments={"mlp_layer": "SwiGLUPackt"})
+        with pytest.raises(TeacherError, match="does not take these arguments.*num_registers"):
+            random_teacher(VIT, arguments={"num_registers": 4})
 
 
 def test_pooling():

@@ -1,0 +1,123 @@
+"""What maps a timm backbone really gives at a size, and how they come to have the cells that its strides promise."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from csat.errors import ConfigError
+from csat.model.attention import upsampling_matrix
+from csat.model.backbones import FINEST_LEVEL_PX
+
+MOST_OFF = 1.5  # times that a map may have more or fewer cells than its stride promises: beyond, that is not its stride
+
+
+def levels_of(backbone: nn.Module) -> dict[int, int]:
+    """Stride in px → index of the map that a decoder reads, finest first.
+
+    Of several maps at one stride only the last: it has seen the others. A stride that the one before does not divide is left
+    out, for a decoder doubles.
+    """
+    last = {info["reduction"]: index for index, info in enumerate(backbone.feature_info)}
+    levels: dict[int, int] = {}
+    for stride_px in sorted(stride for stride in last if stride >= FINEST_LEVEL_PX):
+        if not levels or stride_px % max(levels) == 0:
+            levels[stride_px] = last[stride_px]
+    return levels
+
+
+def find_size_px(backbone: nn.Module, levels: dict[int, int], *, name: str) -> int:
+    """An edge that the backbone takes: small if it can be, else the one that it was made for.
+
+    Args:
+        backbone: Of `create_backbone`.
+        levels: Of `levels_of`.
+        name: timm's, for the message.
+
+    Raises:
+        ConfigError: it takes neither.
+    """
+    own_px, small_px = backbone.pretrained_cfg["input_size"][-1], max(64, 2 * max(levels))
+    refusals = []
+    for size_px in dict.fromkeys((own_px,) if has_fixed_size(backbone) else (small_px, own_px)):
+        try:
+            for feature_map, stride_px in zip(probe(backbone, levels, size_px)[1], levels, strict=True):
+                to_stride(feature_map, (size_px, size_px), stride_px)
+            return size_px
+        except Exception as error:  # timm's models raise what they like: the cause stays attached
+            refusals.append((size_px, error))
+    said = "; ".join(f"at {size_px} px: {first_line(error)}" for size_px, error in refusals)
+    raise ConfigError(
+        f"backbone {name!r} gives no feature maps that a decoder can use ({said}): choose another backbone"
+    ) from refusals[-1][1]
+
+
+def has_fixed_size(backbone: nn.Module) -> bool:
+    """Whether timm made it for images of one size; some still take others (`create_backbone` asks for that)."""
+    return bool(backbone.pretrained_cfg.get("fixed_input_size"))
+
+
+def probe(backbone: nn.Module, levels: dict[int, int], size_px: int) -> tuple[Tensor, list[Tensor]]:
+    """One zero image through the backbone, without a trace: the input of its head, and its maps, finest first."""
+    device = next(backbone.parameters()).device
+    with without_trace(backbone):
+        return backbone.forward_intermediates(torch.zeros(1, 3, size_px, size_px, device=device), indices=[*levels.values()])
+
+
+def pooled_channels(backbone: nn.Module, last: Tensor) -> int | None:
+    """Channels of its pooled features, given the input of its head; None where it does not pool to one vector."""
+    with without_trace(backbone):
+        pooled = backbone.forward_head(last, pre_logits=True)
+    return pooled.shape[1] if isinstance(pooled, Tensor) and pooled.ndim == 2 else None
+
+
+def to_stride(feature_map: Tensor, image_px: Sequence[int], stride_px: int) -> Tensor:
+    """The map with a cell for every `stride_px` of the image, which most have of themselves.
+
+    Some backbones give a few cells more or less: windows or patches that do not divide their map (MobileViT v2), or
+    convolutions without padding. Each map still is of the whole image, so it is resized over it (bilinear, as products of
+    matrices: see `csat/model/attention.py`).
+
+    Args:
+        feature_map: `[B, C, h, w]`.
+        image_px: Height and width of the image, multiples of the stride.
+        stride_px: Pixels per cell.
+
+    Raises:
+        ValueError: a map that is far from the stride that the backbone states, or none at all.
+    """
+    rows, columns = (size // stride_px for size in image_px)
+    if feature_map.ndim == 4 and feature_map.shape[2:] == (rows, columns):
+        return feature_map
+    if feature_map.ndim != 4 or not all(_is_near(*pair) for pair in zip(feature_map.shape[2:], (rows, columns), strict=True)):
+        raise ValueError(
+            f"its map at the stride of {stride_px} px is {list(feature_map.shape)}, where {rows} x {columns} cells were "
+            "promised"
+        )
+    height, width = feature_map.shape[2:]
+    down = upsampling_matrix(height, rows, feature_map.device).to(feature_map.dtype)
+    across = upsampling_matrix(width, columns, feature_map.device).to(feature_map.dtype)
+    return down @ feature_map @ across.t()
+
+
+@contextmanager
+def without_trace(module: nn.Module) -> Iterator[None]:
+    """In evaluation mode and without gradients; statistics and the modes of all modules are afterwards as before."""
+    modes = {child: child.training for child in module.modules()}
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for child, training in modes.items():
+            child.training = training
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, for a message of ours."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def _is_near(cells: int, promised: int) -> bool:
+    return promised / MOST_OFF <= cells <= promised * MOST_OFF
