@@ -38,10 +38,13 @@ def find_size_px(backbone: nn.Module, levels: dict[int, int], *, name: str) -> i
     Raises:
         ConfigError: it takes neither.
     """
-    own_px, small_px = backbone.pretrained_cfg["input_size"][-1], max(64, 2 * max(levels))
+    coarsest_px, own_px = max(levels), backbone.pretrained_cfg["input_size"][-1]
+    wanted_px = (own_px,) if has_fixed_size(backbone) else (max(64, 2 * coarsest_px), own_px + -own_px % coarsest_px)
     refusals = []
-    for size_px in dict.fromkeys((own_px,) if has_fixed_size(backbone) else (small_px, own_px)):
+    for size_px in dict.fromkeys(wanted_px):
         try:
+            if size_px % coarsest_px:
+                raise ValueError(f"its coarsest stride of {coarsest_px} px does not divide that")
             for feature_map, stride_px in zip(probe(backbone, levels, size_px)[1], levels, strict=True):
                 to_stride(feature_map, (size_px, size_px), stride_px)
             return size_px
