@@ -1,0 +1,45 @@
+"""All odd inputs in one folder, from its listing to the pixels: every file and every tile is accounted for."""
+
+from collections import Counter
+
+from csat.data import storage
+from csat.data.manifest import ManifestConfig, ManifestWriter, fingerprint
+from csat.data.read import TileReader
+from csat.data.sources import list_slides
+from csat.data.tiling import TilingConfig, tile_slide
+from csat.errors import SlideError
+from csat.responses import OK, STATUS
+from csat.text import counted
+from tests.csat.data.manifests import read
+from tests.odd_inputs import MPP, PASSED_OVER, PATIENTS, TILE_PX, TILES, make_odd_inputs
+
+
+def test_every_file_is_in_the_manifest_the_quarantine_or_the_line_that_counts_the_others(tmp_path, caplog):
+    (tmp_path / "slides").mkdir()
+    folder = make_odd_inputs(tmp_path / "slides")
+    tiling = TilingConfig(mpp=MPP, tile_px=TILE_PX, source_mpp=MPP)
+    with caplog.at_level("INFO"):
+        slides = list_slides([str(folder)], source_mpp=MPP)
+    lines = [record.message for record in caplog.records if record.name == "csat.data.sources"]
+    assert lines == [f"folder '{folder}': passed over {counted(PASSED_OVER)}"]
+    assert [storage.base_name(row.slide) for row in slides] == sorted(TILES)
+    assert len(list(folder.iterdir())) == len(TILES) + sum(PASSED_OVER.values())
+
+    made_from = fingerprint(slides, tiling, ManifestConfig())
+    writer = ManifestWriter(str(tmp_path / "manifest"), ManifestConfig(), made_from, tiling, slides)
+    for row in slides:
+        try:
+            writer.add(row, tile_slide(row, tiling))
+        except SlideError as error:
+            writer.quarantine(row, error.reason, str(error))
+    manifest = writer.close()
+    rows = read(manifest)
+    assert Counter(storage.base_name(row["slide"]) for row in rows) == {name: count for name, count in TILES.items() if count}
+    refused = {storage.base_name(row["slide"]): row["reason"] for row in manifest.quarantine().to_pylist()}
+    assert refused == {name: "unreadable" for name, count in TILES.items() if not count}
+    patients = {row["row"]: row["patient"] for row in rows if row["kind"] == "parquet"}
+    assert patients == {row: patient and str(patient) for row, patient in enumerate(PATIENTS)}
+
+    chunk = manifest.read_chunk(*manifest.locate(0))
+    columns = {name: chunk[name].to_numpy(zero_copy_only=False) for name in chunk.column_names}
+    assert set(TileReader(tile_px=TILE_PX)(columns)[STATUS].tolist()) == {OK}
