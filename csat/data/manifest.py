@@ -52,7 +52,7 @@ class ManifestConfig:
     max_window_tiles: int = 262_144  # a window is closed early beyond this: bounds the memory of writing
     chunk_tiles: int = 128  # tiles of one chunk, the unit of reading and of resuming
     holdout_fraction: float = 0.0  # share kept from training, to measure the student on; 0: none
-    holdout_by: Literal["slide", "tile"] | None = None  # whole slides (or patients), or blocks of each; null: what they allow
+    holdout_by: Literal["slide", "tile"] | None = None  # whole slides (patients), or blocks of each; null: slide, else tile
     holdout_block_tiles: int = 4  # edge of such a block, in tiles
     max_holdout_tiles: int = 256  # at most so many are kept; the others of a held-out slide are used for nothing
 
