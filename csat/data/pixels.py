@@ -22,6 +22,7 @@ from csat.errors import DatasetError, SlideError
 # What Pillow is asked to recognise; a tif goes to `csat.data.tifs`.
 PICTURES = ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP", "JPEG2000", "AVIF", "PPM")
 LABELS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP")  # without those whose numbers Pillow scales to their depth
+EXIF_PLACES = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # where Pillow's getexif looks for an orientation
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 HEAD_BYTES = 26  # up to a PNG's bit depth and colour type
 PNG_GREY, PNG_COLOUR, PNG_GREY_ALPHA, PNG_COLOUR_ALPHA = 0, 2, 4, 6  # colour types
@@ -105,7 +106,9 @@ def _opened(source: bytes | Path, name: str, formats: Sequence[str]):
 
 
 def _orientation(image: Image.Image) -> int:
-    """Of a decoded picture (a PNG may say it behind its pixels)."""
+    image.load()  # a PNG may say it behind its pixels
+    if not any(name in image.info for name in EXIF_PLACES):
+        return 1  # nearly every tile: not worth an empty Exif object
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of malformed settings of a camera, which are no reason to refuse good pixels
