@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from csat.data.labelled import LabelledConfig, LabelledData, assemble
 from csat.data.splits import PARTS
 from csat.errors import ConfigError, NonFiniteLossError
 from csat.evaluation import downstream
+from csat.methods.registry import spell_out
 from csat.model.registry import ModelConfig
 from csat.responses import TeacherSpec
 from csat.settings import read_settings
@@ -104,7 +106,7 @@ def finetune(config: FinetuneConfig, plain: dict[str, Any]) -> int:
     config, plain = with_places_found(config, plain)
     folder = RunFolder(config.run_folder)
     config.train.rows_per_worker(config.workers.num_workers)
-    folder.open(plain, overwrite=config.overwrite, config_class=FinetuneConfig)
+    _open(folder, config, plain)
     if folder.is_finished():
         print(f"this run is finished: nothing to do\n{where(folder)}")
         return 0
@@ -183,7 +185,7 @@ def fit(
         NonFiniteLossError, TrainingFailedError: training stopped; the last checkpoint is intact.
     """
     folder = RunFolder(config.run_folder)
-    folder.open(plain, overwrite=config.overwrite, config_class=FinetuneConfig)
+    _open(folder, config, plain)
     if folder.is_finished():
         return folder.read_json("evaluation.json")
     _write_data(folder, prepared)
@@ -218,6 +220,20 @@ def fit(
     results.write_throughput(folder, checkpoint, num_workers=config.workers.num_workers, student=evaluation["cost"])
     folder.set_status("finished")
     return evaluation
+
+
+def _open(folder: RunFolder, config: FinetuneConfig, plain: dict[str, Any]) -> None:
+    """Make the folder this run's own. What the method's defaults were when an earlier attempt began counts for that one."""
+
+    def spelled_out(settings: dict[str, Any], *, as_before: bool = False) -> dict[str, Any]:
+        return {**settings, "method": spell_out(settings.get("method") or {}, as_before=as_before)}
+
+    folder.open(
+        spelled_out(plain),
+        overwrite=config.overwrite,
+        config_class=FinetuneConfig,
+        as_before=partial(spelled_out, as_before=True),
+    )
 
 
 def where(folder: RunFolder) -> str:

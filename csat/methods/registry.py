@@ -30,6 +30,23 @@ LABELLED_METHODS: dict[str, tuple[type, type[Method]]] = {
     "coco": (CoCoConfig, CoCo),
     "attention": (AttentionConfig, Attention),
 }
+# Options whose default has changed: what it was, and what it is. config.yaml spells them out from then on.
+CHANGED_DEFAULTS: dict[str, dict[str, tuple[Any, Any]]] = {
+    "coco": {"lambda_s": (0.01, 1.0), "lambda_adv": (0.001, 0.1)},
+    "attention": {"alpha_kd": (1.0, 0.0)},
+}
+
+
+def spell_out(method: Mapping[str, Any], *, as_before: bool = False) -> dict[str, Any]:
+    """The method's settings (name and options) with every option whose default has changed.
+
+    Args:
+        method: As in a configuration.
+        as_before: They are of a run that was recorded before the change, if it does not say otherwise.
+    """
+    changed = CHANGED_DEFAULTS.get(method.get("name"), {})
+    defaults = {option: values[0 if as_before else 1] for option, values in changed.items()}
+    return {**method, "options": {**defaults, **(method.get("options") or {})}}
 
 
 def read_options(name: str, options: Mapping[str, Any]) -> Any:

@@ -19,7 +19,7 @@ status.json          running, failed (with the error) or finished
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import yaml
@@ -78,7 +78,14 @@ class RunFolder:
     def write_text(self, name: str, text: str) -> None:
         storage.write_bytes(self.path(name), text.encode())
 
-    def open(self, config: Mapping[str, Any], *, overwrite: bool, config_class: type | None = None) -> bool:
+    def open(
+        self,
+        config: Mapping[str, Any],
+        *,
+        overwrite: bool,
+        config_class: type | None = None,
+        as_before: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+    ) -> bool:
         """Make the folder this run's own, or find that it already is.
 
         Args:
@@ -86,6 +93,7 @@ class RunFolder:
             overwrite: Delete a run of another configuration instead of refusing.
             config_class: What `config` was read into: a run of an earlier version, which lacks the settings that have come
                 since, is gone on with where these are at their defaults. None: every setting must have been there.
+            as_before: Adds to the earlier configuration what it left to defaults that are others now.
 
         Returns:
             Whether an earlier attempt of the same run is gone on with.
@@ -99,6 +107,7 @@ class RunFolder:
         if earlier is not None:
             if config_class is not None:
                 earlier = completed(config_class, earlier)
+            earlier = as_before(earlier)
             differences = compare_configs(earlier, config)
             if not differences:
                 self.write_config(config)

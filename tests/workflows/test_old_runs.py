@@ -73,6 +73,18 @@ def test_rerunning_a_finished_run_is_a_no_op(runs, name, verb, capsys):
     assert "nothing to do" in capsys.readouterr().out
 
 
+def test_a_default_that_has_changed_since_is_told_and_can_be_repeated(runs, capsys):
+    """The old run said nothing of alpha_kd, which was 1 then: not another run by stealth."""
+    argv = ["--config", str(runs / "attention" / "config.yaml")]
+    assert finetune.main(argv) == 2
+    assert "method.options.alpha_kd: was 1.0, is 0.0" in capsys.readouterr().err
+    assert finetune.main([*argv, "--method.options.alpha_kd", "1.0"]) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    written = yaml.safe_load((runs / "attention" / "config.yaml").read_text())
+    assert written["method"]["options"] == {"alpha_kd": 1.0}
+    assert finetune.main(argv) == 0, "from now on it says so itself"
+
+
 def test_a_stopped_fine_tuning_is_resumed(runs):
     run = runs / "classifier-stopped"
     before = len(Checkpoints(str(run / "checkpoints")).latest_cursor().done)

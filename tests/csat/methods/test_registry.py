@@ -7,7 +7,15 @@ from csat.data.augment import ColourConfig
 from csat.errors import ConfigError, TeacherError
 from csat.methods.contract import Method
 from csat.methods.rckd import RCKD, RCKDConfig
-from csat.methods.registry import METHODS, build_method, read_options, wanted_responses
+from csat.methods.registry import (
+    CHANGED_DEFAULTS,
+    LABELLED_METHODS,
+    METHODS,
+    build_method,
+    read_options,
+    spell_out,
+    wanted_responses,
+)
 from csat.model.student import StudentConfig
 from csat.responses import Batch, Kind, ResponseSpec, Symmetry, TeacherSpec
 
@@ -106,3 +114,14 @@ def test_every_parameter_of_the_real_student_gets_a_gradient():
 def test_settings_that_do_not_fit_the_tile_are_refused_before_training():
     with pytest.raises(ConfigError, match="multiple of .* downsample 3.*not 64 px"):
         build_method("rckd", {}, StudentConfig(backbone="csat_nano", downsample=3), TEACHER, tile_px=TILE_PX)
+
+
+def test_options_whose_default_has_changed_are_spelled_out():
+    """With what it was and what it is, under what was given; other methods have none."""
+    assert spell_out({"name": "attention"}) == {"name": "attention", "options": {"alpha_kd": 0.0}}
+    before = spell_out({"name": "coco", "options": {"lambda_s": 3.0, "cells": 4}}, as_before=True)
+    assert before["options"] == {"lambda_s": 3.0, "lambda_adv": 0.001, "cells": 4}
+    assert spell_out({"name": "supervised", "options": {}}) == {"name": "supervised", "options": {}}
+    for name, changed in CHANGED_DEFAULTS.items():
+        config = (METHODS | LABELLED_METHODS)[name][0]()
+        assert {option: getattr(config, option) for option in changed} == {k: v[1] for k, v in changed.items()}, name
