@@ -1,10 +1,11 @@
 """1x1 convolutions with a stride and few input channels: computed without the stride, for oneDNN cannot.
 
 oneDNN copies what such a layer sees into a workspace of as many channels as there are, and writes a whole block of them (16
-with AVX-512, 8 with AVX2): past the workspace's end where the layer has fewer. The backward pass then crashes, hangs, or gives
-wrong gradients without a word: https://github.com/uxlfoundation/oneDNN/issues/6035, open, in the oneDNN 3.13.3 of torch 2.15.
-The workspace is used for strides alone, so a slice and a convolution of stride 1 have the same numbers and never meet it. This
-module goes with the first torch whose oneDNN has that issue closed.
+with AVX-512, 8 with AVX2): past the workspace's end where the layer has fewer. The backward pass then crashes, hangs, or
+gives wrong gradients without a word: https://github.com/uxlfoundation/oneDNN/issues/6035, open, in the oneDNN 3.13.3 of
+torch 2.15. A narrow HoVer-Net has such layers, and the stem of timm's FastViT. The workspace is used for strides alone, so a
+slice and a convolution of stride 1 have the same numbers and never meet it. This module goes with the first torch whose
+oneDNN has that issue closed.
 """
 
 from timm.layers import Conv2dSame

@@ -8,7 +8,7 @@ from csat.model.backbones import create_backbone
 from csat.model.feature_maps import find_size_px, levels_of, pooled_channels, probe, to_stride
 from csat.model.student import Student, StudentConfig
 from csat.responses import Kind, ResponseSpec
-from tests.csat.model.survey_backbones import LABEL, NP
+from tests.csat.model.survey_backbones import COLUMNS, LABEL, NP, SIZES_PX, TABLE, read_table, survey
 
 
 @pytest.mark.parametrize(("backbone", "size_px"), [("mobilevitv2_050", 224), ("mobilevitv2_050", 270), ("inception_v3", 224)])
@@ -77,3 +77,20 @@ def test_a_backbone_that_does_not_pool(monkeypatch):
     student.pooled_channels = None
     with pytest.raises(ConfigError, match="'csat_nano' does not pool.*'embedding'"):
         student.reset_heads((ResponseSpec(name="embedding", kind=Kind.FEATURES, channels=4, stride_px=None),))
+
+
+class TestTable:
+    """tests/csat/model/backbones.tsv, which survey_backbones.py makes."""
+
+    def test_every_family_works_or_is_refused_with_a_reason(self):
+        rows = read_table()
+        assert len(rows) >= 80 and len({row["family"] for row in rows}) >= 60, TABLE
+        for row in rows:
+            cells = [row[column] for column in COLUMNS[3:-1]]
+            assert set(cells) <= {"ok", "refused"}, row
+            assert len(cells) == len(SIZES_PX) and ("refused" not in cells or row["reason"]), row
+
+    @pytest.mark.parametrize("name", ["lcnet_035", "pit_ti_224"])
+    def test_rows_are_what_comes_out_today(self, name):
+        row = next(row for row in read_table() if row["architecture"] == name)
+        assert survey(name) == row

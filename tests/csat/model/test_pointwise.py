@@ -57,6 +57,14 @@ def test_hovernet_had_one():
     assert stand_ins(model) == ["net.d1.shortcut"] and model.net.d1.shortcut.stride == (2, 2)
 
 
+def test_so_has_a_net_of_timm():
+    """FastViT's stem, of 3 channels and of one per group."""
+    net = timm.create_model("fastvit_t8", num_classes=0)
+    assert [name for name, _ in overrunning_layers(net)] == ["stem.0.conv_scale.conv", "stem.1.conv_scale.conv"]
+    guard_pointwise(net)
+    assert overrunning_layers(net) == []
+
+
 def test_nor_do_what_methods_train_besides():
     modules = [PatchCritic(1, width=4), make_paraphrasers((8, 8), (3, 3)), make_paraphrasers((256, 256), (24, 24))]
     assert [overrunning_layers(module) for module in modules] == [[], [], []]
