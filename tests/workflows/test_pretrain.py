@@ -4,7 +4,9 @@ import json
 import shutil
 import time
 
+import cv2
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import timm
@@ -12,6 +14,7 @@ import yaml
 from safetensors.torch import load_file
 
 from csat.data.datasets.contract import DatasetInfo, Task
+from csat.data.synthetic import paint
 from csat.export import export_model, load_exported
 from csat.model.registry import ModelConfig, build_model
 from csat.training.checkpoints import Checkpoints
@@ -40,7 +43,7 @@ def check_accounts(folder, num_epochs):
 
 @pytest.fixture(scope="module")
 def mixed_slides(slides, tmp_path_factory):
-    """Two good slides among bad ones: truncated, empty, not a slide at all, and one that is not there any more."""
+    """Two good slides and a parquet, one row of which does not fit, among bad ones: truncated, empty, not a slide at all."""
     folder = tmp_path_factory.mktemp("mixed")
     good = [shutil.copy(slide, folder) for slide in slides]
     for slide in slides:
@@ -50,14 +53,16 @@ def mixed_slides(slides, tmp_path_factory):
     (folder / "cut.svs").write_bytes(data[: len(data) // 3])
     (folder / "empty.svs").write_bytes(b"")
     (folder / "text.svs").write_text("this is no slide")
-    return [*good, folder / "cut.svs", folder / "empty.svs", folder / "text.svs"]
+    tile = cv2.imencode(".png", paint(256, seed=1)[0][64:192, 64:192, ::-1])[1].tobytes()
+    pq.write_table(pa.table({"image": [tile] * 3, "mpp": [0.5, 9.0, None]}), folder / "tiles.parquet")
+    return [*good, *(folder / name for name in ("cut.svs", "empty.svs", "text.svs", "tiles.parquet"))]
 
 
 @pytest.fixture(scope="module")
 def finished(ray_cluster, mixed_slides, tmp_path_factory):
     """One run on two DDP workers over two epochs, bad slides among the good."""
     folder = tmp_path_factory.mktemp("run") / "run"
-    argv = arguments(mixed_slides, folder, train__epochs=2, workers__num_workers=2)
+    argv = arguments(mixed_slides, folder, train__epochs=2, workers__num_workers=2, data__source_mpp=0.25)
     assert pretrain.main(argv) == 0
     return folder, argv
 
@@ -79,7 +84,10 @@ def test_bad_slides_are_quarantined_and_counted(finished):
     rows = {row["slide"].rsplit("/", 1)[-1]: row for row in pq.read_table(folder / "quarantine.parquet").to_pylist()}
     assert {"cut.svs", "empty.svs", "text.svs"} <= set(rows)
     assert all(rows[name]["reason"] == "unreadable" for name in ("cut.svs", "empty.svs", "text.svs"))
-    assert read_json(folder, "manifest/index.json")["slides"] == {"given": 5, "tiled": 2, "quarantined": 3}
+    assert "tiles.parquet, row 1, column mpp: its finest level has 9 um/px" in rows["tiles.parquet"]["message"]
+    index = read_json(folder, "manifest/index.json")
+    assert index["slides"] == {"given": 6, "tiled": 3, "quarantined": 3} and index["rows_quarantined"] == 1
+    assert index["resolutions"]["sources"] == {"stated": 2, "source_mpp": 1}
 
 
 def test_the_student_learned_something(finished):
