@@ -41,6 +41,10 @@ class NonFiniteLossError(RuntimeError):
     """A loss term became NaN or infinite. Names the step and the term; the run stops without a checkpoint."""
 
 
+class StoppedError(RuntimeError):
+    """The run was asked to end before its end, and did. What was trained is in the committed checkpoint."""
+
+
 QUARANTINE_REASONS = (
     "unreadable",  # the file or the tile cannot be decoded
     "missing",  # the file is not there, or went away

@@ -15,8 +15,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the script runs from a checkout, installed or not
+
+from workflows import interruption
+
+if __name__ == "__main__":
+    interruption.listen()  # before the imports, which take seconds
 
 import numpy as np
 import torch
@@ -25,7 +31,7 @@ from csat.data.read import TileReader
 from csat.data.sources import list_slides
 from csat.data.synthetic import make_slides
 from csat.data.tiling import TilingConfig, tile_slide
-from csat.errors import ConfigError, StorageError, TeacherError
+from csat.errors import ConfigError
 from csat.model.cost import count_cost
 from csat.model.student import Student, StudentConfig
 from csat.responses import OK, STATUS, TILE, Kind, ResponseSpec, Symmetry
@@ -65,29 +71,30 @@ class BenchmarkConfig:
 
 
 def main(argv: list[str] | None = None) -> int:
-    try:
-        config, _ = cli.parse(BenchmarkConfig, __doc__, argv)
-        stages = {
-            "student": measure_students,
-            "teacher": measure_teachers,
-            "reader": measure_readers,
-            "plan": lambda config: measure_plan(config.num_tiles),
-            "manifest": lambda config: measure_manifest(config.num_slides, config.num_tiles),
-        }
-        if unknown := [stage for stage in config.stages if stage not in stages]:
-            raise ConfigError(f"there is no stage {', '.join(unknown)}; there are: {', '.join(stages)}")
-        if min(config.num_slides - 1, config.num_tiles) < 1:
-            raise ConfigError("--num_slides must be at least 2 and --num_tiles at least 1")
-        if config.device == "cuda" and not torch.cuda.is_available():
-            raise ConfigError("--device cuda: torch sees no CUDA device here")
-        if config.threads:
-            torch.set_num_threads(config.threads)
-        if config.slides:
-            list_slides(config.slides)  # a wrong name is met before minutes of measuring
-        figures = {stage: stages[stage](config) for stage in config.stages}
-    except (ConfigError, StorageError, TeacherError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return cli.EXIT_CODE
+    """Run the verb. Returns the exit code, see `cli.run`."""
+    return cli.run(benchmark, BenchmarkConfig, __doc__, argv)
+
+
+def benchmark(config: BenchmarkConfig, plain: dict[str, Any]) -> int:
+    """All of it, top to bottom."""
+    stages = {
+        "student": measure_students,
+        "teacher": measure_teachers,
+        "reader": measure_readers,
+        "plan": lambda config: measure_plan(config.num_tiles),
+        "manifest": lambda config: measure_manifest(config.num_slides, config.num_tiles),
+    }
+    if unknown := [stage for stage in config.stages if stage not in stages]:
+        raise ConfigError(f"there is no stage {', '.join(unknown)}; there are: {', '.join(stages)}")
+    if min(config.num_slides - 1, config.num_tiles) < 1:
+        raise ConfigError("--num_slides must be at least 2 and --num_tiles at least 1")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch sees no CUDA device here")
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    if config.slides:
+        list_slides(config.slides)  # a wrong name is met before minutes of measuring
+    figures = {stage: stages[stage](config) for stage in config.stages}
     figures["machine"] = {
         "device": describe_device(config.device),
         "threads": torch.get_num_threads(),

@@ -4,6 +4,7 @@ import inspect
 import json
 import logging
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
@@ -18,6 +19,7 @@ from ray.train import TrainingFailedError
 from csat.errors import ConfigError, DatasetError, NonFiniteLossError, StorageError, TeacherError
 from csat.settings import no_such_key, unknown_keys
 from csat.text import printable
+from workflows import interruption
 
 logger = logging.getLogger(__name__)
 
@@ -39,19 +41,34 @@ def run(
     argv: Sequence[str] | None = None,
     *,
     nested: Mapping[str, Merge] | None = None,
+    kept: Callable[[Config], str] = lambda config: "nothing, it starts afresh",
 ) -> int:
     """A verb from its command line to its exit code: what a user can mend ends in one sentence, never in a traceback.
 
     Args:
         work: The verb: (configuration, the same as plain values) → exit code.
         config_class, description, argv, nested: As `parse` takes them.
+        kept: What is kept of a run of this configuration when it is interrupted, in words.
 
     Returns:
-        That of `work`; 1 where training or Ray failed, 2 for a setting or an input that cannot work, 130 where interrupted.
+        That of `work`; 1 where training or Ray failed, 2 for a setting or an input that cannot work. A signal ends the process
+        with a code of its own: see `interruption`.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    code = _run(work, lambda: parse(config_class, description, argv, nested=nested), kept)
+    interruption.end()  # where a signal came, whatever it made of the run
+    return code
+
+
+def _run(
+    work: Callable[[Config, dict[str, Any]], int],
+    read: Callable[[], tuple[Config, dict[str, Any]]],
+    kept: Callable[[Config], str],
+) -> int:
     try:
-        return work(*parse(config_class, description, argv, nested=nested))
+        config, plain = read()
+        interruption.keeps(lambda: kept(config))
+        return work(config, plain)
     except (ConfigError, DatasetError, StorageError, TeacherError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_CODE
@@ -59,13 +76,15 @@ def run(
         print(f"stopped: {error}", file=sys.stderr)
         return 1
     except (TrainingFailedError, RayError) as error:
+        interruption.end()
         logger.debug("the whole story", exc_info=True)
         what = "training failed" if isinstance(error, TrainingFailedError) else "Ray stopped"
         print(f"{what}: {last_line(error)}\nWhat was committed is safe: run the same command to go on", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        interruption.end()
         print("interrupted: run the same command to go on", file=sys.stderr)
-        return 130
+        return interruption.EXIT_CODES[signal.SIGINT]
 
 
 def parse(

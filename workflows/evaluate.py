@@ -16,6 +16,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the script runs from a checkout, installed or not
 
+from workflows import interruption
+
+if __name__ == "__main__":
+    interruption.listen()  # before the imports, which take seconds
+
 import torch
 
 from csat.data import storage

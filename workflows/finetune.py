@@ -22,13 +22,19 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the script runs from a checkout, installed or not
 
+from workflows import interruption
+
+if __name__ == "__main__":
+    interruption.listen()  # before the imports, which take seconds
+
+import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from csat.data import storage
 from csat.data.labelled import LabelledConfig, LabelledData, assemble
 from csat.data.splits import PARTS
-from csat.errors import ConfigError, NonFiniteLossError
+from csat.errors import ConfigError, NonFiniteLossError, StoppedError
 from csat.evaluation import downstream
 from csat.methods.registry import spell_out
 from csat.model.registry import ModelConfig
@@ -41,6 +47,7 @@ from csat.training.validation import ValidationConfig
 from teachers.registry import describe_teacher
 from workflows import cli, cluster, results
 from workflows.config import MethodConfig, PoolConfig, RayConfig, ReaderConfig, TeacherConfig, WorkerConfig, check_counts
+from workflows.kept import INTERRUPTED, kept_of_run
 from workflows.labelled_stream import Prepared, decode
 from workflows.labelled_worker import FinetuneJob, build_method, finetune_worker, train_and_judge
 from workflows.leakage import check_leakage
@@ -48,7 +55,7 @@ from workflows.meters import StoreMeter
 from workflows.paraphrase_worker import make_job, paraphrase_worker, train_paraphrasers
 from workflows.paraphrasers import are_missing, ready_paraphrasers
 from workflows.places import with_places_found
-from workflows.progress import ProgressBoard, ProgressDisplay
+from workflows.progress import ProgressDisplay, make_board, passes_on
 from workflows.run_teacher import check_same_teacher
 from workflows.stream import TRAIN, WholeSplit, execution_options
 
@@ -92,7 +99,7 @@ class FinetuneConfig:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the verb. Returns the exit code, see `cli.run`; 0 also where the run was done before."""
-    return cli.run(finetune, FinetuneConfig, __doc__, argv)
+    return cli.run(finetune, FinetuneConfig, __doc__, argv, kept=lambda config: kept_of_run(config.run_folder))
 
 
 def read_config(settings: dict[str, Any]) -> tuple[FinetuneConfig, dict[str, Any]]:
@@ -168,6 +175,7 @@ def fit(
     *,
     on_validation: Any = None,
     in_this_process: bool = False,
+    is_stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Train, choose the best weights, judge them, write the run folder. Goes on from the last checkpoint where there is one.
 
@@ -177,11 +185,13 @@ def fit(
         on_validation: Called with the figures of each validation; only where the training runs in this process.
         in_this_process: Train here (a trial of a sweep is a process of its own already) instead of in a Ray Train group. More
             than one worker always makes a group.
+        is_stopped: Whether this process was asked to end the training, by something else than a signal.
 
     Returns:
         What evaluation.json holds.
 
     Raises:
+        StoppedError: it was asked to end; what was trained is committed.
         NonFiniteLossError, TrainingFailedError: training stopped; the last checkpoint is intact.
     """
     folder = RunFolder(config.run_folder)
@@ -200,13 +210,19 @@ def fit(
         Checkpoints(folder.path("checkpoints")).check_fits(method)
         if are_missing(method, config):
             first = make_job(job, method)
-            train_paraphrasers(first) if is_alone else _train_in_group(first, folder, paraphrase_worker)
+            if is_alone:
+                train_paraphrasers(first, is_stopped=is_stopped)
+            else:
+                _train_in_group(first, folder, paraphrase_worker, is_stopped)
         if folder.read_json("status.json")["state"] == "failed":
             raise NonFiniteLossError(folder.read_json("status.json")["error"])
         if is_alone:
-            train_and_judge(job, on_validation=on_validation)
+            train_and_judge(job, on_validation=on_validation, is_stopped=is_stopped)
         else:
-            _train_in_group(job, folder, finetune_worker)
+            _train_in_group(job, folder, finetune_worker, is_stopped)
+    except StoppedError:
+        folder.set_status(INTERRUPTED)
+        raise
     except Exception as error:
         folder.set_status("failed", error=cli.last_line(error), kind=type(error).__name__)
         raise
@@ -247,11 +263,13 @@ def where(folder: RunFolder) -> str:
     return "\n".join([*lines, f"model:  {folder.path('exported')}", f"report: {folder.path('report.html')}"])
 
 
-def _train_in_group(job: FinetuneJob, folder: RunFolder, worker: Callable[[dict[str, Any]], None]) -> None:
+def _train_in_group(
+    job: FinetuneJob, folder: RunFolder, worker: Callable[[dict[str, Any]], None], is_stopped: Callable[[], bool]
+) -> None:
     config = job.config
     attempt = 1 + (folder.read_json("attempts.json") or {"attempts": 0})["attempts"]
     folder.write_json("attempts.json", {"attempts": attempt})
-    board = ProgressBoard.remote()
+    board = make_board()
     stream = job.stream()
     gpus = {"GPU": config.workers.gpus_per_worker} if config.workers.gpus_per_worker else {}
     store, path = storage.arrow_filesystem(folder.path("ray"))
@@ -273,8 +291,12 @@ def _train_in_group(job: FinetuneJob, folder: RunFolder, worker: Callable[[dict[
         ),
     )
     started = time.monotonic()
-    with StoreMeter() as meter, ProgressDisplay(board, total=job.plan.num_positions):
+    display = ProgressDisplay(board, total=job.plan.num_positions)
+    stoppable = interruption.stoppable(lambda: ray.get(board.stop.remote()))
+    with StoreMeter() as meter, display, stoppable, passes_on(is_stopped, board):
         trainer.fit()
+    if is_stopped():
+        raise StoppedError("the run was asked to end")
     results.write_attempt(folder, attempt, seconds=time.monotonic() - started, store=meter.figures())
 
 

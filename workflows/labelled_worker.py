@@ -11,12 +11,13 @@ import ray.train
 import torch
 from torch import nn
 
-from csat.data.datasets.contract import Sample
+from csat.data.datasets.contract import Decoded, Sample
+from csat.data.decoded import SampleSource
 from csat.data.labelled import LabelledData
 from csat.data.labelled_reader import LabelledReader, SampleOrder, read_here, visits_an_epoch
 from csat.data.plan import Plan
 from csat.data.splits import class_counts
-from csat.errors import NonFiniteLossError
+from csat.errors import NonFiniteLossError, StoppedError
 from csat.evaluation import downstream
 from csat.evaluation.downstream_report import write_downstream_report
 from csat.evaluation.predict import View, predict, show
@@ -36,7 +37,9 @@ from teachers.contract import teacher_manifest
 from teachers.pool import TeacherStage
 from workflows.labelled_stream import LabelledStream, Prepared
 from workflows.paraphrasers import ready_paraphrasers
+from workflows.progress import StopWatch
 from workflows.stream import TRAIN
+from workflows.worker import is_leaving
 
 if TYPE_CHECKING:
     from workflows.finetune import FinetuneConfig
@@ -154,7 +157,11 @@ def finetune_worker(config: dict[str, Any]) -> None:
             batches=shard_batches(job),
             on_progress=lambda figures: progress.update.remote(figures),
             on_validation=lambda figures: logger.info("validation: %s", downstream.in_words(figures)),
+            is_stopped=StopWatch(progress).is_stopped,
+            is_leaving=is_leaving,
         )
+    except StoppedError:
+        return  # committed, on every rank; the driver asked for it and knows
     except NonFiniteLossError as error:
         # Every rank is here at the same step. Trying again would end the same way: leave quietly and let the driver say it.
         if ray.train.get_context().get_world_rank() == 0:
@@ -178,6 +185,8 @@ def train_and_judge(
     batches: Callable | None = None,
     on_progress: Callable[[dict[str, Any]], None] | None = None,
     on_validation: Callable[[dict[str, Any]], None] | None = None,
+    is_stopped: Callable[[], bool] = lambda: False,
+    is_leaving: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Train to the end (or to where the validation says stop), then judge and export the best weights.
 
@@ -186,6 +195,7 @@ def train_and_judge(
         batches: Stream of this rank's rows; None: read by a thread of this process.
         on_progress: Called on rank 0 with each log line.
         on_validation: Called on rank 0 with each validation.
+        is_stopped, is_leaving: As `TrainContext` has them.
 
     Returns:
         What evaluation.json holds, and `tiles`, those that were trained.
@@ -199,6 +209,8 @@ def train_and_judge(
         device=device,
         on_progress=on_progress or ignore,
         on_validation=on_validation or ignore,
+        is_stopped=is_stopped,
+        is_leaving=is_leaving,
     )
     method = build_method(config, data, job.teacher)
     ready_paraphrasers(method, job.config, job.teacher)
@@ -225,11 +237,16 @@ def train_and_judge(
 
 
 class _Judge:
-    """Measures a model on the validation and test parts; every rank takes its share of the samples."""
+    """Measures a model on the validation and test parts; every rank takes its share of the samples.
+
+    Raises:
+        StoppedError: in the midst of it, on every rank, when the run was asked to end.
+    """
 
     def __init__(self, job: FinetuneJob, context: TrainContext):
         self.job, self.context = job, context
         self._source = job.prepared.source()
+        self._until_stopped = _UntilStopped(self._source, context.is_stopped)
         data = job.prepared.data
         self._index_of = {sample.key: index for index, sample in enumerate(data.samples)}
         self._view = View(
@@ -244,19 +261,41 @@ class _Judge:
         needs_instances = is_final or downstream.check_metric(info.task, info.classes, config.metric) != "dice"
         view = replace(self._view, views=config.test_time_views) if is_final else self._view
         mine = self.job.prepared.data.parts[part][self.context.rank :: self.context.world_size]
-        said = self._ask(predict, model, mine, view, with_instances=needs_instances)
-        return concatenate(self.context.gather(said))
+        try:
+            said = self._ask(predict, model, mine, view, self._until_stopped, with_instances=needs_instances)
+        except StoppedError:
+            said = None
+        parts = self.context.gather(said)
+        if any(part is None for part in parts):
+            raise StoppedError("the run was asked to end")
+        return concatenate(parts)
 
     def pictures(self, model: nn.Module, predictions: Predictions) -> list[dict[str, Any]]:
         """Of the samples that the model is most wrong about."""
         worst = np.argsort(-predictions.loss, kind="stable")[: self.job.config.report_samples]
         keys = [predictions.keys[row] for row in worst]
-        return self._ask(show, model, [self.job.prepared.data.samples[self._index_of[key]] for key in keys], self._view)
+        samples = [self.job.prepared.data.samples[self._index_of[key]] for key in keys]
+        return self._ask(show, model, samples, self._view, self._source)
 
-    def _ask(self, how: Callable, model: nn.Module, samples: Sequence[Sample], view: View, **options: Any) -> Any:
+    def _ask(
+        self, how: Callable, model: nn.Module, samples: Sequence[Sample], view: View, source: SampleSource, **options: Any
+    ) -> Any:
         indices = [self._index_of[sample.key] for sample in samples]
         info = self.job.prepared.data.info
-        return how(model, self._source, samples, indices, info, view, device=self.context.device, **options)
+        return how(model, source, samples, indices, info, view, device=self.context.device, **options)
+
+
+@dataclass(frozen=True)
+class _UntilStopped:
+    """Samples of a source, until the run is asked to end: then StoppedError."""
+
+    source: SampleSource
+    is_stopped: Callable[[], bool]
+
+    def get(self, index: int) -> Decoded:
+        if self.is_stopped():
+            raise StoppedError("the run was asked to end")
+        return self.source.get(index)
 
 
 def _write_results(

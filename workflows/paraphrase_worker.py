@@ -11,7 +11,7 @@ from typing import Any
 import ray.train
 import torch
 
-from csat.errors import NonFiniteLossError
+from csat.errors import NonFiniteLossError, StoppedError
 from csat.methods.coco import CoCo
 from csat.methods.paraphrasing import LR, Paraphrasing, missed
 from csat.model.paraphraser_files import LAYERS, save_paraphrasers
@@ -21,6 +21,8 @@ from csat.training.loop import Trainer
 from csat.training.recorder import read_metrics
 from csat.training.run_folder import RunFolder
 from workflows.labelled_worker import FinetuneJob, build_method, read_in_process, shard_batches
+from workflows.progress import StopWatch
+from workflows.worker import is_leaving
 
 MISSED_AT_MOST = 1.0  # of a map's variance: as much as saying each channel's mean over the tile would miss
 
@@ -64,7 +66,11 @@ def paraphrase_worker(config: dict[str, Any]) -> None:
             device=ray.train.torch.get_device(),
             batches=shard_batches(job),
             on_progress=lambda figures: progress.update.remote(figures),
+            is_stopped=StopWatch(progress).is_stopped,
+            is_leaving=is_leaving,
         )
+    except StoppedError:
+        return  # committed, on every rank; the driver asked for it and knows
     except NonFiniteLossError as error:
         if ray.train.get_context().get_world_rank() == 0:
             RunFolder(job.config.run_folder).set_status("failed", error=f"paraphrasers: {error}", kind="NonFiniteLossError")
@@ -78,11 +84,17 @@ def train_paraphrasers(
     device: torch.device | None = None,
     batches: Callable | None = None,
     on_progress: Callable[[dict[str, Any]], None] = lambda figures: None,
+    is_stopped: Callable[[], bool] = lambda: False,
+    is_leaving: Callable[[], bool] = lambda: False,
 ) -> None:
     """Train to the end and write the folder. Arguments as `train_and_judge`."""
     device = device or torch.device("cuda" if job.config.workers.gpus_per_worker else "cpu")
     context = TrainContext(
-        batches=batches or (lambda size: read_in_process(job, size, context)), device=device, on_progress=on_progress
+        batches=batches or (lambda size: read_in_process(job, size, context)),
+        device=device,
+        on_progress=on_progress,
+        is_stopped=is_stopped,
+        is_leaving=is_leaving,
     )
     method = build_method(job.config, job.prepared.data, job.teacher)
     stage = Paraphrasing(method.paraphrasers, job.responses, lr=method.config.paraphraser_lr).to(device)

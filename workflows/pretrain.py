@@ -16,6 +16,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the script runs from a checkout, installed or not
 
+from workflows import interruption
+
+if __name__ == "__main__":
+    interruption.listen()  # before the imports, which take seconds
+
 import ray
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -48,9 +53,10 @@ from workflows.config import (
     WorkerConfig,
     check_counts,
 )
+from workflows.kept import kept_of_run
 from workflows.meters import StoreMeter
 from workflows.places import with_places_found
-from workflows.progress import ProgressBoard, ProgressDisplay
+from workflows.progress import ProgressDisplay, make_board
 from workflows.run_teacher import check_same_teacher
 from workflows.stream import CACHED, TRAIN, ResumingStream, StreamConfig, WholeSplit, execution_options, slide_cache
 from workflows.tile_slides import build_manifest
@@ -95,7 +101,7 @@ class PretrainConfig:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the verb. Returns the exit code, see `cli.run`; 0 also where the run was done before."""
-    return cli.run(pretrain, PretrainConfig, __doc__, argv)
+    return cli.run(pretrain, PretrainConfig, __doc__, argv, kept=lambda config: kept_of_run(config.run_folder))
 
 
 def pretrain(config: PretrainConfig, plain: dict[str, Any]) -> int:
@@ -328,7 +334,7 @@ def _train(config: PretrainConfig, folder: RunFolder, job: Job, stream: StreamCo
         return
     attempt = 1 + (folder.read_json("attempts.json") or {"attempts": 0})["attempts"]
     folder.write_json("attempts.json", {"attempts": attempt})
-    board = ProgressBoard.remote()
+    board = make_board()
     parts = [TRAIN] if stream.cache is None else [TRAIN, CACHED]
     resuming = ResumingStream(config=stream, checkpoints_uri=checkpoints.folder, settings=config.ray)
     store, path = storage.arrow_filesystem(folder.path("ray"))
@@ -353,7 +359,8 @@ def _train(config: PretrainConfig, folder: RunFolder, job: Job, stream: StreamCo
     started = time.monotonic()
     with StoreMeter() as meter, ProgressDisplay(board, total=job.plan.num_positions):
         try:
-            trainer.fit()
+            with interruption.stoppable(lambda: ray.get(board.stop.remote())):
+                trainer.fit()
         except ray.train.TrainingFailedError as error:
             folder.set_status("failed", error=cli.last_line(error), kind=type(error).__name__)
             raise

@@ -118,13 +118,14 @@ class CellRuns:
     def tell(self, run_folder: str, *, seconds: float) -> None:
         number = self._numbers.pop(run_folder)
         if self._seeds is None:
-            self.progress.ended(self.study.tell(number, seconds=seconds))
-            if not self.study.num_left:
-                self._begin_seeds()
+            run = self.study.tell(number, seconds=seconds)
         else:
-            self._seeds[number] = self._read_seed(number)
+            run = self._seeds[number] = self._read_seed(number)
             self.study.save()
-            self.progress.ended(self._seeds[number])
+        if run.has_ended:
+            self.progress.ended(run)
+        if self._seeds is None and not self.study.num_left:
+            self._begin_seeds()
 
     def seeds(self) -> list[Trial]:
         """Seeds that have ended."""

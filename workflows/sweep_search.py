@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, Protocol
 
+import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -18,7 +19,8 @@ from csat.errors import ConfigError
 from csat.evaluation.sweep import FAILED, PRUNED, Trial
 from csat.evaluation.sweep_table import duration
 from csat.training.run_folder import RunFolder
-from workflows.progress import LINE_EVERY_S
+from workflows import interruption
+from workflows.progress import LINE_EVERY_S, make_board
 from workflows.sweep_trial import EPOCH, METRIC, SHARE, STANDS, run_trial
 
 SCHEDULERS = ("asha", "none")
@@ -59,10 +61,10 @@ class Work(Protocol):
         """Runs that have not ended; 0: there is nothing more to do."""
 
     def suggest(self) -> dict[str, Any] | None:
-        """What the next run gets (see `run_trial`, apart from `data`); None: there is none before another has ended."""
+        """What the next run gets (`settings` and `stands` of `run_trial`); None: there is none before another has ended."""
 
     def tell(self, run_folder: str, *, seconds: float) -> None:
-        """A run has ended."""
+        """A run has ended, or was interrupted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,10 +102,11 @@ def run_trials(
         logging.getLogger(name).setLevel(logging.ERROR)
     storage.delete(storage.join(folder, RAY_FOLDER))
     store, path = storage.arrow_filesystem(folder)
+    board = make_board(f"stop of {folder}")
     tuner = tune.Tuner(
         tune.with_resources(run_trial, resources.request()),
         tune_config=tune.TuneConfig(
-            search_alg=_Handout(work, data),
+            search_alg=_Handout(work, {"data": data, "board": f"stop of {folder}"}),
             scheduler=scheduler,
             num_samples=work.num_left,
             max_concurrent_trials=resources.max_concurrent,
@@ -119,7 +122,9 @@ def run_trials(
             callbacks=[progress],
         ),
     )
-    tuner.fit()
+    with interruption.stoppable(lambda: ray.get(board.stop.remote())):
+        tuner.fit()
+    ray.kill(board)
     if work.num_left:
         raise RuntimeError(f"Ray Tune came to an end with {work.num_left} runs left: run the same command to go on")
 
@@ -224,19 +229,19 @@ class Progress(tune.Callback):
 class _Handout(Searcher):
     """Tune's side of a `Work`."""
 
-    def __init__(self, work: Work, data: str):
+    def __init__(self, work: Work, names: dict[str, str]):
         super().__init__(metric=METRIC, mode="max")
-        self._work, self._data = work, data
+        self._work, self._names = work, names
         self._running: dict[str, tuple[str, float]] = {}  # Tune's name → run folder, start
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        if not self._work.num_left:
+        if not self._work.num_left or interruption.is_interrupted():
             return Searcher.FINISHED
         suggested = self._work.suggest()
         if suggested is None:
             return None
         self._running[trial_id] = suggested["settings"]["run_folder"], time.monotonic()
-        return {**suggested, "data": self._data}
+        return {**suggested, **self._names}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         run_folder, started = self._running.pop(trial_id)

@@ -87,11 +87,13 @@ class Study:
         return number, params
 
     def tell(self, number: int, *, seconds: float) -> Trial:
-        """A trial is over after `seconds` of this attempt: its run folder says how it went."""
+        """A trial is over, or interrupted, after `seconds` of this attempt: its run folder says how it went."""
         self._recorded[number]["seconds"] += seconds
         trial = self._trials[number] = self._read(number)
         asked = self._asked.pop(number)
-        if trial.state == FAILED or trial.metric is None:
+        if not trial.has_ended:
+            pass  # interrupted: it goes on the next time
+        elif trial.state == FAILED or trial.metric is None:
             self._study.tell(asked, state=TrialState.FAIL)
         elif trial.state == PRUNED:
             for step, (_, metric) in enumerate(trial.curve):

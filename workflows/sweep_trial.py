@@ -10,16 +10,19 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import ray
 import ray.exceptions
 import torch
 from ray import tune
 
+from csat.errors import StoppedError
 from csat.evaluation.sweep import ENDED
 from csat.training.checkpoints import Checkpoints
 from csat.training.recorder import read_metrics
 from csat.training.run_folder import RunFolder
 from workflows.finetune import FinetuneConfig, fit, read_config
 from workflows.labelled_stream import Prepared
+from workflows.progress import StopWatch
 from workflows.sweep_data import shared_data
 
 logger = logging.getLogger(__name__)
@@ -38,8 +41,8 @@ def run_trial(config: dict[str, Any]) -> None:
     """Train one setting, or go on with it. How it went is in its run folder, an exception of the training too.
 
     Args:
-        config: `settings`, all of finetune.py; `data`, under which name they are shared; `stands`, it is not to be stopped by
-            others' being better.
+        config: `settings`, all of finetune.py; `data`, under which name they are shared; `board`, under which name the sweep's
+            word to end is heard; `stands`, it is not to be stopped by others' being better.
 
     Raises:
         RayError: something was lost that another attempt may find again.
@@ -49,15 +52,18 @@ def run_trial(config: dict[str, Any]) -> None:
     folder = RunFolder(settings.run_folder)
     if (folder.read_json("status.json") or {}).get("state") in ENDED:
         return  # its process died between the last word and the return
+    watch = StopWatch(ray.get_actor(config["board"]))
     report = partial(_report, epochs=settings.train.epochs, stands=config["stands"])
     last_step = _replay(folder, partial(report, stands=True))
     prepared = shared_data(config["data"])
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # the sweep has a line of its own for all of its trials
             if settings.workers.num_workers == 1:
-                fit(settings, plain, prepared, on_validation=report, in_this_process=True)
+                fit(settings, plain, prepared, on_validation=report, in_this_process=True, is_stopped=watch.is_stopped)
             else:
-                _fit_in_group(settings, plain, prepared, report, last_step)
+                _fit_in_group(settings, plain, prepared, report, last_step, watch)
+    except StoppedError:
+        logger.info("%s: interrupted, what was trained is committed", folder.uri)
     except ray.exceptions.RayError:
         folder.set_status("running")
         raise
@@ -85,13 +91,20 @@ def _report(figures: dict[str, Any], *, epochs: int, stands: bool) -> None:
     tune.report({METRIC: figures["best_metric"], EPOCH: epoch, SHARE: epoch / epochs, STANDS: stands})
 
 
-def _fit_in_group(settings: FinetuneConfig, plain: dict[str, Any], prepared: Prepared, report: Report, last_step: int) -> None:
+def _fit_in_group(
+    settings: FinetuneConfig,
+    plain: dict[str, Any],
+    prepared: Prepared,
+    report: Report,
+    last_step: int,
+    watch: StopWatch,
+) -> None:
     """Several workers: Ray Train makes a group of them, and their validations are read from the run folder."""
     raised: list[BaseException] = []
 
     def work() -> None:
         try:
-            fit(settings, plain, prepared)
+            fit(settings, plain, prepared, is_stopped=watch.is_stopped)
         except Exception as error:
             raised.append(error)
 

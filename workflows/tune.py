@@ -17,6 +17,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the script runs from a checkout, installed or not
 
+from workflows import interruption
+
+if __name__ == "__main__":
+    interruption.listen()  # before the imports, which take seconds
+
 from csat.data import storage
 from csat.data.labelled import LabelledData
 from csat.errors import ConfigError, DatasetError, StorageError
@@ -27,6 +32,7 @@ from csat.training.run_folder import RunFolder
 from workflows import cli, cluster
 from workflows.config import RayConfig
 from workflows.finetune import check as check_run
+from workflows.kept import kept_of_sweep
 from workflows.labelled_stream import decode
 from workflows.search_space import Dimension, corners, read_space
 from workflows.sweep_cells import Cell, make_cells, merge, unfold
@@ -84,7 +90,7 @@ class SweepConfig:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the verb. Returns the exit code, see `cli.run`; 1 also where a cell failed."""
-    return cli.run(sweep, SweepConfig, __doc__, argv, nested=NESTED)
+    return cli.run(sweep, SweepConfig, __doc__, argv, nested=NESTED, kept=lambda config: kept_of_sweep(config.run_folder))
 
 
 def sweep(config: SweepConfig, plain: dict[str, Any]) -> int:

@@ -11,7 +11,7 @@ import torch
 
 from csat.data.plan import Plan
 from csat.data.response_cache import ResponseCache
-from csat.errors import NonFiniteLossError
+from csat.errors import NonFiniteLossError, StoppedError
 from csat.methods.registry import build_method
 from csat.model.student import StudentConfig
 from csat.responses import TeacherSpec
@@ -19,6 +19,7 @@ from csat.training.context import Columns, TrainContext
 from csat.training.loop import TrainConfig, Trainer
 from csat.training.run_folder import RunFolder
 from workflows.config import MethodConfig, WorkerConfig
+from workflows.progress import StopWatch
 from workflows.stream import CACHED, TRAIN
 
 logger = logging.getLogger(__name__)
@@ -68,14 +69,23 @@ def train_worker(config: dict[str, Any]) -> None:
         num_streams=len(streams),
         device=device,
         on_progress=lambda figures: progress.update.remote(figures),
+        is_stopped=StopWatch(progress).is_stopped,
+        is_leaving=is_leaving,
     )
     method = job.build_method().to(device)
     trainer = Trainer(method, job.plan, context, job.train, run_folder=job.run_folder, tile_px=job.tile_px)
     try:
         cursor = trainer.run()
+    except StoppedError:
+        return  # committed, on every rank; the driver asked for it and knows
     except NonFiniteLossError as error:
         # Every rank is here at the same step. Trying again would end the same way: leave quietly and let the driver say it.
         if context.rank == 0:
             RunFolder(job.run_folder).set_status("failed", error=str(error), kind="NonFiniteLossError")
         return
     ray.train.report({"step": cursor.step, "tiles": len(cursor.done)})
+
+
+def is_leaving() -> bool:
+    """Whether a node with a worker of this group will be taken away: drained or preempted, as Ray Train was told."""
+    return ray.train.get_preemption_info() is not None

@@ -28,6 +28,8 @@ class TrainContext:
         num_streams: Streams that follow each other.
         on_progress: Called on rank 0 with the figures of each log line.
         on_validation: Called on rank 0 with the figures of each validation.
+        is_stopped: Whether the run was asked to end. Any rank may be the first to know; asked often, so it must be cheap.
+        is_leaving: Whether a machine of this run will be taken away soon. All ranks ask at the same step, every few seconds.
     """
 
     batches: Callable[[int], Iterator[Columns]]
@@ -35,6 +37,8 @@ class TrainContext:
     num_streams: int = 1
     on_progress: Callable[[dict[str, Any]], None] = lambda figures: None
     on_validation: Callable[[dict[str, Any]], None] = lambda figures: None
+    is_stopped: Callable[[], bool] = lambda: False
+    is_leaving: Callable[[], bool] = lambda: False
 
     def __post_init__(self):
         is_distributed = dist.is_available() and dist.is_initialized()

@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from csat.data import storage
 from csat.data.plan import Plan
 from csat.data.ragged import rows_by_size, take_rows
-from csat.errors import ConfigError, NonFiniteLossError
+from csat.errors import ConfigError, NonFiniteLossError, StoppedError
 from csat.methods.contract import Method
 from csat.responses import OK, POSITION, RESPONSE_PREFIX, STATUS, STUDENT_TILE, TARGET_PREFIX, TILE, Batch
 from csat.training.accounting import Accounts
@@ -30,12 +30,14 @@ from csat.training.checkpoints import QUARANTINE_SCHEMA, Checkpoint, Checkpoints
 from csat.training.context import Columns, TrainContext
 from csat.training.optim import OptimConfig, WeightAverage, get_lr, make_optimiser, make_own_optimiser, set_lr
 from csat.training.recorder import Recorder
+from csat.training.stoppable import StoppableStream
 from csat.training.validation import Validation
 from csat.training.window import Window
 
 logger = logging.getLogger(__name__)
 
 STUDENT = "student"  # the turn that every method has
+LEAVING_EVERY_S = 10.0  # between questions whether a machine will be taken away; while one will be, between checkpoints
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,26 +112,38 @@ class Trainer:
         self.recorder = Recorder(run_folder, last_step=self.step) if context.rank == 0 else None
         self._model = self._wrap()
         self._window = Window()
-        self._last_save = time.monotonic()
+        self._last_save = self._last_asked = time.monotonic()
+        self._is_saved = True  # whether the committed checkpoint has all that there is
         self._last_batch: Batch | None = None
 
     def run(self) -> Cursor:
         """Train until every position of the plan is done, or the validation says to stop. Returns the final cursor.
 
         Raises:
+            StoppedError: on every rank; someone asked the run to end, the step was finished and a checkpoint committed.
             NonFiniteLossError: on every rank, naming step and term; nothing of that step is kept.
             RuntimeError: the tile accounting does not add up.
         """
         has_more = self.accounts.tiles_done < self.plan.num_positions and not self.is_stopped
-        if has_more:
-            self._run()
-        is_whole = not self.is_stopped  # asked before the last validation, which has nothing left to stop
-        if self._validate(is_end=True) or has_more:
-            self._save()
+        try:
+            if has_more:
+                self._run()
+            is_whole = not self.is_stopped  # asked before the last validation, which has nothing left to stop
+            if self._validate(is_end=True) or has_more:
+                self._save()
+        except StoppedError:
+            self._log()
+            if not self._is_saved:
+                self._save()
+            self._close()
+            raise
         self.accounts.check(is_whole=is_whole)
+        self._close()
+        return self.accounts.cursor
+
+    def _close(self) -> None:
         if self.recorder:
             self.recorder.close()
-        return self.accounts.cursor
 
     def averaged_state(self) -> dict[str, Tensor]:
         """The method's weights as they should be used: averaged where there is an average."""
@@ -145,30 +159,45 @@ class Trainer:
     def _run(self) -> None:
         num_rows = self.config.rows_per_worker(self.context.world_size)
         self._last_save = time.monotonic()
+        self._validate()  # an attempt that was stopped in a validation has not measured these weights
         for _ in range(self.context.num_streams):
             if not self.is_stopped:
-                self._train_stream(self.context.batches(num_rows))
+                stream = StoppableStream(self.context.batches(num_rows), self.context.is_stopped)
+                try:
+                    self._train_stream(stream)
+                finally:
+                    stream.close()
         self._log()
 
-    def _train_stream(self, stream: Iterator[Columns]) -> None:
-        """Steps until no rank has rows left, or the validation says to stop."""
+    def _train_stream(self, stream: StoppableStream) -> None:
+        """Steps until no rank has rows left, or the validation says to stop.
+
+        Raises:
+            StoppedError: on every rank, between two steps. Rows that were taken for the next one are dropped: whoever goes on
+                takes them again.
+        """
         while True:
             started = time.monotonic()
             parts = [self._next_rows(stream) for _ in range(self.config.accumulate)]
             waited = time.monotonic() - started
             batches = [batch for rows in parts if rows for batch in self._to_batches(rows)]
-            rows_all, tiles_all, wants_save = self.context.sum_over_ranks(
+            rows_all, tiles_all, wants_save, asks_for_machines, wants_stop = self.context.sum_over_ranks(
                 [
                     sum(len(rows[POSITION]) for rows in parts if rows),
                     sum(len(batch) for batch in batches),
                     self.context.rank == 0 and self._is_due_by_time(),  # one clock for all ranks
+                    self.context.rank == 0 and self._is_due_to_ask(),
+                    self.context.is_stopped(),
                 ]
             )
+            if wants_stop:
+                raise StoppedError("the run was asked to end")
             if not rows_all:
                 break
             for rows in parts:
                 if rows:
                     self.accounts.add(rows)
+            self._is_saved = False
             if tiles_all:
                 self._update(batches, int(tiles_all))
             self._window.rows += int(rows_all)  # after the step: its learning rate is that of the tiles done before it
@@ -178,7 +207,8 @@ class Trainer:
             if tiles_all and self.step % self.config.log_every_steps == 0:
                 self._log()
             self._validate()
-            if wants_save or (tiles_all and self._is_due_by_step()):
+            is_leaving = bool(asks_for_machines) and self.context.is_leaving()
+            if wants_save or is_leaving or (tiles_all and self._is_due_by_step()):
                 self._save()
                 self._last_save = time.monotonic()
             if self.is_stopped:
@@ -254,10 +284,13 @@ class Trainer:
             self.method.load_state_dict(self.average.tensors)
         self.context.share(self.method.buffers())  # each rank's batch norm has seen its own tiles; rank 0's are kept
         student.eval()
-        figures = self.validation.measure(student, self.method.state_dict(), self.context, done=done, step=self.step)
-        student.train()
-        if trained is not None:
-            self.method.load_state_dict(trained)
+        try:
+            figures = self.validation.measure(student, self.method.state_dict(), self.context, done=done, step=self.step)
+        finally:
+            student.train()
+            if trained is not None:
+                self.method.load_state_dict(trained)
+        self._is_saved = False
         if self.recorder:
             self.recorder.log(figures, file="validation")
             self.context.on_validation(figures)
@@ -265,8 +298,8 @@ class Trainer:
 
     # --------------------------------------------------------------------------------------------------------- the stream
 
-    def _next_rows(self, stream: Iterator[Columns]) -> Columns | None:
-        rows = next(stream, None)
+    def _next_rows(self, stream: StoppableStream) -> Columns | None:
+        rows = stream.next()
         return rows if rows is not None and len(rows[POSITION]) else None
 
     def _to_batches(self, rows: Columns) -> Iterator[Batch]:
@@ -328,8 +361,15 @@ class Trainer:
         interval = self.config.checkpoint_every_steps
         return interval is not None and self.step % interval == 0
 
+    def _is_due_to_ask(self) -> bool:
+        is_due = time.monotonic() - self._last_asked > LEAVING_EVERY_S
+        if is_due:
+            self._last_asked = time.monotonic()
+        return is_due
+
     def _save(self) -> None:
         cursor = self.accounts.settle(self.context, self.step)
+        self._is_saved = True
         self._window.settled()
         if self.context.rank != 0:
             return

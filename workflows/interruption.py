@@ -1,0 +1,163 @@
+"""Ctrl-C, SIGTERM and their like: what was trained is committed, one line says what is kept, and nothing is left running.
+
+The signals are blocked in all of a verb's threads, and one thread waits for them. So no library's handler is in the way and
+nothing is raised in the midst of something else. Ray's own processes inherit the mask: a signal to the whole process group, as
+a terminal or `timeout` sends it, does not take them away while they are needed. While a verb trains, the first signal asks its
+workers to finish their step and commit. At any other time a run may simply end, since every step can be made again. A second
+signal ends it at once.
+
+Only the standard library is loaded here: a page listens before its imports, which take seconds.
+"""
+
+import os
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+EXIT_CODES = {
+    signal.SIGINT: 130,
+    signal.SIGTERM: 143,
+    signal.SIGUSR1: 143,  # of a scheduler that warns of its SIGTERM, such as `#SBATCH --signal=USR1@120`
+    signal.SIGHUP: 129,  # the terminal went away
+}
+STOP_WITHIN_S = 22.0  # for the workers to finish a step and commit; after that the run ends as if it had been killed
+ASK_WITHIN_S = 5.0  # for the workers, and then for the run folder, to answer
+IN_WORDS = """Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP end a run within 30 seconds: the step is finished, a checkpoint is committed,
+and the same command resumes. A second signal ends it at once. The exit code is then 130 (Ctrl-C), 143 (SIGTERM, SIGUSR1) or
+129 (SIGHUP); otherwise 0 when all went well, 1 when training or Ray failed, 2 for a setting or an input that cannot work."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Whoever runs the verb asked it to end, and its workers have stopped."""
+
+
+class _Listener:
+    """The state of this process; there is one."""
+
+    def __init__(self):
+        self.signum: int | None = None
+        self.stop: Callable[[], bool] | None = None
+        self.kept: Callable[[], str] | None = None
+        self._ending = threading.Lock()
+
+    def wait(self, signals: set[int]) -> None:
+        """What the listening thread does."""
+        self.signum = signal.sigwait(signals)
+        if self.stop is not None:
+            _say(f"{self.name}: finishing the step and writing a checkpoint; a second signal ends at once")
+            threading.Thread(target=self._ask, daemon=True).start()
+            if again := signal.sigtimedwait(signals, STOP_WITHIN_S):
+                self.signum = again.si_signo
+            else:
+                _say(f"the workers have not stopped within {STOP_WITHIN_S:.0f} s")
+        self.end()
+
+    @property
+    def name(self) -> str:
+        return signal.Signals(self.signum).name
+
+    def end(self) -> None:
+        """Say what is kept and how to resume, leave no process behind, and end this one. Does not return."""
+        with self._ending:  # whoever comes second waits here for the end
+            kept = _within(ASK_WITHIN_S, self.kept) if self.kept else "what there was, for nothing new had begun"
+            kept = kept or "what the run folder holds, which does not answer now"
+            _say(f"interrupted ({self.name}); kept: {kept}\nresume with: {command()}")
+            _kill_children()
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+            os._exit(EXIT_CODES[self.signum])
+
+    def _ask(self) -> None:
+        """Ask the workers to stop. Where none has begun to train there is nothing to wait for."""
+        if not _within(ASK_WITHIN_S, self.stop):
+            self.end()
+
+
+_listener = _Listener()
+
+
+def listen() -> None:
+    """From here on, signals end this process as the module says. For the main thread of a verb, before any other thread."""
+    # What a shell or nohup has told this process to ignore stays ignored.
+    signals = {each for each in EXIT_CODES if signal.getsignal(each) is not signal.SIG_IGN}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    threading.Thread(target=_listener.wait, args=(signals,), daemon=True, name="signals").start()
+
+
+def keeps(kept: Callable[[], str]) -> None:
+    """Say here what a verb that is interrupted keeps: read from its run folder when that happens."""
+    _listener.kept = kept
+
+
+@contextmanager
+def stoppable(stop: Callable[[], bool]) -> Iterator[None]:
+    """While the context lasts, an interruption waits for what runs in it to end.
+
+    Args:
+        stop: Asks it to end; False: there is nothing that would have to be finished first.
+
+    Raises:
+        Interrupted: at the end of the context, if a signal came; also in place of an error that this led to.
+    """
+    _listener.stop = stop
+    try:
+        yield
+    except Exception as error:
+        if _listener.signum is not None:
+            raise Interrupted from error
+        raise
+    finally:
+        _listener.stop = None
+    if _listener.signum is not None:
+        raise Interrupted
+
+
+def is_interrupted() -> bool:
+    """Whether a signal came."""
+    return _listener.signum is not None
+
+
+def end() -> None:
+    """End the process, if a signal was the reason; see `_Listener.end`."""
+    if _listener.signum is not None:
+        _listener.end()
+
+
+def command() -> str:
+    """This process's command line, as a shell takes it."""
+    return shlex.join(sys.orig_argv)
+
+
+def _within(seconds: float, ask: Callable[[], object]) -> object | None:
+    """The answer; None where it does not come in time, or an error comes."""
+    answers: list[object] = []
+    thread = threading.Thread(target=lambda: answers.append(_quietly(ask)), daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return answers[0] if answers else None
+
+
+def _quietly(ask: Callable[[], object]) -> object | None:
+    try:
+        return ask()
+    except Exception as error:
+        _say(f"{type(error).__name__}: {error}")
+        return None
+
+
+def _kill_children() -> None:
+    """SIGKILL to all that this process has started, and what that has started: the Ray of a verb that joined no cluster."""
+    import psutil  # not needed by a run that nobody interrupts
+
+    for child in psutil.Process().children(recursive=True):
+        try:
+            child.kill()
+        except psutil.Error:
+            continue  # it is gone
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
