@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 EXIT_CODES = {
     signal.SIGINT: 130,
@@ -152,11 +152,11 @@ def _kill_children() -> None:
     """SIGKILL to all that this process has started, and what that has started: the Ray of a verb that joined no cluster."""
     import psutil  # not needed by a run that nobody interrupts
 
-    for child in psutil.Process().children(recursive=True):
-        try:
+    children = psutil.Process().children(recursive=True)
+    for child in children:
+        with suppress(psutil.Error):  # it is gone
             child.kill()
-        except psutil.Error:
-            continue  # it is gone
+    psutil.wait_procs(children, timeout=2)
 
 
 def _say(text: str) -> None:
