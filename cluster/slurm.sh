@@ -5,7 +5,9 @@
 #       python workflows/pretrain.py --config rckd --slides '/data/slides/*.svs' --run_folder /scratch/runs/rckd
 #
 # Run it from the checkout, on a file system that every node sees, with the project's environment activated. The same command
-# goes on with an interrupted run; after a preemption or a lost node, --requeue gives it again by itself.
+# resumes an interrupted run; after a preemption or a lost node, --requeue gives it again by itself. Two minutes before the job's
+# end, or its preemption, SLURM warns this script with SIGTERM (--signal below; SIGUSR1 does as well): the command is told, commits
+# a checkpoint and ends. To stop a job like that: `scancel --batch --signal=TERM JOB`, not `scancel JOB`, which ends Ray with it.
 #SBATCH --job-name=csat
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -21,7 +23,7 @@ if (($# == 0)); then
     exit 2
 fi
 : "${SLURM_JOB_ID:?run this under sbatch}" "${SLURM_CPUS_PER_TASK:?give sbatch --cpus-per-task}"
-wait_s=300
+wait_s=300 driver_s=40
 
 # Steps do not inherit --cpus-per-task since SLURM 22.05.
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
@@ -41,8 +43,14 @@ temp=/tmp/ray-$SLURM_JOB_ID # short: Ray puts sockets below it
 steps=()
 stop() {
     local status=$?
-    trap - EXIT TERM INT
-    if [[ -n ${driver:-} ]]; then kill "$driver" 2>/dev/null || true; fi
+    trap - EXIT TERM INT USR1
+    if [[ -n ${driver:-} ]] && kill -TERM "$driver" 2>/dev/null; then
+        for ((waited_s = 0; waited_s < driver_s; waited_s++)); do # it commits a checkpoint, for which it needs Ray
+            kill -0 "$driver" 2>/dev/null || break
+            sleep 1
+        done
+        kill -KILL "$driver" 2>/dev/null || true
+    fi
     for step in "${steps[@]}"; do kill "$step" 2>/dev/null || true; done # SLURM ends every process of a step
     for step in "${steps[@]}"; do wait "$step" 2>/dev/null || true; done
     rm -rf "$token"
@@ -54,7 +62,7 @@ stop() {
     exit "$status"
 }
 trap stop EXIT
-trap 'exit 143' TERM
+trap 'exit 143' TERM USR1
 trap 'exit 130' INT
 
 common=(--block --num-cpus "$SLURM_CPUS_PER_TASK" --num-gpus "${SLURM_GPUS_ON_NODE:-0}" --disable-usage-stats

@@ -1,4 +1,4 @@
-"""A run that is asked to end: the step is finished, everything is committed, and whoever goes on ends as if it had not been."""
+"""A run that is asked to end: the step is finished, all of it is committed, and whoever goes on ends as if it had not been."""
 
 import threading
 import time
