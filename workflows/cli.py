@@ -112,6 +112,7 @@ def parse(
     parser = jsonargparse.ArgumentParser(
         prog=Path(sys.argv[0]).name,
         description=description,
+        epilog=interruption.IN_WORDS,
         exit_on_error=False,
         formatter_class=jsonargparse.DefaultHelpFormatter,
     )

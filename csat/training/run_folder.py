@@ -15,7 +15,7 @@ report.html          all of it for a person
 data.json            of a fine-tuning: classes, licences, parts and their groups; samples.csv and pretrain.csv list the images
 validation.jsonl     of a fine-tuning: one line per validation
 predictions/         of a fine-tuning: one parquet per part, one row per image
-status.json          running, failed (with the error) or finished
+status.json          running, interrupted, failed (with the error) or finished
 """
 
 import json
@@ -143,7 +143,7 @@ class RunFolder:
         return (self.read_json("status.json") or {}).get("state") == "finished"
 
     def set_status(self, state: str, **details: Any) -> None:
-        """`state` is running, failed or finished."""
+        """`state` is running, interrupted, failed or finished."""
         self.write_json("status.json", {"state": state, **details})
 
 

@@ -132,6 +132,7 @@ def test_help_and_print_config(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert "--optim.lr LR rate of learning (type: float, default: 0.1)" in text
     assert "--teacher.name NAME stain, hovernet, timm" in text, "notes of nested configs are shown too"
+    assert "143 (SIGTERM, SIGUSR1)" in text, "how a run is ended, and the exit codes"
     with pytest.raises(SystemExit):
         cli.parse(Verb, "", [*BASE, "--print_config"])
     assert "lr: 0.1" in capsys.readouterr().out
