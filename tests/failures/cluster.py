@@ -72,6 +72,14 @@ class Cluster:
         parts = [node for node in self.nodes if any(title in titles[node.pid] for title in TITLES.values())]
         return rng.choice([node for node in parts if "TrainController" not in titles[node.pid]])
 
+    def node_of_a_trainer(self) -> subprocess.Popen:
+        """A node that has a trainer of the run, and not the driver's own."""
+        for node in self.nodes:
+            titles = " ".join(_title(process) for process in _below(node))
+            if TITLES["worker"] in titles and "TrainController" not in titles:
+                return node
+        raise AssertionError("every trainer is on the driver's own node: try another seed")
+
     def kill_node(self, node: subprocess.Popen) -> None:
         """SIGKILL to all of a node's processes at once, as a spot instance that goes away."""
         kill_tree(node)

@@ -6,6 +6,7 @@ a proxy, the disk is a small file system, and Ray spills.
 
 import random
 import shutil
+import signal
 import struct
 import subprocess
 import threading
@@ -155,6 +156,33 @@ def spilling(lab: Lab, name: str, rng: random.Random) -> tuple[SmallRun, dict]:
     return run, dict(note=f"{spilled / 1e6:.0f} MB spilled")
 
 
+# ---------------------------------------------------------------------------------------------------------------- machines
+
+
+def warned_node(lab: Lab, name: str, rng: random.Random) -> tuple[SmallRun, dict]:
+    """A node with a trainer gets SIGTERM, as of a spot machine or a pod. But for this nothing is committed before the end."""
+    cluster = lab.cluster()
+    never = {"train__checkpoint_every_steps": None, "train__checkpoint_every_s": None}
+    run = lab.run(name, train__epochs=60, train__log_every_steps=1, **never)
+    run.start(cluster, num_workers=rng.choice([1, 2]))
+    run.wait_until_it_trains()
+    time.sleep(rng.uniform(0, 5))
+    node = cluster.node_of_a_trainer()
+    warned_at = time.monotonic()
+    node.send_signal(signal.SIGTERM)
+    run.wait_until_done(1e-9)
+    committed_s, share = round(time.monotonic() - warned_at, 1), run.committed()[1]
+    assert node.poll() is None, "the node was gone before anything was committed"
+    node.wait(timeout=90)
+    cluster.kill_node(node)
+    cluster.add_node()
+    gone_at = time.monotonic()
+    run.wait_until_it_trains()
+    recovery_s = round(time.monotonic() - gone_at, 1)
+    run.wait_until_counted()
+    return run, dict(note=f"committed {committed_s} s after the word", done_at_kill=round(share, 3), recovery_s=recovery_s)
+
+
 # ------------------------------------------------------------------------------------------- files and teachers that are bad
 
 
@@ -266,4 +294,5 @@ HAZARDS: dict[str, tuple[str, Callable[[Lab, str, random.Random], tuple[SmallRun
     ),
     "store outage": ("one error; the same command, with another number of workers, goes on", store_outage),
     "spilling": ("the run goes on", spilling),
+    "warned node": ("the trainers commit before the node goes; the run goes on once another node has come", warned_node),
 }

@@ -107,6 +107,13 @@ class SmallRun:
             assert time.monotonic() < deadline, f"no progress in {RUN_LIMIT_S} s\n{self.said()}"
             time.sleep(0.05)
 
+    def wait_until_it_trains(self) -> None:
+        """Until there is one more line of metrics than there was."""
+        before, deadline = len(self._read("metrics.jsonl") or b""), time.monotonic() + RUN_LIMIT_S
+        while len(self._read("metrics.jsonl") or b"") <= before:
+            assert not self.has_ended() and time.monotonic() < deadline, self.said()
+            time.sleep(0.05)
+
     def wait_until_it_commits(self) -> None:
         """Until a checkpoint of the command that was given last is committed, or its driver has ended."""
         deadline = time.monotonic() + RUN_LIMIT_S

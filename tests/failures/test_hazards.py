@@ -9,7 +9,7 @@ from tests.failures.hazards import HAZARDS, meet
 from tests.failures.lab import Lab
 
 # Two to three minutes each: what they are made of is in test_store.py.
-TOO_SLOW = {"changing objects", "store outage"}
+TOO_SLOW = {"changing objects", "store outage", "warned node"}
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
