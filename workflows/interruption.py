@@ -24,7 +24,7 @@ EXIT_CODES = {
     signal.SIGHUP: 129,  # the terminal went away
 }
 STOP_WITHIN_S = 22.0  # for the workers to finish a step and commit; after that the run ends as if it had been killed
-ASK_WITHIN_S = 5.0  # for the workers, and then for the run folder, to answer
+ASK_WITHIN_S = 5.0  # for the run folder to answer what it holds
 IN_WORDS = """Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP end a run within 30 seconds: the step is finished, a checkpoint is committed,
 and the same command resumes. A second signal ends it at once. The exit code is then 130 (Ctrl-C), 143 (SIGTERM, SIGUSR1) or
 129 (SIGHUP); otherwise 0 when all went well, 1 when training or Ray failed, 2 for a setting or an input that cannot work."""
@@ -72,7 +72,7 @@ class _Listener:
 
     def _ask(self) -> None:
         """Ask the workers to stop. Where none has begun to train there is nothing to wait for."""
-        if not _within(ASK_WITHIN_S, self.stop):
+        if _within(STOP_WITHIN_S, self.stop) is False:
             self.end()
 
 

@@ -15,6 +15,7 @@ import random
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -291,6 +292,7 @@ def main() -> None:
     parser.add_argument("--limit_s", type=float, default=float("inf"), help="begin nothing more after so many seconds")
     options = parser.parse_args()
     until = time.monotonic() + options.limit_s
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(143))  # the verb that runs is ended, too
     for verb in options.verbs:
         for signum in options.signals:
             run_chain(verb, signum, options.folder, options.results, until=until)
