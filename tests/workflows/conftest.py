@@ -3,14 +3,18 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from csat.data.synthetic import make_slides
+from workflows.interruption import EXIT_CODES
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {
@@ -86,6 +90,20 @@ def run_alone():
     yield start
     for process in processes:
         kill_group(process)
+
+
+def interrupt(process: subprocess.Popen, log: Path, signum: int, *, to_group: bool) -> str:
+    """A signal to a verb, as a terminal or as `kill` sends it. Returns what it said it keeps; nothing is left running."""
+    children, started = psutil.Process(process.pid).children(recursive=True), time.monotonic()
+    os.killpg(process.pid, signum) if to_group else process.send_signal(signum)
+    code = process.wait(timeout=120)
+    said = log.read_text(errors="replace")
+    assert code == EXIT_CODES[signum] and time.monotonic() - started < 30, said[-3000:]
+    _, alive = psutil.wait_procs(children, timeout=5)
+    assert not [child for child in alive if child.status() != psutil.STATUS_ZOMBIE]
+    *_, (kept, command) = re.findall(r"interrupted .*; kept: (.*)\nresume with: (.*)", said)
+    assert "workflows/" in command
+    return kept
 
 
 def kill_group(process: subprocess.Popen) -> None:

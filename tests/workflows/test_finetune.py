@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import signal
 import time
 
 import numpy as np
@@ -15,7 +16,7 @@ from csat.evaluation.predictions import Predictions
 from csat.export import load_exported
 from csat.training.checkpoints import Checkpoints
 from csat.training.recorder import read_metrics
-from tests.workflows.conftest import kill_group
+from tests.workflows.conftest import interrupt, kill_group
 from tests.workflows.labelled_folders import data_settings, make_folder
 from workflows import finetune
 
@@ -222,21 +223,29 @@ class TestOtherWays:
         assert "not finite" in capsys.readouterr().err
         assert read_json(tmp_path / "run", "status.json")["state"] == "failed"
 
-    def test_killed_it_goes_on(self, images, tmp_path, run_alone):
-        more = {"run_folder": str(tmp_path / "run"), "train": {"epochs": 40}}
+    def test_killed_and_interrupted_it_resumes(self, images, tmp_path, run_alone):
+        more = {"run_folder": str(tmp_path / "run"), "train": {"epochs": 80}}
         argv = write_recipe(tmp_path, data_settings(str(images)), more)
         first = run_alone(argv, tmp_path / "log", verb="finetune")
         checkpoints = Checkpoints(str(tmp_path / "run" / "checkpoints"))
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 480
         while not len(checkpoints.latest_cursor().done):
             assert first.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()[-2000:]
             time.sleep(0.2)
         kill_group(first)
         before = len(checkpoints.latest_cursor().done)
         second = run_alone(argv, tmp_path / "log", verb="finetune")
-        assert second.wait(timeout=300) == 0, (tmp_path / "log").read_text()[-2000:]
+        while len(checkpoints.latest_cursor().done) == before:
+            assert second.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()[-2000:]
+            time.sleep(0.05)
+        kept = interrupt(second, tmp_path / "log", signal.SIGTERM, to_group=False)
+        done, trained = len(checkpoints.latest_cursor().done), read_metrics(str(tmp_path / "run"))[-1]
+        assert before < done == trained["tiles"] < trained["tiles_total"]
+        assert kept.startswith(f"{done:,} of {trained['tiles_total']:,} tiles")
+        third = run_alone(argv, tmp_path / "log", verb="finetune")
+        assert third.wait(timeout=300) == 0, (tmp_path / "log").read_text()[-2000:]
         rows = read_json(tmp_path / "run", "accounting.json")["epochs"]
-        assert len(rows) == 40 and 0 < before < sum(row["manifest"] for row in rows)
+        assert len(rows) == 80 and 0 < before < sum(row["manifest"] for row in rows)
         assert all(row["manifest"] == row["trained"] + row["quarantined"] for row in rows)
         steps = [line["step"] for line in read_metrics(str(tmp_path / "run"))]
         assert steps == sorted(set(steps))

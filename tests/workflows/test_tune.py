@@ -1,6 +1,7 @@
 """Sweeps on a real local Ray cluster: data sets and starts in, one table out; and what must be refused first."""
 
 import json
+import signal
 import time
 
 import psutil
@@ -14,7 +15,7 @@ from csat.export import export_model, load_exported
 from csat.model.student import Student, StudentConfig
 from csat.training.checkpoints import Checkpoints
 from csat.training.recorder import read_metrics
-from tests.workflows.conftest import kill_group
+from tests.workflows.conftest import interrupt, kill_group
 from tests.workflows.labelled_folders import COLORS, data_settings, make_folder, sweep_settings
 from workflows import tune
 
@@ -215,7 +216,7 @@ def check_cell(cell, *, num_trials, num_seeds):
 def test_a_killed_sweep_goes_on_where_it_was(images, tmp_path, run_alone):
     """SIGKILL to driver and cluster while a trial runs; the same command ends with the same number of trials.
 
-    On the way, the processes of running trials are killed too: those trials are gone on with in others.
+    On the way, the processes of running trials are killed too: those trials are resumed in others. Then a seed is interrupted.
     """
     folder, log = tmp_path / "run", tmp_path / "log"
     sets = {name: data_settings(name) for name in ("a", "b")}
@@ -241,7 +242,14 @@ def test_a_killed_sweep_goes_on_where_it_was(images, tmp_path, run_alone):
     assert trainers
     for process in trainers:
         process.kill()
-    assert second.wait(timeout=700) == 0, log.read_text()[-3000:]
+    seeds = folder / "cells" / "b" / "nano" / "seeds"
+    wait_for(lambda: list(seeds.glob("*/metrics.jsonl")), second, log)
+    kept = interrupt(second, log, signal.SIGTERM, to_group=True)
+    assert kept.startswith(
+        f"{sum(has_ended(path.parent) for path in folder.rglob('status.json') if path.parent != folder)} runs"
+    )
+    third = run_alone(argv, log, "tune")
+    assert third.wait(timeout=700) == 0, log.read_text()[-3000:]
     for name in ("a", "b"):
         check_cell(folder / "cells" / name / "nano", num_trials=4, num_seeds=1)
     after = read_json(cell, "search.json")["trials"]
