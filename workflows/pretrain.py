@@ -367,6 +367,7 @@ def _train(config: PretrainConfig, folder: RunFolder, job: Job, stream: StreamCo
     status = folder.read_json("status.json") or {}
     if status.get("state") == "failed":
         raise NonFiniteLossError(status["error"])
+    assert len(checkpoints.latest_cursor().done) >= job.plan.num_positions, "the workers ended before the plan's end"
     results.write_attempt(folder, attempt, seconds=time.monotonic() - started, store=meter.figures())
 
 

@@ -20,7 +20,8 @@ LINE_EVERY_S = 15.0
 WATCH_EVERY_S = 0.5
 
 
-@ray.remote(num_cpus=0)
+# Whose process alone dies starts again: workers take its final end for that of the driver.
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class ProgressBoard:
     """Holds the newest figures of a run, which rank 0 writes and the driver reads, and the driver's word that it is to end."""
 
