@@ -30,14 +30,15 @@ from csat.training.checkpoints import QUARANTINE_SCHEMA, Checkpoint, Checkpoints
 from csat.training.context import Columns, TrainContext
 from csat.training.optim import OptimConfig, WeightAverage, get_lr, make_optimiser, make_own_optimiser, set_lr
 from csat.training.recorder import Recorder
-from csat.training.stoppable import StoppableStream
+from csat.training.stoppable import StoppableStream, Waiting
 from csat.training.validation import Validation
 from csat.training.window import Window
 
 logger = logging.getLogger(__name__)
 
 STUDENT = "student"  # the turn that every method has
-LEAVING_EVERY_S = 10.0  # between questions whether a machine will be taken away; while one will be, between checkpoints
+# Between questions whether a machine will be taken away, also in a wait for rows; while one will be, between checkpoints.
+LEAVING_EVERY_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,22 +177,31 @@ class Trainer:
             StoppedError: on every rank, between two steps. Rows that were taken for the next one are dropped: whoever goes on
                 takes them again.
         """
+        parts: list[Columns | None] = []
         while True:
             started = time.monotonic()
-            parts = [self._next_rows(stream) for _ in range(self.config.accumulate)]
+            is_waiting = self._take(parts, stream)
             waited = time.monotonic() - started
             batches = [batch for rows in parts if rows for batch in self._to_batches(rows)]
-            rows_all, tiles_all, wants_save, asks_for_machines, wants_stop = self.context.sum_over_ranks(
+            rows_all, tiles_all, wants_save, asks_for_machines, wants_stop, num_waiting = self.context.sum_over_ranks(
                 [
                     sum(len(rows[POSITION]) for rows in parts if rows),
                     sum(len(batch) for batch in batches),
                     self.context.rank == 0 and self._is_due_by_time(),  # one clock for all ranks
                     self.context.rank == 0 and self._is_due_to_ask(),
                     self.context.is_stopped(),
+                    is_waiting,
                 ]
             )
             if wants_stop:
                 raise StoppedError("the run was asked to end")
+            wants_save = wants_save or (asks_for_machines and self.context.is_leaving())
+            if num_waiting:  # the step waits for the rows of all ranks; a checkpoint does not
+                if wants_save and not self._is_saved:
+                    self._save()
+                    self._last_save = time.monotonic()
+                self._add_time(waited, started)
+                continue
             if not rows_all:
                 break
             for rows in parts:
@@ -201,14 +211,12 @@ class Trainer:
             if tiles_all:
                 self._update(batches, int(tiles_all))
             self._window.rows += int(rows_all)  # after the step: its learning rate is that of the tiles done before it
-            self.accounts.meter("wait_s", waited)
-            self.accounts.meter("loop_s", time.monotonic() - started)
-            self._window.add_time(waited, time.monotonic() - started)
+            parts = []
+            self._add_time(waited, started)
             if tiles_all and self.step % self.config.log_every_steps == 0:
                 self._log()
             self._validate()
-            is_leaving = bool(asks_for_machines) and self.context.is_leaving()
-            if wants_save or is_leaving or (tiles_all and self._is_due_by_step()):
+            if wants_save or (tiles_all and self._is_due_by_step()):
                 self._save()
                 self._last_save = time.monotonic()
             if self.is_stopped:
@@ -298,9 +306,21 @@ class Trainer:
 
     # --------------------------------------------------------------------------------------------------------- the stream
 
-    def _next_rows(self, stream: StoppableStream) -> Columns | None:
-        rows = stream.next()
-        return rows if rows is not None and len(rows[POSITION]) else None
+    def _take(self, parts: list[Columns | None], stream: StoppableStream) -> bool:
+        """Add what is missing of a step's rows to `parts`; returns whether some are still waited for."""
+        deadline = time.monotonic() + LEAVING_EVERY_S
+        while len(parts) < self.config.accumulate:
+            try:
+                rows = stream.next(within_s=deadline - time.monotonic())
+            except Waiting:
+                return True
+            parts.append(rows if rows is not None and len(rows[POSITION]) else None)
+        return False
+
+    def _add_time(self, waited_s: float, started: float) -> None:
+        self.accounts.meter("wait_s", waited_s)
+        self.accounts.meter("loop_s", time.monotonic() - started)
+        self._window.add_time(waited_s, time.monotonic() - started)
 
     def _to_batches(self, rows: Columns) -> Iterator[Batch]:
         """The good tiles among `rows`, on the device: one batch, or one for each size of image; none without good tiles."""

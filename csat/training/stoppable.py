@@ -1,11 +1,17 @@
 """A stream whose reader can stop waiting: the rows of a step may take longer than whoever ends a run is ready to wait."""
 
+import math
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 LOOK_EVERY_S = 0.2
+
+
+class Waiting(Exception):
+    """The rows that were asked for have not come yet."""
 
 
 class StoppableStream:
@@ -20,19 +26,22 @@ class StoppableStream:
         self._is_stopped = is_stopped
         self._asked: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._taken: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
-        self._is_over = False
+        self._is_over = self._is_asked = False
         # A daemon: a thread that waits for rows must not keep the process from ending.
         threading.Thread(target=self._take, args=(stream,), daemon=True).start()
 
-    def next(self) -> Any | None:
+    def next(self, within_s: float = math.inf) -> Any | None:
         """The next batch; None where the stream is over, or a stop was asked for first: then what comes later is dropped.
 
         Raises:
+            Waiting: it has not come within so many seconds. Ask again.
             Exception: what the stream raised.
         """
         if self._is_over:
             return None
-        self._asked.put(True)
+        if not self._is_asked:
+            self._asked.put(True)
+        self._is_asked, deadline = True, time.monotonic() + within_s
         while True:
             try:
                 rows, error = self._taken.get(timeout=LOOK_EVERY_S)
@@ -40,7 +49,10 @@ class StoppableStream:
                 if self._is_stopped():
                     self.close()
                     return None
+                if time.monotonic() > deadline:
+                    raise Waiting from None
                 continue
+            self._is_asked = False
             if error is not None:
                 self.close()
                 raise error

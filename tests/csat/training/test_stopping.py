@@ -109,7 +109,23 @@ def test_a_machine_that_will_be_taken_away_is_a_reason_to_commit(tmp_path, monke
         return len(asked) in (3, 5)
 
     make_trainer(tmp_path, range(48), is_leaving=is_leaving).run()
-    assert asked == [48, 48, 48, 36, 36, *[28] * 7], "committed after the third and the fifth step, and it goes on"
+    assert asked == [48, 48, 48, 36, 36, *[28] * 8], "committed after the third and the fifth step, and it goes on"
+
+
+def test_a_run_that_waits_for_rows_commits_before_its_machine_is_taken_away(tmp_path, monkeypatch):
+    monkeypatch.setattr("csat.training.loop.LEAVING_EVERY_S", 0.3)
+
+    def stream(size):
+        yield from toy_stream(range(8), size)
+        deadline = time.monotonic() + 30
+        while len(rest_of(tmp_path)) == 48 and time.monotonic() < deadline:
+            time.sleep(0.1)  # the teacher was on that machine
+        seen.append(len(rest_of(tmp_path)))
+        yield from toy_stream(range(8, 48), size)
+
+    seen = []
+    make_trainer(tmp_path, range(48), stream=stream, is_leaving=lambda: not seen).run()
+    assert seen == [40] and not rest_of(tmp_path)
 
 
 def test_a_stream_gives_its_rows_its_end_and_its_error():
