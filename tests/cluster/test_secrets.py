@@ -8,6 +8,7 @@ import subprocess
 import pytest
 
 from tests.cluster.files import CLUSTER, FILLED_IN, filled, read
+from workflows.interruption import ASK_WITHIN_S, STOP_WITHIN_S
 
 FILES = sorted(path for path in CLUSTER.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
 SCRIPTS = [path for path in FILES if path.suffix == ".sh"]
@@ -72,3 +73,16 @@ def test_fill_replaces_every_word_and_says_what_is_missing(path):
     if done.stdout != path.read_text():
         missing = fill()
         assert missing.returncode != 0 and "export it first" in missing.stderr and not missing.stdout
+
+
+@pytest.mark.parametrize("name", ["aws.yaml", "gcp.yaml", "kuberay/raycluster.yaml", "kuberay/rayjob.yaml"])
+def test_a_job_that_is_stopped_has_time_to_commit(name):
+    """Longer than a verb takes to end; Ray's own wait is three seconds."""
+    (seconds,) = re.findall(r"RAY_JOB_STOP_WAIT_TIME_S\D+(\d+)", read(name))
+    assert int(seconds) > STOP_WITHIN_S + 2 * ASK_WITHIN_S
+
+
+def test_slurm_tells_the_run_before_it_ends_ray():
+    text = read("slurm.sh")
+    assert "--signal=B:TERM@" in text and "trap 'exit 143' TERM USR1" in text
+    assert text.index('kill -TERM "$driver"') < text.index('kill "$step"')
