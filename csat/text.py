@@ -22,6 +22,12 @@ def printable(value: Any) -> str:
     return _UNWRITABLE.sub(lambda match: _escaped(ord(match[0])), str(value))
 
 
+def last_line(error: BaseException) -> str:
+    """What went wrong, from an error that may carry the traceback of another process, or no message at all."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return next((line for line in reversed(lines) if re.match(r"[\w.]*(Error|Exception|Timeout)\w*\b", line)), lines[-1])
+
+
 def is_empty(cell: Any) -> bool:
     """Whether a cell says nothing: None, NaN or blank text."""
     return not cell.strip() if isinstance(cell, str | bytes) else cell is None or cell != cell

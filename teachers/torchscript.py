@@ -38,6 +38,7 @@ from torch import Tensor
 
 from csat.errors import ConfigError, TeacherError
 from csat.responses import Kind, ResponseSpec, Symmetry, TeacherSpec
+from csat.text import last_line
 from teachers.contract import Teacher, select_responses, sha256_of, weights_file
 from teachers.torch_teacher import TorchTeacher
 
@@ -266,10 +267,9 @@ def _dry_run(teacher: TorchScriptTeacher) -> None:
             with torch.inference_mode():
                 answers = teacher.answer(tiles)
         except RuntimeError as error:
-            last = str(error).strip().splitlines()[-1]
             raise TeacherError(
-                f"teacher {name!r}: the model failed on float32 [2, 3, {tile_px}, {tile_px}] ({last}). Check tile_px in its "
-                "JSON, and that it was traced for any batch size and for RGB"
+                f"teacher {name!r}: the model failed on float32 [2, 3, {tile_px}, {tile_px}] ({last_line(error)}). Check "
+                "tile_px in its JSON, and that it was traced for any batch size and for RGB"
             ) from error
         for spec in teacher.spec.responses:
             expected, values = [2, *spec.shape(tile_px)], answers[spec.name]

@@ -18,7 +18,7 @@ from ray.train import TrainingFailedError
 
 from csat.errors import ConfigError, DatasetError, NonFiniteLossError, StorageError, TeacherError
 from csat.settings import no_such_key, unknown_keys
-from csat.text import printable
+from csat.text import last_line, printable
 from workflows import interruption
 
 logger = logging.getLogger(__name__)
@@ -148,12 +148,6 @@ def field_notes(config_class: type, prefix: str = "") -> dict[str, str]:
         if is_dataclass(hints[item.name]):
             notes |= field_notes(hints[item.name], f"{prefix}{item.name}.")
     return notes
-
-
-def last_line(error: Exception) -> str:
-    """What went wrong, from an error that carries the traceback of another process."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in reversed(lines) if re.match(r"[\w.]*(Error|Exception|Timeout)\w*\b", line)), lines[-1])
 
 
 def recipe_names() -> list[str]:

@@ -40,6 +40,7 @@ from csat.methods.registry import spell_out
 from csat.model.registry import ModelConfig
 from csat.responses import TeacherSpec
 from csat.settings import read_settings
+from csat.text import last_line
 from csat.training.checkpoints import Checkpoints
 from csat.training.loop import TrainConfig
 from csat.training.run_folder import RunFolder
@@ -224,7 +225,7 @@ def fit(
         folder.set_status(INTERRUPTED)
         raise
     except Exception as error:
-        folder.set_status("failed", error=cli.last_line(error), kind=type(error).__name__)
+        folder.set_status("failed", error=last_line(error), kind=type(error).__name__)
         raise
     status = folder.read_json("status.json")
     if status["state"] == "failed":

@@ -39,6 +39,7 @@ from csat.methods.contract import Method
 from csat.methods.registry import wanted_responses, whole_step_px
 from csat.model.student import StudentConfig
 from csat.responses import TeacherSpec
+from csat.text import last_line
 from csat.training.checkpoints import Checkpoints
 from csat.training.loop import TrainConfig
 from csat.training.run_folder import RunFolder
@@ -362,7 +363,7 @@ def _train(config: PretrainConfig, folder: RunFolder, job: Job, stream: StreamCo
             with interruption.stoppable(lambda: ray.get(board.stop.remote())):
                 trainer.fit()
         except ray.train.TrainingFailedError as error:
-            folder.set_status("failed", error=cli.last_line(error), kind=type(error).__name__)
+            folder.set_status("failed", error=last_line(error), kind=type(error).__name__)
             raise
     status = folder.read_json("status.json") or {}
     if status.get("state") == "failed":

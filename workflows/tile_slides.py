@@ -25,6 +25,7 @@ from csat.data.slide_cache import SlideCache
 from csat.data.sources import SlideRow
 from csat.data.tiling import Cut, TilingConfig, cut_slide
 from csat.errors import ConfigError, SlideError
+from csat.text import last_line
 
 logger = logging.getLogger(__name__)
 
@@ -121,4 +122,4 @@ def _take(slide: SlideRow, result: ray.ObjectRef) -> tuple[SlideRow, Any]:
         ) from error
     except RayError as error:
         # A slide that takes its worker down with it, or fails in an unforeseen way, must not end a run of ten thousand.
-        return slide, ("unreadable", f"{slide.slide}: tiling failed: {str(error).splitlines()[-1]}")
+        return slide, ("unreadable", f"{slide.slide}: tiling failed: {last_line(error)}")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from csat.text import counted, is_empty, number, printable, text
+from csat.text import counted, is_empty, last_line, number, printable, text
 
 
 @pytest.mark.parametrize(
@@ -59,3 +59,16 @@ def test_what_is_printable_already_stays():
 def test_counts_in_one_line():
     assert counted(Counter({".b": 2, ".a": 2, ".c": 1000})) == "1,000 x .c, 2 x .a, 2 x .b"
     assert counted({f".{index:02d}": 1 for index in range(23)}).endswith("1 x .19 and 3 of other kinds")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ValueError("one line"), "one line"),
+        (RuntimeError("Traceback:\n  File x\nValueError: the reason\nand what Ray adds\n"), "ValueError: the reason"),
+        (KeyboardInterrupt(), "KeyboardInterrupt"),  # without a message
+        (RuntimeError("\n \n"), "RuntimeError"),
+    ],
+)
+def test_the_last_line_of_an_error(error, expected):
+    assert last_line(error) == expected
