@@ -28,7 +28,8 @@ TILES = {
     "empty.svs": 0,
     "slide.dcm": 0,
 }
-PATIENTS = [11, None, 12, 12]  # of two.parquet
+PATIENTS = [11, None, 12, 12, 12]  # of two.parquet
+MISFIT = "two.parquet, row 4, column mpp"  # begins the message of its row that is quarantined
 # Ending or name → how many are passed over.
 PASSED_OVER = {".xml": 2, "file that belongs to a slide": 1, "@eaDir": 1, ".DS_Store": 1}
 
@@ -44,7 +45,7 @@ def make_odd_inputs(folder: Path) -> Path:
     _aperio(folder / "power.svs", image, "AppMag = 20")
     for mpp in SCANNERS_MPP:
         _aperio(folder / f"scanner{mpp}.svs", image, f"AppMag = 20|MPP = {mpp}")
-    columns = {"image": [encoded(image, "JPEG")] * 4, "patient": pa.array(PATIENTS), "mpp": [0.25, 0.25, 0.5, 0.5]}
+    columns = {"image": [encoded(image, "JPEG")] * 5, "patient": pa.array(PATIENTS), "mpp": [0.25, 0.25, 0.5, 0.5, 9.0]}
     pq.write_table(pa.table(columns), folder / "two.parquet")
     (folder / "broken.png").write_bytes(encoded(image, "PNG")[:1000])
     (folder / "empty.svs").touch()

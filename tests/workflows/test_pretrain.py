@@ -5,9 +5,7 @@ import shutil
 import signal
 import time
 
-import cv2
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import timm
@@ -15,12 +13,16 @@ import yaml
 from safetensors.torch import load_file
 
 from csat.data.datasets.contract import DatasetInfo, Task
-from csat.data.synthetic import paint
+from csat.data.manifest import read_manifest
+from csat.data.sources import list_slides
+from csat.data.tiling import TilingConfig, tile_slide
 from csat.export import export_model, load_exported
 from csat.model.registry import ModelConfig, build_model
 from csat.training.checkpoints import Checkpoints
 from csat.training.recorder import read_metrics
 from teachers.contract import sha256_of
+from tests.csat.data.manifests import read
+from tests.odd_inputs import MISFIT, MPP, TILE_PX, TILES, make_odd_inputs
 from tests.workflows.conftest import arguments, interrupt
 from workflows import pretrain
 
@@ -44,26 +46,22 @@ def check_accounts(folder, num_epochs):
 
 @pytest.fixture(scope="module")
 def mixed_slides(slides, tmp_path_factory):
-    """Two good slides and a parquet, one row of which does not fit, among bad ones: truncated, empty, not a slide at all."""
-    folder = tmp_path_factory.mktemp("mixed")
-    good = [shutil.copy(slide, folder) for slide in slides]
+    """A folder with two good slides among odd ones and bad ones: truncated, empty, not a slide at all."""
+    folder = make_odd_inputs(tmp_path_factory.mktemp("mixed"))
     for slide in slides:
-        truth = slide.with_name(slide.stem + ".nuclei.png")
-        shutil.copy(truth, folder)
+        shutil.copy(slide, folder)
+        shutil.copy(slide.with_name(slide.stem + ".nuclei.png"), folder)
     data = slides[0].read_bytes()
     (folder / "cut.svs").write_bytes(data[: len(data) // 3])
-    (folder / "empty.svs").write_bytes(b"")
     (folder / "text.svs").write_text("this is no slide")
-    tile = cv2.imencode(".png", paint(256, seed=1)[0][64:192, 64:192, ::-1])[1].tobytes()
-    pq.write_table(pa.table({"image": [tile] * 3, "mpp": [0.5, 9.0, None]}), folder / "tiles.parquet")
-    return [*good, *(folder / name for name in ("cut.svs", "empty.svs", "text.svs", "tiles.parquet"))]
+    return folder
 
 
 @pytest.fixture(scope="module")
 def finished(ray_cluster, mixed_slides, tmp_path_factory):
     """One run on two DDP workers over two epochs, bad slides among the good."""
     folder = tmp_path_factory.mktemp("run") / "run"
-    argv = arguments(mixed_slides, folder, train__epochs=2, workers__num_workers=2, data__source_mpp=0.25)
+    argv = arguments([mixed_slides], folder, train__epochs=2, workers__num_workers=2, data__source_mpp=MPP)
     assert pretrain.main(argv) == 0
     return folder, argv
 
@@ -80,15 +78,25 @@ def test_the_run_folder_is_complete(finished):
     assert len(teacher["weights_sha256"]) == 64
 
 
-def test_bad_slides_are_quarantined_and_counted(finished):
+def test_every_file_and_tile_is_in_the_manifest_or_in_the_quarantine(finished, mixed_slides, slides):
+    """What a folder holds besides is counted when it is listed: see tests/csat/data/test_odd_inputs.py."""
     folder, _ = finished
     rows = {row["slide"].rsplit("/", 1)[-1]: row for row in pq.read_table(folder / "quarantine.parquet").to_pylist()}
-    assert {"cut.svs", "empty.svs", "text.svs"} <= set(rows)
-    assert all(rows[name]["reason"] == "unreadable" for name in ("cut.svs", "empty.svs", "text.svs"))
-    assert "tiles.parquet, row 1, column mpp: its finest level has 9 um/px" in rows["tiles.parquet"]["message"]
+    bad = {"cut.svs", "text.svs", *(name for name, count in TILES.items() if not count)}
+    assert MISFIT in rows.pop("two.parquet")["message"]
+    assert set(rows) == bad and {row["reason"] for row in rows.values()} == {"unreadable"}
+    given = len(TILES) + len(slides) + 2
     index = read_json(folder, "manifest/index.json")
-    assert index["slides"] == {"given": 6, "tiled": 3, "quarantined": 3} and index["rows_quarantined"] == 1
-    assert index["resolutions"]["sources"] == {"stated": 2, "source_mpp": 1}
+    assert index["slides"] == {"given": given, "tiled": given - len(bad), "quarantined": len(bad)}
+    tiling = TilingConfig(mpp=MPP, tile_px=TILE_PX, source_mpp=MPP)
+    painted = sum(tile_slide(row, tiling).num_rows for row in list_slides(list(map(str, slides))))
+    assert index["rows_quarantined"] == 1 and set(index["resolutions"]["sources"]) == {"stated", "source_mpp"}
+    held_out = index["holdout"]
+    not_trained = held_out["num_tiles"] + held_out["not_kept"] + held_out["on_the_border"]
+    assert index["num_tiles"] + not_trained == sum(TILES.values()) + painted
+    manifest = read_manifest(str(folder / "manifest"))
+    tiled = {row["slide"].rsplit("/", 1)[-1] for row in read(manifest) + read(manifest.holdout())}
+    assert tiled == {name for name, count in TILES.items() if count} | {slide.name for slide in slides}
 
 
 def test_the_student_learned_something(finished):

@@ -6,12 +6,12 @@ from csat.data import storage
 from csat.data.manifest import ManifestConfig, ManifestWriter, fingerprint
 from csat.data.read import TileReader
 from csat.data.sources import list_slides
-from csat.data.tiling import TilingConfig, tile_slide
+from csat.data.tiling import TilingConfig, cut_slide
 from csat.errors import SlideError
 from csat.responses import OK, STATUS
 from csat.text import counted
 from tests.csat.data.manifests import read
-from tests.odd_inputs import MPP, PASSED_OVER, PATIENTS, TILE_PX, TILES, make_odd_inputs
+from tests.odd_inputs import MISFIT, MPP, PASSED_OVER, PATIENTS, TILE_PX, TILES, make_odd_inputs
 
 
 def test_every_file_is_in_the_manifest_the_quarantine_or_the_line_that_counts_the_others(tmp_path, caplog):
@@ -29,16 +29,19 @@ def test_every_file_is_in_the_manifest_the_quarantine_or_the_line_that_counts_th
     writer = ManifestWriter(str(tmp_path / "manifest"), ManifestConfig(), made_from, tiling, slides)
     for row in slides:
         try:
-            writer.add(row, tile_slide(row, tiling))
+            cut = cut_slide(row, tiling)
+            writer.add(row, cut.tiles, cut.refused)
         except SlideError as error:
             writer.quarantine(row, error.reason, str(error))
     manifest = writer.close()
     rows = read(manifest)
     assert Counter(storage.base_name(row["slide"]) for row in rows) == {name: count for name, count in TILES.items() if count}
-    refused = {storage.base_name(row["slide"]): row["reason"] for row in manifest.quarantine().to_pylist()}
-    assert refused == {name: "unreadable" for name, count in TILES.items() if not count}
+    quarantine = manifest.quarantine().to_pylist()
+    refused = {storage.base_name(row["slide"]): row["reason"] for row in quarantine}
+    assert refused == {name: "unreadable" for name, count in TILES.items() if not count} | {"two.parquet": "needs_upsampling"}
+    assert sum(MISFIT in row["message"] for row in quarantine) == manifest.index["rows_quarantined"] == 1
     patients = {row["row"]: row["patient"] for row in rows if row["kind"] == "parquet"}
-    assert patients == {row: patient and str(patient) for row, patient in enumerate(PATIENTS)}
+    assert patients == {row: patient and str(patient) for row, patient in enumerate(PATIENTS[:-1])}
 
     chunk = manifest.read_chunk(*manifest.locate(0))
     columns = {name: chunk[name].to_numpy(zero_copy_only=False) for name in chunk.column_names}
