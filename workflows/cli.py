@@ -121,7 +121,7 @@ def parse(
     notes = field_notes(config_class)
     for action in parser._actions:  # argparse's own list of options; no public way to add help to a dataclass's fields
         if action.dest in notes:
-            action.help = notes[action.dest].replace("%", "%%")
+            action.help = notes[action.dest]
     given = map(printable, sys.argv[1:] if argv is None else argv)  # a shell's pattern also matches names that are not UTF-8
     arguments = _join_lists(given, config_class)
     neighbours = zip(_with_previous(arguments), [*arguments[1:], ""], strict=True)

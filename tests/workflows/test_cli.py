@@ -134,6 +134,9 @@ def test_help_and_print_config(capsys):
     assert "--teacher.name NAME stain, hovernet, timm" in text, "notes of nested configs are shown too"
     assert "143 (SIGTERM, SIGUSR1)" in text, "how a run is ended, and the exit codes"
     with pytest.raises(SystemExit):
+        cli.parse(PretrainConfig, "", ["--help"])
+    assert "levels within 12% are resampled" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(SystemExit):
         cli.parse(Verb, "", [*BASE, "--print_config"])
     assert "lr: 0.1" in capsys.readouterr().out
 
