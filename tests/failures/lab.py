@@ -123,10 +123,12 @@ class SmallRun:
 
     def wait_until_counted(self) -> None:
         """Until the run has written its accounting. Judging the student and the report come after, and are not waited for."""
-        deadline = time.monotonic() + RUN_LIMIT_S
+        seen, deadline = "", time.monotonic() + RUN_LIMIT_S
         while self._read("accounting.json") is None:
+            if (committed := self.committed()[0]) != seen:
+                seen, deadline = committed, time.monotonic() + RUN_LIMIT_S
             assert self.driver.poll() in (None, 0), self.said()
-            assert time.monotonic() < deadline, f"no end in {RUN_LIMIT_S} s\n{self.said()}"
+            assert time.monotonic() < deadline, f"no progress in {RUN_LIMIT_S} s\n{self.said()}"
             time.sleep(0.1)
         self.stop()
 
