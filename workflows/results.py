@@ -73,14 +73,14 @@ def write_accounts(folder: RunFolder, plan: Plan, checkpoint: Checkpoint, *, is_
     print(f"{len(epochs)} epochs of {plan.num_tiles:,} tiles: {total['manifest']:,} in the manifest = {parts}")
     tables = [checkpoint.quarantine]
     slides_path = folder.path("manifest", "quarantine.parquet")
-    if storage.exists(slides_path):
-        slides = pq.read_table(io.BytesIO(storage.read_bytes(slides_path)))
+    if storage.insist(lambda: storage.exists(slides_path)):
+        slides = pq.read_table(io.BytesIO(storage.insist(lambda: storage.read_bytes(slides_path))))
         rows = [{"status": "quarantined", **row} for row in slides.to_pylist()]
         tables.insert(0, pa.Table.from_pylist(rows, schema=QUARANTINE_SCHEMA))
     table = pa.concat_tables(tables)
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
-    storage.write_bytes(folder.path("quarantine.parquet"), buffer.getvalue())
+    storage.insist(lambda: storage.write_bytes(folder.path("quarantine.parquet"), buffer.getvalue()))
     reasons = table.group_by(["status", "reason"]).aggregate([([], "count_all")]).to_pylist()
     if table.num_rows:
         print(f"{table.num_rows:,} slides, rows and tiles were not used: quarantine.parquet says why")

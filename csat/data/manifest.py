@@ -127,7 +127,8 @@ class Manifest:
 
     def quarantine(self) -> pa.Table:
         """The slides, and rows of a parquet, that gave no tiles: a table of QUARANTINE_SCHEMA."""
-        return pq.read_table(io.BytesIO(storage.read_bytes(storage.join(self.uri, QUARANTINE)))).cast(QUARANTINE_SCHEMA)
+        data = storage.insist(lambda: storage.read_bytes(storage.join(self.uri, QUARANTINE)))
+        return pq.read_table(io.BytesIO(data)).cast(QUARANTINE_SCHEMA)
 
 
 def read_manifest(uri: str, fingerprint: str | None = None, *, missing_ok: bool = False) -> Manifest | None:

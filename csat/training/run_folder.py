@@ -70,13 +70,14 @@ class RunFolder:
     def read_json(self, name: str) -> Any | None:
         """The named file's content; None where there is none."""
         path = self.path(name)
-        return json.loads(storage.read_bytes(path)) if storage.exists(path) else None
+        found = storage.insist(lambda: storage.read_bytes(path) if storage.exists(path) else None)
+        return None if found is None else json.loads(found)
 
     def write_json(self, name: str, value: Any) -> None:
-        storage.write_bytes(self.path(name), (json.dumps(value, indent=2) + "\n").encode())
+        self.write_text(name, json.dumps(value, indent=2) + "\n")
 
     def write_text(self, name: str, text: str) -> None:
-        storage.write_bytes(self.path(name), text.encode())
+        storage.insist(lambda: storage.write_bytes(self.path(name), text.encode()))
 
     def open(
         self,
