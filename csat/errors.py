@@ -1,6 +1,6 @@
 """The few exceptions that users meet. Each message says what was expected, what came and what to try next."""
 
-from csat.text import printable
+from csat.words import printable
 
 
 class ConfigError(ValueError):

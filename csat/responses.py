@@ -153,21 +153,6 @@ class TargetSpec:
         return (*channels, tile_px, tile_px) if self.is_dense else channels
 
 
-# Columns of a tile's row on its way from the manifest to the trainer. Every position reaches a trainer, also when its tile
-# could not be read: the trainer counts it as quarantined or filtered, and so nothing can vanish on the way.
-POSITION = "position"  # int64, place in the run's plan: epoch * tiles + rank in that epoch's order
-STATUS = "status"  # uint8, one of the three below
-REASON = "reason"  # str, "" where the status is OK, else "code: message"
-TILE = "tile"  # uint8 [tile_px, tile_px, 3], RGB; of a whole image [height, width, 3]; zeros where the status is not OK
-STUDENT_TILE = "student_tile"  # the same field in the student's own pixels; only where they are read by themselves
-READ_S = "read_s"  # float32, seconds of reading spent on this tile
-TEACHER_S = "teacher_s"  # float32, seconds of the teacher spent on this tile
-RESPONSE_PREFIX = "response_"  # float16 [C, n, n] or [C], one column per response
-TARGET_PREFIX = "target_"  # what a person labelled, one column per TargetSpec
-
-OK, QUARANTINED, FILTERED = 0, 1, 2
-
-
 @dataclass
 class Batch:
     """What a method sees: tiles and the teacher's responses to them, on the training device.

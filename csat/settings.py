@@ -81,3 +81,24 @@ def no_such_key(config_class: type, key: str) -> str:
     near = difflib.get_close_matches(key, keys, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     return f"there is no setting {key!r}.{hint} Settings are: {', '.join(keys) or 'none'}"
+
+
+def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings, later layers over earlier ones."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            is_nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+            merged[key] = merge(merged[key], value) if is_nested else value
+    return merged
+
+
+def unfold(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"train.epochs": 3}` as `{"train": {"epochs": 3}}`, at any depth."""
+    unfolded: dict[str, Any] = {}
+    for key, value in settings.items():
+        value = unfold(value) if isinstance(value, Mapping) else value
+        for part in reversed(str(key).split(".")):
+            value = {part: value}
+        unfolded = merge(unfolded, value)
+    return unfolded

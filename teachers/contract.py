@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from csat.data.slide_cache import SlideCache
-from csat.data.uris import is_local, local_path
 from csat.errors import SlideError, StorageError, TeacherError
 from csat.responses import ResponseSpec, TeacherSpec
+from csat.storage.node_cache import SlideCache
+from csat.storage.uris import is_local, local_path
 
 REMOTE_WEIGHTS_CACHE_BYTES = 64 * 2**30  # of downloaded weights kept on a node; the largest public encoders have 5 GB
 

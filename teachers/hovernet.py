@@ -9,7 +9,7 @@ own resolution:
 | `hv` | regression | 2: horizontal, vertical distance to the nucleus' centre, -1 to 1 over its extent |
 | `tp` | probability | one per type, background first; absent where the weights have no such branch |
 
-`csat/data/instances.py` turns them into single nuclei.
+`csat/instances.py` turns them into single nuclei.
 
 Weights: the published checkpoints, in both forms that go round (the authors' release with its `desc` key, TIAToolbox's
 flat copies), strictly; your own training runs of the same network. Not downloaded here: their licences differ (see
@@ -28,11 +28,11 @@ from torch import Tensor
 
 from csat import nuclei
 from csat.errors import ConfigError, TeacherError
-from csat.model.hovernet import MARGIN_PX, SMALLEST_PX, HoVerNet, Mode
+from csat.model.networks.hovernet import MARGIN_PX, SMALLEST_PX, HoVerNet, Mode
 from csat.responses import Kind, ResponseSpec, Symmetry, TeacherSpec
-from teachers.checkpoints import load_strictly, read_state_dict
 from teachers.contract import Teacher, select_responses, sha256_of, sha256_of_settings, weights_file
 from teachers.torch_teacher import Precision, TorchTeacher
+from teachers.weights import load_strictly, read_state_dict
 
 NAME = "hovernet"
 RANDOM_WEIGHTS_VERSION = 1  # raise when a seed starts to give other random weights

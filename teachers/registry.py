@@ -4,10 +4,10 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from csat.data import storage
 from csat.errors import ConfigError
 from csat.responses import TeacherSpec
 from csat.settings import read_settings
+from csat.storage import files
 from teachers.contract import Teacher
 
 # name → (options dataclass, loader), as "module:attribute": importing the registry imports no teacher and no model library.
@@ -68,15 +68,15 @@ def find_teacher(name: str, weights: str | None = None) -> tuple[str, str | None
         ConfigError: neither a name nor a folder; lists the names.
     """
     if name in TEACHERS:
-        return name, storage.normalise(weights) if name == RUN and weights else weights
-    if not storage.is_dir(name):
+        return name, files.normalise(weights) if name == RUN and weights else weights
+    if not files.is_dir(name):
         raise ConfigError(
             f"there is no teacher {name!r}; there are: {', '.join(TEACHERS)}. The folder of a run of finetune.py, local or "
             "s3://, is a teacher too, and there is no such folder"
         )
     if weights is not None:
         raise ConfigError(f"teacher {name!r} is a folder that has its own weights: leave out the weights {weights}")
-    return RUN, storage.normalise(name)
+    return RUN, files.normalise(name)
 
 
 def build_options(name: str, options: Mapping[str, Any] | None = None) -> Any:

@@ -26,8 +26,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from csat.data.instances import hv_targets, split_touching
 from csat.errors import ConfigError, TeacherError
+from csat.instances import hv_targets, split_touching
 from csat.responses import Kind, ResponseSpec, Symmetry, TeacherSpec
 from teachers.contract import Teacher, select_responses, sha256_of_settings
 

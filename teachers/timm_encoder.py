@@ -36,10 +36,10 @@ from torch import Tensor, nn
 
 from csat.errors import ConfigError, TeacherError
 from csat.responses import Kind, ResponseSpec, Symmetry, TeacherSpec
-from teachers.checkpoints import load_strictly, read_state_dict, sha256_of_tensors
 from teachers.contract import Teacher, select_responses, sha256_of, sha256_of_settings, weights_file
 from teachers.pathology_encoders import Encoder, Pool, create_arguments, find_encoder, with_layers
 from teachers.torch_teacher import Precision, TorchTeacher
+from teachers.weights import load_strictly, read_state_dict, sha256_of_tensors
 
 NAME = "timm"
 RANDOM_WEIGHTS_VERSION = 1  # raise when a seed starts to give other random weights

@@ -38,7 +38,7 @@ from torch import Tensor
 
 from csat.errors import ConfigError, TeacherError
 from csat.responses import Kind, ResponseSpec, Symmetry, TeacherSpec
-from csat.text import last_line
+from csat.words import last_line
 from teachers.contract import Teacher, select_responses, sha256_of, weights_file
 from teachers.torch_teacher import TorchTeacher
 

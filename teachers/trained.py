@@ -33,18 +33,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from csat.data import storage
-from csat.data.transforms import downsample
 from csat.errors import TeacherError
-from csat.export import exported_folder, load_exported, local_copy, read_exported_config, weights_name
+from csat.export.folder import exported_folder, load_exported, local_copy, read_exported_config, weights_name
 from csat.losses.attention import attention_maps, normalise_jointly
-from csat.model.hovernet import SMALLEST_PX
 from csat.model.hovernet_model import HoverNetModel
+from csat.model.networks.hovernet import SMALLEST_PX
 from csat.model.segmentation_nets import NETWORKS, TAP_STRIDE_PX, SegmentationNet
 from csat.model.student import Student
 from csat.model.tapped import TappedClassifier
 from csat.model.unet import UNetModel
 from csat.responses import Kind, ResponseSpec, Symmetry, TeacherSpec
+from csat.storage import files
+from csat.views.grid import downsample
 from teachers.contract import Teacher, select_responses, sha256_of
 from teachers.torch_teacher import Precision, TorchTeacher
 
@@ -113,7 +113,7 @@ def load(options: RunOptions, *, weights: str | None, device: str, wanted: Seque
     """
     if not weights:
         raise TeacherError(f"teacher {NAME!r} is a run folder of finetune.py: say which with --teacher FOLDER")
-    folder = exported_folder(storage.normalise(weights))
+    folder = exported_folder(files.normalise(weights))
     config = read_exported_config(folder)
     metadata = config.get("metadata") or {}
     if metadata.get("task") is None and metadata.get("teacher"):

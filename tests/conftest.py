@@ -7,6 +7,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from tests.support.verbs import ray_cluster, run_alone, slides  # noqa: F401 (fixtures)
+
 # Before torch or Ray are imported: tests share a few cores, and a first `ray.init` would write a token to the home folder.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("OMP_NUM_THREADS", "2")

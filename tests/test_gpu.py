@@ -5,7 +5,7 @@ import timm
 import torch
 
 import csat.model  # noqa: F401  (registers the backbones)
-from csat.model.hovernet import HoVerNet
+from csat.model.networks.hovernet import HoVerNet
 
 pytestmark = [
     pytest.mark.gpu,

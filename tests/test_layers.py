@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -11,36 +12,38 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("csat", "teachers", "workflows")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
-# Lower may not import higher; equals may not import each other, except inside one folder.
-LAYERS = {
-    "csat.text": 0,
-    "csat.errors": 0,
-    "csat.nuclei": 0,
-    "csat.settings": 0,
-    "csat.responses": 1,
-    "csat.data": 2,
-    "csat.model": 3,
-    "csat.losses": 4,
-    "csat.methods": 5,
-    "csat.training": 6,
-    "csat.export": 7,
-    "csat.evaluation": 8,
-}
+# The rooms of csat, lowest first: a room may import those before its own line, and nothing of its own line but itself.
+FLOORS = (
+    ("columns", "instances", "losses", "nuclei", "words"),
+    ("errors",),
+    ("responses", "settings", "storage"),
+    ("runs", "slides", "tasks", "views"),
+    ("labels", "model", "sweeps", "tiles"),
+    ("methods", "prediction"),
+    ("export", "training"),
+    ("evaluation",),
+)
+# And of workflows: pages stand on top, and nobody imports them.
+WINGS = ("workflows.pretraining", "workflows.finetuning", "workflows.rates", "workflows.prediction")
 # Heavy libraries and the places that may open their door.
 DOORS = {
-    "ray": ("workflows/", "teachers/pool.py"),
-    "openslide": ("csat/data/slides.py",),
-    "s3fs": ("csat/data/storage.py",),
+    "ray": ("workflows/", "teachers/stage.py"),
+    "openslide": ("csat/slides/reader.py",),
+    "s3fs": ("csat/storage/files.py",),
     "timm": ("csat/model/", "teachers/"),
-    # Pictures and masks are decoded by csat.data.pixels alone; the other two write them.
-    "PIL": ("csat/data/pixels.py", "csat/data/tifs.py", "csat/evaluation/page.py"),
-    "tifffile": ("csat/data/tifs.py", "csat/data/tif_pages.py", "csat/data/synthetic.py"),
-    "imagecodecs": ("csat/data/pixels.py",),
+    # Pictures and masks are decoded by csat.slides.pixels alone; the other two write them.
+    "PIL": ("csat/slides/pixels.py", "csat/slides/tifs.py", "csat/evaluation/reports/page.py"),
+    "tifffile": ("csat/slides/tifs.py", "csat/slides/tif_pages.py", "csat/slides/synthetic.py"),
+    "imagecodecs": ("csat/slides/pixels.py",),
 }
 
 
 def name_of(path):
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+NAMES = {name_of(path) for path in SOURCES}
+PAGES = {name_of(path) for path in (ROOT / "workflows").glob("*.py")} - {"workflows"}
 
 
 def imports_of(path):
@@ -52,35 +55,78 @@ def imports_of(path):
             yield node.module
 
 
-def layer_of(module):
+def modules_of(path):
+    """Modules of ours that a file imports, those in functions and for types too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in PACKAGES:
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield whole if whole in NAMES else node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] in PACKAGES)
+
+
+def floor_of(room):
+    return next(number for number, rooms in enumerate(FLOORS) if room in rooms)
+
+
+def room_of(module):
+    """csat.storage, workflows.shell, teachers: the folder or, of what lies beside the folders, the file."""
     parts = module.split(".")
-    return LAYERS.get(".".join(parts[:2]))
+    return ".".join(parts[:2]) if parts[0] != "teachers" else "teachers"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_imports_go_downward(path):
     me = name_of(path)
     for module in imports_of(path):
-        top = module.split(".")[0]
-        if top not in (*PACKAGES, "tests", "cluster"):
-            continue
-        assert top not in ("tests", "cluster"), f"{me} imports {module}"
-        if me.startswith("csat"):
-            assert top == "csat", f"{me} imports {module}: csat imports nothing else of ours"
-        if me.startswith("teachers"):
-            assert top != "workflows", f"{me} imports {module}"
-        mine, theirs = layer_of(me), layer_of(module)
-        if me.startswith("csat.") and mine is not None and theirs is not None:
-            assert theirs <= mine, f"{me} imports {module}, which is above it"
+        assert module.split(".")[0] not in ("tests", "cluster"), f"{me} imports {module}"
+    for module in modules_of(path):
+        assert floor_of_package(module) <= floor_of_package(me), f"{me} imports {module}"
+        mine, theirs = room_of(me), room_of(module)
+        if me.startswith("csat.") and module.startswith("csat.") and mine != theirs:
+            assert floor_of(theirs.split(".")[1]) < floor_of(mine.split(".")[1]), (
+                f"{me} imports {module}, which is not below it"
+            )
+
+
+def floor_of_package(module):
+    return PACKAGES.index(module.split(".")[0])
+
+
+def test_every_room_has_a_floor():
+    rooms = {room_of(name_of(path)).partition(".")[2] for path in SOURCES if name_of(path).startswith("csat.")}
+    assert rooms <= {room for rooms in FLOORS for room in rooms}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_nobody_imports_a_page_and_wings_stand_apart(path):
+    """A page is a file right in workflows/. A wing uses the shell and what is below; a sweep may also use fine-tuning."""
+    me = name_of(path)
+    for module in modules_of(path):
+        assert module not in PAGES, f"{me} imports the page {module}"
+        mine, theirs = room_of(me), room_of(module)
+        if theirs == "workflows.sweep":
+            assert mine == theirs or me in PAGES, f"{me} imports {module}"
+        if theirs in WINGS:
+            is_allowed = mine == theirs or me in PAGES or (mine == "workflows.sweep" and theirs == "workflows.finetuning")
+            assert is_allowed, f"{me} imports {module}"
+
+
+def test_no_import_goes_in_a_circle():
+    graph = TopologicalSorter({name_of(path): set(modules_of(path)) - {name_of(path)} for path in SOURCES})
+    graph.prepare()  # CycleError names the modules
 
 
 def test_sibling_methods_do_not_import_each_other():
-    shared = {"csat.methods.contract", "csat.methods.registry"}
-    for path in (ROOT / "csat" / "methods").glob("*.py"):
-        if path.stem in ("registry", "contract", "__init__"):
-            continue
-        for module in imports_of(path):
-            assert not module.startswith("csat.methods.") or module in shared, f"{path.name} imports its sibling {module}"
+    """A method is a file, or a folder once it has a first stage."""
+    shared = {"contract", "registry", "__init__"}
+    for path in (ROOT / "csat" / "methods").rglob("*.py"):
+        mine = name_of(path).split(".")[2:3]
+        for module in modules_of(path):
+            theirs = module.split(".")[2:3] if module.startswith("csat.methods.") else []
+            is_own = mine == theirs or not theirs or theirs[0] in shared or mine == ["registry"]
+            assert is_own, f"{name_of(path)} imports its sibling {module}"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
@@ -104,7 +150,7 @@ def test_importing_the_science_does_not_load_ray():
 
 def test_tiling_slides_does_not_load_torch():
     """Its tasks are many processes that each live for seconds."""
-    code = "import sys, workflows.tile_slides; assert 'torch' not in sys.modules, 'torch was loaded'"
+    code = "import sys, workflows.shell.tile_slides; assert 'torch' not in sys.modules, 'torch was loaded'"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)
 
 

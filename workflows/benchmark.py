@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the script runs from a checkout, installed or not
 
-from workflows import interruption
+from workflows.shell import interruption
 
 if __name__ == "__main__":
     interruption.listen()  # before the imports, which take seconds
@@ -27,17 +27,18 @@ if __name__ == "__main__":
 import numpy as np
 import torch
 
-from csat.data.read import TileReader
-from csat.data.sources import list_slides
-from csat.data.synthetic import make_slides
-from csat.data.tiling import TilingConfig, tile_slide
+from csat.columns import OK, STATUS, TILE
 from csat.errors import ConfigError
 from csat.model.cost import count_cost
 from csat.model.student import Student, StudentConfig
-from csat.responses import OK, STATUS, TILE, Kind, ResponseSpec, Symmetry
+from csat.responses import Kind, ResponseSpec, Symmetry
+from csat.slides.synthetic import make_slides
+from csat.tiles.reader import TileReader
+from csat.tiles.sources import list_slides
+from csat.tiles.tiling import TilingConfig, tile_slide
 from teachers.registry import load_teacher
-from workflows import cli
-from workflows.benchmark_scale import measure_manifest, measure_plan
+from workflows.rates.metadata import measure_manifest, measure_plan
+from workflows.shell import command_line
 
 RESPONSES = (
     ResponseSpec(name="np", kind=Kind.PROBABILITY, channels=1),
@@ -71,8 +72,8 @@ class BenchmarkConfig:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the verb. Returns the exit code, see `cli.run`."""
-    return cli.run(benchmark, BenchmarkConfig, __doc__, argv)
+    """Run the verb. Returns the exit code, see `command_line.run`."""
+    return command_line.run(benchmark, BenchmarkConfig, __doc__, argv)
 
 
 def benchmark(config: BenchmarkConfig, plain: dict[str, Any]) -> int:

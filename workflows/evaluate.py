@@ -16,26 +16,26 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the script runs from a checkout, installed or not
 
-from workflows import interruption
+from workflows.shell import interruption
 
 if __name__ == "__main__":
     interruption.listen()  # before the imports, which take seconds
 
 import torch
 
-from csat.data import storage
-from csat.data.datasets.contract import Task
-from csat.data.labelled import LabelledConfig
-from csat.data.splits import PARTS
 from csat.errors import ConfigError, DatasetError, SlideError, StorageError
 from csat.evaluation.comparison import JudgedRun, check_groups, compare_runs, read_run, to_csv, to_text, worst_samples
-from csat.evaluation.comparison_report import write_comparison_report
-from csat.evaluation.downstream import check_metric
 from csat.evaluation.predictions import write_predictions
-from csat.training.run_folder import RunFolder
-from workflows import cli, cluster
-from workflows.config import RayConfig
-from workflows.run_data import EVERY_PART, RunData, judge, look, other_data, own_data
+from csat.evaluation.reports.comparison import write_comparison_report
+from csat.evaluation.scores import check_metric
+from csat.labels.sets import LabelledConfig
+from csat.labels.splits import PARTS
+from csat.runs.folder import RunFolder
+from csat.storage import files
+from csat.tasks import Task
+from workflows.finetuning.run_data import EVERY_PART, RunData, judge, look, other_data, own_data
+from workflows.shell import cluster, command_line
+from workflows.shell.config import RayConfig
 
 logger = logging.getLogger("evaluate")
 
@@ -71,8 +71,8 @@ class EvaluateConfig:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the verb. Returns the exit code, see `cli.run`."""
-    return cli.run(evaluate, EvaluateConfig, __doc__, argv)
+    """Run the verb. Returns the exit code, see `command_line.run`."""
+    return command_line.run(evaluate, EvaluateConfig, __doc__, argv)
 
 
 def evaluate(config: EvaluateConfig, plain: dict[str, Any]) -> int:
@@ -113,7 +113,7 @@ def name_runs(runs: Sequence[str] | Mapping[str, Any]) -> dict[str, list[str]]:
         found = {name: [uri for pattern in uris for uri in _matches(pattern)] for name, uris in named.items()}
     else:
         uris = [uri for pattern in runs for uri in _matches(pattern)]
-        found = {storage.base_name(uri): [uri] for uri in uris}
+        found = {files.base_name(uri): [uri] for uri in uris}
         if len(found) < len(uris):
             raise ConfigError(
                 "two run folders have the same name: say what they are, as in --runs '{rckd: [a/0, a/1], scratch: [b/0, b/1]}'"
@@ -124,9 +124,9 @@ def name_runs(runs: Sequence[str] | Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def _matches(pattern: str) -> list[str]:
-    if not storage.has_magic(pattern):
-        return [storage.normalise(pattern)]
-    if not (found := [uri for uri in storage.glob(pattern) if storage.is_dir(uri)]):
+    if not files.has_magic(pattern):
+        return [files.normalise(pattern)]
+    if not (found := [uri for uri in files.glob(pattern) if files.is_dir(uri)]):
         raise ConfigError(f"no folder matches {pattern}")
     return found
 

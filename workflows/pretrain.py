@@ -10,13 +10,13 @@ the DDP workers that train the student. Run the same command again to go on afte
 import logging
 import sys
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the script runs from a checkout, installed or not
 
-from workflows import interruption
+from workflows.shell import interruption
 
 if __name__ == "__main__":
     interruption.listen()  # before the imports, which take seconds
@@ -26,83 +26,43 @@ import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from csat.data import storage
-from csat.data.manifest import Manifest, ManifestConfig, as_begun
-from csat.data.plan import Plan
-from csat.data.resolutions import resolution_summary
-from csat.data.response_cache import KEY, CacheConfig, cache_key, open_cache
-from csat.data.sources import SlideRow, list_slides
-from csat.data.synthetic import make_slides
-from csat.data.tiling import TilingConfig
 from csat.errors import ConfigError, NonFiniteLossError
 from csat.methods.contract import Method
 from csat.methods.registry import wanted_responses, whole_step_px
-from csat.model.student import StudentConfig
 from csat.responses import TeacherSpec
-from csat.text import last_line
-from csat.training.checkpoints import Checkpoints
-from csat.training.loop import TrainConfig
-from csat.training.run_folder import RunFolder
+from csat.runs.checkpoints import Checkpoints
+from csat.runs.folder import RunFolder
+from csat.runs.plan import Plan
+from csat.slides.synthetic import make_slides
+from csat.storage import files
+from csat.tiles.manifest import Manifest, ManifestConfig, as_begun
+from csat.tiles.resolutions import resolution_summary
+from csat.tiles.sources import SlideRow, list_slides
+from csat.words import last_line
 from teachers.registry import describe_teacher
-from workflows import cli, cluster, results
-from workflows.config import (
-    MethodConfig,
-    PoolConfig,
-    RayConfig,
-    ReaderConfig,
-    TeacherConfig,
-    WorkerConfig,
-    check_counts,
-)
-from workflows.kept import kept_of_run
-from workflows.meters import StoreMeter
-from workflows.places import with_places_found
-from workflows.progress import ProgressDisplay, make_board
-from workflows.run_teacher import check_same_teacher
-from workflows.stream import CACHED, TRAIN, ResumingStream, StreamConfig, WholeSplit, execution_options, slide_cache
-from workflows.tile_slides import build_manifest
-from workflows.worker import Job, train_worker
+from teachers.response_cache import KEY, cache_key, open_cache
+from workflows.pretraining import finish
+from workflows.pretraining.config import PretrainConfig
+from workflows.pretraining.job import Job, train_worker
+from workflows.pretraining.stream import ResumingStream, StreamConfig, slide_cache
+from workflows.shell import cluster, command_line
+from workflows.shell.config import TeacherConfig, WorkerConfig, check_counts
+from workflows.shell.data import CACHED, TRAIN, WholeSplit, execution_options
+from workflows.shell.kept import kept_of_run
+from workflows.shell.meters import StoreMeter
+from workflows.shell.places import with_places_found
+from workflows.shell.progress import ProgressDisplay, make_board
+from workflows.shell.run_teacher import check_same_teacher
+from workflows.shell.tile_slides import build_manifest
 
 logger = logging.getLogger("pretrain")
 
 DEMO = "demo"
 
 
-@dataclass(frozen=True, kw_only=True)
-class DemoConfig:
-    """The synthetic slides of `--slides demo`."""
-
-    num_slides: int = 4  # slides
-    size_px: int = 2048  # edge of each, at 0.5 um/px
-    seed: int = 0  # of the tissue
-
-
-@dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
-    """Settings of pretrain.py."""
-
-    run_folder: str  # local path or s3://…; the same folder and settings go on with an interrupted run
-    slides: list[str]  # files, folders, globs, .csv, .xlsx or .txt lists, parquet of tiles; local or s3://; or demo
-    teacher: TeacherConfig
-    data: TilingConfig = field(default_factory=TilingConfig)  # how slides become tiles
-    manifest: ManifestConfig = field(default_factory=lambda: ManifestConfig(holdout_fraction=0.1))  # order and held-out tiles
-    student: StudentConfig = field(default_factory=StudentConfig)  # what is trained
-    method: MethodConfig = field(default_factory=MethodConfig)  # how it learns from the responses
-    train: TrainConfig = field(default_factory=TrainConfig)  # for how long, at which rates
-    demo: DemoConfig = field(default_factory=DemoConfig)  # synthetic slides
-    readers: ReaderConfig = field(default_factory=ReaderConfig)  # actors that read tiles
-    pool: PoolConfig = field(default_factory=PoolConfig)  # actors that hold the teacher
-    cache: CacheConfig = field(default_factory=CacheConfig)  # keep the teacher's responses; off without a uri
-    workers: WorkerConfig = field(default_factory=WorkerConfig)  # processes that train
-    ray: RayConfig = field(default_factory=RayConfig)  # the cluster
-    student_pixels: str = "tile"  # tile: the student sees the tile shrunk; pyramid: the slide's own lower level
-    report_tiles: int = 8  # held-out tiles shown in the report
-    overwrite: bool = False  # delete a run of another configuration in run_folder
-
-
 def main(argv: list[str] | None = None) -> int:
-    """Run the verb. Returns the exit code, see `cli.run`; 0 also where the run was done before."""
-    return cli.run(pretrain, PretrainConfig, __doc__, argv, kept=lambda config: kept_of_run(config.run_folder))
+    """Run the verb. Returns the exit code, see `command_line.run`; 0 also where the run was done before."""
+    return command_line.run(pretrain, PretrainConfig, __doc__, argv, kept=lambda config: kept_of_run(config.run_folder))
 
 
 def pretrain(config: PretrainConfig, plain: dict[str, Any]) -> int:
@@ -117,7 +77,7 @@ def pretrain(config: PretrainConfig, plain: dict[str, Any]) -> int:
     is_rerun = folder.open(plain_begun, overwrite=config.overwrite, config_class=PretrainConfig)
     config, plain = (begun, plain_begun) if is_rerun else (config, plain)
     if is_rerun and folder.is_finished():
-        print(f"this run is finished: nothing to do\n{results.where(folder)}")
+        print(f"this run is finished: nothing to do\n{finish.where(folder)}")
         return 0
     check_same_teacher(folder, spec)
     job_check = _make_job(config, folder, spec, Plan([config.train.batch_size], [0], num_epochs=1, seed=0))
@@ -142,9 +102,9 @@ def pretrain(config: PretrainConfig, plain: dict[str, Any]) -> int:
 
     folder.set_status("running")
     _train(config, folder, job, stream)
-    results.finish(folder, job, stream, holdout=manifest.holdout(), config=config)
+    finish.finish(folder, job, stream, holdout=manifest.holdout(), config=config)
     folder.set_status("finished")
-    print(results.where(folder))
+    print(finish.where(folder))
     return 0
 
 
@@ -203,9 +163,9 @@ def _check_cache(config: PretrainConfig, method: Method) -> None:
 def _with_demo(config: PretrainConfig, folder: RunFolder) -> list[str]:
     if DEMO not in config.slides:
         return config.slides
-    if config.data.mpp is None or not storage.is_local(folder.uri):
+    if config.data.mpp is None or not files.is_local(folder.uri):
         raise ConfigError("--slides demo needs a local --run_folder and a --data.mpp: it writes slides of known resolution")
-    target = storage.local_path(folder.path("demo_slides"))
+    target = files.local_path(folder.path("demo_slides"))
     logger.info("making %d synthetic slides in %s", config.demo.num_slides, target)
     made = make_slides(target, num_slides=config.demo.num_slides, size_px=config.demo.size_px, seed=config.demo.seed)
     return [slide for slide in config.slides if slide != DEMO] + [str(path) for path in made]
@@ -338,7 +298,7 @@ def _train(config: PretrainConfig, folder: RunFolder, job: Job, stream: StreamCo
     board = make_board()
     parts = [TRAIN] if stream.cache is None else [TRAIN, CACHED]
     resuming = ResumingStream(config=stream, checkpoints_uri=checkpoints.folder, settings=config.ray)
-    store, path = storage.arrow_filesystem(folder.path("ray"))
+    store, path = files.arrow_filesystem(folder.path("ray"))
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": job, "progress": board},
@@ -369,7 +329,7 @@ def _train(config: PretrainConfig, folder: RunFolder, job: Job, stream: StreamCo
     if status.get("state") == "failed":
         raise NonFiniteLossError(status["error"])
     assert len(checkpoints.latest_cursor().done) >= job.plan.num_positions, "the workers ended before the plan's end"
-    results.write_attempt(folder, attempt, seconds=time.monotonic() - started, store=meter.figures())
+    finish.write_attempt(folder, attempt, seconds=time.monotonic() - started, store=meter.figures())
 
 
 def _worker_resources(workers: WorkerConfig) -> dict[str, float]:

@@ -11,86 +11,43 @@ after any interruption.
 
 import logging
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the script runs from a checkout, installed or not
 
-from workflows import interruption
+from workflows.shell import interruption
 
 if __name__ == "__main__":
     interruption.listen()  # before the imports, which take seconds
 
-from csat.data import storage
-from csat.data.labelled import LabelledData
 from csat.errors import ConfigError, DatasetError, StorageError
-from csat.evaluation.sweep import CellResult
-from csat.evaluation.sweep_report import write_sweep_report
+from csat.evaluation.reports.sweep import write_sweep_report
 from csat.evaluation.sweep_table import make_table, to_csv, to_json, to_text
-from csat.training.run_folder import RunFolder
-from workflows import cli, cluster
-from workflows.config import RayConfig
-from workflows.finetune import check as check_run
-from workflows.kept import kept_of_sweep
-from workflows.labelled_stream import decode
-from workflows.search_space import Dimension, corners, read_space
-from workflows.sweep_cells import Cell, make_cells, merge, unfold
-from workflows.sweep_data import share
-from workflows.sweep_run import finished_result, run_cell
-from workflows.sweep_search import GROUP_DRIVER_CPUS, SCHEDULERS, AshaConfig, Progress
-from workflows.sweep_study import SEARCHERS
-from workflows.tracking import MlflowTracker
+from csat.labels.sets import LabelledData
+from csat.runs.folder import RunFolder
+from csat.storage import files
+from csat.sweeps.space import Dimension, corners, read_space
+from csat.sweeps.tracking import MlflowTracker
+from csat.sweeps.trial import CellResult
+from workflows.finetuning.check import check as check_run
+from workflows.finetuning.decode import decode
+from workflows.shell import cluster, command_line
+from workflows.shell.kept import kept_of_sweep
+from workflows.sweep.cells import Cell, make_cells
+from workflows.sweep.config import NESTED, SweepConfig
+from workflows.sweep.runs import finished_result, run_cell
+from workflows.sweep.search import GROUP_DRIVER_CPUS, Progress
+from workflows.sweep.shared_data import share
 
 logger = logging.getLogger("tune")
 
-# Settings that hold settings of finetune.py: one of them may be said on the command line.
-NESTED = {
-    **dict.fromkeys(("base", "data_sets", "starts"), lambda said, change: merge(unfold(said), unfold(change))),
-    "search": lambda said, change: {**said, **change},
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepConfig:
-    """Settings of tune.py."""
-
-    run_folder: str  # local path or s3://…; the same folder and settings go on with an interrupted sweep
-    data_sets: dict[str, Any]  # name → settings of finetune.py that make the data set: data.sets, data.tile_px, …
-    starts: dict[str, Any]  # name → settings of finetune.py that make the initialisation: model.name, model.init, …
-    base: dict[str, Any] = field(default_factory=dict)  # settings of finetune.py that all runs share
-    data_root: str | None = None  # folder that relative paths of data sets lie in; None: the current one
-    search: dict[str, Any] = field(default_factory=dict)  # setting of finetune.py → {loguniform: [low, high]} and the like
-    num_trials: int = 8  # settings tried in each cell
-    searcher: str = "optuna"  # optuna (TPE) or random
-    scheduler: str = "asha"  # asha (stops what lags behind) or none
-    asha: AshaConfig = field(default_factory=AshaConfig)  # when trials are stopped
-    seed: int = 0  # of the search
-    final_seeds: int = 3  # runs with the best setting of each cell, each with a seed of its own: what the table shows
-    max_concurrent: int = 1  # trials at once
-    cpus_per_trial: float = 1.0  # CPUs reserved for each
-    gpus_per_trial: float = 0.0  # GPUs reserved for each; 0.25 lets four share one
-    mlflow: str | None = None  # tracking URI of an MLflow server to copy the runs to; None: TensorBoard files only
-    ray: RayConfig = field(default_factory=RayConfig)  # the cluster
-    overwrite: bool = False  # delete a sweep of another configuration in run_folder
-
-    def __post_init__(self):
-        for name, allowed in (("searcher", SEARCHERS), ("scheduler", SCHEDULERS)):
-            if getattr(self, name) not in allowed:
-                raise ConfigError(f"{name} is one of {', '.join(allowed)}, not {getattr(self, name)!r}")
-        for name in ("num_trials", "final_seeds", "max_concurrent"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if not self.cpus_per_trial > 0 or self.gpus_per_trial < 0:
-            raise ConfigError(
-                f"cpus_per_trial must be above 0 and gpus_per_trial not below, not {self.cpus_per_trial:g} and "
-                f"{self.gpus_per_trial:g}"
-            )
-
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the verb. Returns the exit code, see `cli.run`; 1 also where a cell failed."""
-    return cli.run(sweep, SweepConfig, __doc__, argv, nested=NESTED, kept=lambda config: kept_of_sweep(config.run_folder))
+    """Run the verb. Returns the exit code, see `command_line.run`; 1 also where a cell failed."""
+    return command_line.run(
+        sweep, SweepConfig, __doc__, argv, nested=NESTED, kept=lambda config: kept_of_sweep(config.run_folder)
+    )
 
 
 def sweep(config: SweepConfig, plain: dict[str, Any]) -> int:
@@ -98,7 +55,7 @@ def sweep(config: SweepConfig, plain: dict[str, Any]) -> int:
     folder = RunFolder(config.run_folder)
     space = read_space(config.search)
     cells = make_cells(config, space)
-    tracker = MlflowTracker(config.mlflow, storage.base_name(folder.uri)) if config.mlflow is not None else None
+    tracker = MlflowTracker(config.mlflow, files.base_name(folder.uri)) if config.mlflow is not None else None
     folder.open(plain, overwrite=config.overwrite, config_class=SweepConfig)
     results = {cell.name: result for cell in cells if (result := finished_result(cell)) is not None}
     waiting = [cell for cell in cells if cell.name not in results]

@@ -10,15 +10,15 @@ import numpy as np
 import yaml
 
 from csat import nuclei
-from csat.data import storage
-from csat.data.datasets.contract import Task
 from csat.errors import ConfigError, DatasetError, StorageError
-from csat.evaluation import text_table
-from csat.evaluation.bootstrap import FEW_GROUPS, NUM_BOOTSTRAPS
-from csat.evaluation.downstream import MAIN_METRIC, confusion_of, evaluate_all, figures_of
+from csat.evaluation import tables
+from csat.evaluation.metrics.bootstrap import FEW_GROUPS, NUM_BOOTSTRAPS
 from csat.evaluation.predictions import Predictions, read_predictions
-from csat.export import exported_folder, read_exported_config
-from csat.training.run_folder import RunFolder
+from csat.evaluation.scores import MAIN_METRIC, confusion_of, evaluate_all, figures_of
+from csat.export.folder import exported_folder, read_exported_config
+from csat.runs.folder import RunFolder
+from csat.storage import files
+from csat.tasks import Task
 
 FAITHFUL = "student_vs_teacher."  # prefix of a pretraining's figures that compare the student with its teacher
 CSV_HEADER = (
@@ -61,13 +61,13 @@ def read_run(uri: str, part: str | None) -> JudgedRun:
         ConfigError: no run folder, a run that is not finished, one of another verb, or one without this part.
     """
     folder = RunFolder(uri)
-    if not storage.exists(folder.path("config.yaml")):
+    if not files.exists(folder.path("config.yaml")):
         raise ConfigError(f"{uri} is no run folder: there is no config.yaml in it; give the --run_folder of a finetune.py run")
     status = folder.read_json("status.json") or {"state": "not begun"}
     if status["state"] != "finished":
         why = f" ({status['error']})" if status.get("error") else ""
         raise ConfigError(f"the run {uri} is not finished, it is {status['state']}{why}: repeat its command to go on with it")
-    config = yaml.safe_load(storage.read_bytes(folder.path("config.yaml")))
+    config = yaml.safe_load(files.read_bytes(folder.path("config.yaml")))
     evaluation = folder.read_json("evaluation.json") or {}
     if "task" not in evaluation and "slides" in config:
         return _distilled(folder, config, part)
@@ -76,8 +76,8 @@ def read_run(uri: str, part: str | None) -> JudgedRun:
     predictions = None
     if part is not None:
         path = folder.path("predictions", f"{part}.parquet")
-        if not storage.exists(path):
-            names = [storage.base_name(name).removesuffix(".parquet") for name in storage.list_dir(folder.path("predictions"))]
+        if not files.exists(path):
+            names = [files.base_name(name).removesuffix(".parquet") for name in files.list_dir(folder.path("predictions"))]
             raise ConfigError(f"the run {uri} was not judged on a {part} part; it has: {', '.join(names) or 'none'}")
         predictions = read_predictions(path)
     return JudgedRun(uri=folder.uri, config=config, evaluation=evaluation, predictions=predictions)
@@ -244,15 +244,15 @@ def to_text(result: Mapping[str, Any]) -> str:
         lines.append(
             [
                 name,
-                text_table.figure(figure["value"]),
-                text_table.limits(figure["low"], figure["high"]),
-                text_table.figure(figure["std"]),
+                tables.figure(figure["value"]),
+                tables.limits(figure["low"], figure["high"]),
+                tables.figure(figure["std"]),
                 str(figure["seeds"]),
-                text_table.figure(difference.get("difference"), "+.3f"),
-                text_table.limits(difference.get("low"), difference.get("high"), "+.3f"),
-                text_table.figure(cost["params"], ".3f", 1e6),
-                text_table.figure(cost["macs"], ".3f", 1e9),
-                text_table.figure(cost["images_per_s"], ".1f"),
+                tables.figure(difference.get("difference"), "+.3f"),
+                tables.limits(difference.get("low"), difference.get("high"), "+.3f"),
+                tables.figure(cost["params"], ".3f", 1e6),
+                tables.figure(cost["macs"], ".3f", 1e9),
+                tables.figure(cost["images_per_s"], ".1f"),
             ]
         )
     names = [name for name in next(iter(groups.values()))["figures"] if "/" not in name]
@@ -263,7 +263,7 @@ def to_text(result: Mapping[str, Any]) -> str:
     about = f"{result['part']}: {result['samples']:,} images of {result['units']:,} groups"
     if result["units"] < FEW_GROUPS:
         about += f"; with fewer than about {FEW_GROUPS} groups, intervals tend to be too narrow"
-    return f"{about}\n{text_table.align(lines)}\n\n{text_table.align(others)}"
+    return f"{about}\n{tables.align(lines)}\n\n{tables.align(others)}"
 
 
 def to_csv(result: Mapping[str, Any]) -> str:
@@ -284,7 +284,7 @@ def to_csv(result: Mapping[str, Any]) -> str:
 
 
 def _with_limits(value: float | None, low: float | None, high: float | None) -> str:
-    return text_table.NOTHING if value is None else f"{text_table.figure(value)} {text_table.limits(low, high)}"
+    return tables.NOTHING if value is None else f"{tables.figure(value)} {tables.limits(low, high)}"
 
 
 def _learned(run: JudgedRun) -> str:

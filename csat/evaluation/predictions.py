@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from csat.data import storage
-from csat.data.datasets.contract import Task
 from csat.errors import DatasetError
+from csat.storage import files
+from csat.tasks import Task
 
 # Name → what a sample's row of it holds. K classes, T types of nuclei.
 ARRAYS = {
@@ -132,7 +132,7 @@ def read_predictions(uri: str) -> Predictions:
         DatasetError: it holds something else.
     """
     try:
-        table = pq.read_table(io.BytesIO(storage.read_bytes(uri)))
+        table = pq.read_table(io.BytesIO(files.read_bytes(uri)))
     except pa.ArrowInvalid as error:
         raise DatasetError(f"{uri} cannot be read as parquet: {error}") from error
     return Predictions.from_table(table)
@@ -142,7 +142,7 @@ def write_predictions(uri: str, predictions: Predictions) -> None:
     """Write a parquet file, whole or not at all."""
     buffer = io.BytesIO()
     pq.write_table(predictions.to_table(), buffer)
-    storage.write_bytes(uri, buffer.getvalue())
+    files.write_bytes(uri, buffer.getvalue())
 
 
 def concatenate(parts: Sequence[Predictions]) -> Predictions:

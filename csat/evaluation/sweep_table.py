@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from csat.data import storage
 from csat.errors import DatasetError
-from csat.evaluation.bootstrap import NUM_BOOTSTRAPS
 from csat.evaluation.comparison import JudgedRun, read_run
-from csat.evaluation.downstream import evaluate_all
-from csat.evaluation.sweep import FAILED, PRUNED, CellResult
-from csat.evaluation.text_table import NOTHING, align, figure, limits
-from csat.training.run_folder import RunFolder
+from csat.evaluation.metrics.bootstrap import NUM_BOOTSTRAPS
+from csat.evaluation.scores import evaluate_all
+from csat.evaluation.tables import NOTHING, align, figure, limits
+from csat.runs.folder import RunFolder
+from csat.storage import files
+from csat.sweeps.trial import FAILED, PRUNED, CellResult
 
 JUDGED_ON = ("test", "val")  # the first of these parts that the runs have predictions of
 HEADER = (
@@ -136,7 +136,7 @@ def duration(seconds: float) -> str:
 def _part_of(uri: str) -> str:
     """What the runs of a data set were judged on: the test part where there is one."""
     folder = RunFolder(uri)
-    return next((part for part in JUDGED_ON if storage.exists(folder.path("predictions", f"{part}.parquet"))), JUDGED_ON[0])
+    return next((part for part in JUDGED_ON if files.exists(folder.path("predictions", f"{part}.parquet"))), JUDGED_ON[0])
 
 
 def _compare(runs: dict[str, list[JudgedRun]], num_bootstraps: int) -> tuple[dict[str, dict[str, Any]], str | None]:

@@ -35,9 +35,6 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor, nn
 
-from csat.data.datasets.contract import DatasetInfo, Task
-from csat.data.tasks import targets_of
-from csat.data.transforms import downsample
 from csat.errors import ConfigError
 from csat.losses.attention import attention_distance, attention_maps
 from csat.losses.classes import cross_entropy
@@ -45,6 +42,8 @@ from csat.losses.distribution import softened_cross_entropy
 from csat.losses.rms import rms_distance
 from csat.methods.contract import Method, check_same_classes, pick_responses
 from csat.responses import Batch, Kind, ResponseSpec, TeacherSpec
+from csat.tasks import DatasetInfo, Task, targets_of
+from csat.views.grid import downsample
 
 LABEL, FEATURES = "label", "features"
 FORMS = {"at_plus": "at+", "at": "at"}  # variant → form of the maps

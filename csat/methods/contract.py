@@ -12,10 +12,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from csat import nuclei
-from csat.data.augment import ColourConfig
 from csat.errors import ConfigError, TeacherError
 from csat.model.student import Student, StudentConfig
 from csat.responses import Batch, Kind, ResponseSpec, TargetSpec, TeacherSpec
+from csat.views.colour import ColourConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,8 +20,6 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from csat.data.augment import ColourAugment, ColourConfig
-from csat.data.transforms import align, apply_d4, d4_of, downsample, needs_view_in_pool
 from csat.errors import ConfigError, TeacherError
 from csat.losses.distribution import distribution_kl, logits_kl
 from csat.losses.features import cosine_distance
@@ -30,6 +28,9 @@ from csat.losses.probability import soft_bce, soft_dice
 from csat.losses.regression import squared_error
 from csat.methods.contract import Method
 from csat.responses import Batch, Kind, ResponseSpec, Symmetry, TeacherSpec
+from csat.views.colour import ColourAugment, ColourConfig
+from csat.views.grid import align, downsample
+from csat.views.symmetries import apply_d4, d4_of, needs_view_in_pool
 
 DEFAULT_WEIGHT = 1.0
 

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from csat.data.datasets.contract import DatasetInfo
 from csat.errors import ConfigError
 from csat.methods.attention import Attention, AttentionConfig
-from csat.methods.coco import CoCo, CoCoConfig
+from csat.methods.coco.coco import CoCo, CoCoConfig
 from csat.methods.contract import Method
 from csat.methods.rckd import RCKD, RCKDConfig
 from csat.methods.resolution import Resolution, ResolutionConfig
@@ -18,6 +17,7 @@ from csat.methods.supervised import Supervised, SupervisedConfig
 from csat.model.student import StudentConfig
 from csat.responses import ResponseSpec, TeacherSpec
 from csat.settings import read_settings
+from csat.tasks import DatasetInfo
 
 # Without labels: pretrain.py.
 METHODS: dict[str, tuple[type, type[Method]]] = {

@@ -26,14 +26,15 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from csat.data.augment import ColourConfig
-from csat.data.transforms import apply_d4, d4_of, downsample, needs_view_in_pool
 from csat.errors import ConfigError, TeacherError
 from csat.losses.distribution import logits_kl
 from csat.losses.resized import RESIZES, Resize, resized_error
 from csat.methods.contract import Method
 from csat.model.student import Student, StudentConfig
 from csat.responses import Batch, Kind, ResponseSpec, TeacherSpec
+from csat.views.colour import ColourConfig
+from csat.views.grid import downsample
+from csat.views.symmetries import apply_d4, d4_of, needs_view_in_pool
 
 TERMS = ("soft", "pix")
 JITTER = ColourConfig(brightness=0.5, contrast=0.5, saturation=0.5)

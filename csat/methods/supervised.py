@@ -16,10 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from csat.data.counter_hash import uniforms
-from csat.data.datasets.contract import IGNORE, DatasetInfo, Task
-from csat.data.tasks import targets_of
-from csat.data.transforms import align, downsample
 from csat.errors import ConfigError
 from csat.losses.classes import classes_dice, cross_entropy
 from csat.losses.hv import hv_gradient_error
@@ -27,6 +23,9 @@ from csat.losses.probability import soft_bce, soft_dice
 from csat.losses.regression import squared_error
 from csat.methods.contract import Method
 from csat.responses import Batch, ResponseSpec, TeacherSpec
+from csat.tasks import IGNORE, DatasetInfo, Task, targets_of
+from csat.views.draws import uniforms
+from csat.views.grid import align, downsample
 
 MIXUP_STREAM = 3  # which of a tile's random streams decides how much of another it takes
 OF_CLASSES = {"class_weights": "none", "label_smoothing": 0.0, "mixup": 0.0}  # settings that only a classification has: off

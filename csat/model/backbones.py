@@ -7,8 +7,8 @@ from timm.models import group_parameters
 from timm.optim import auto_group_layers
 from torch import nn
 
-import csat.model.csat  # registers csat with timm
-import csat.model.resnet10  # noqa: F401  (registers resnet10_gn)
+import csat.model.networks.csat  # registers csat with timm
+import csat.model.networks.resnet10  # noqa: F401  (registers resnet10_gn)
 from csat.errors import ConfigError
 
 FINEST_LEVEL_PX = 4  # feature maps of a finer stride are not used: each would multiply the decoder's cost by four

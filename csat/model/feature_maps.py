@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from csat.errors import ConfigError
-from csat.model.attention import upsampling_matrix
 from csat.model.backbones import FINEST_LEVEL_PX
+from csat.model.networks.attention import upsampling_matrix
 
 MOST_OFF = 1.5  # times that a map may have more or fewer cells than its stride promises: beyond, that is not its stride
 
@@ -80,7 +80,7 @@ def to_stride(feature_map: Tensor, image_px: Sequence[int], stride_px: int) -> T
 
     Some backbones give a few cells more or less: windows or patches that do not divide their map (MobileViT v2), or
     convolutions without padding. Each map still is of the whole image, so it is resized over it (bilinear, as products of
-    matrices: see `csat/model/attention.py`).
+    matrices: see `csat/model/networks/attention.py`).
 
     Args:
         feature_map: `[B, C, h, w]`.

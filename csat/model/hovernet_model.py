@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from csat.model.hovernet import MARGIN_PX, HoVerNet, Mode, check_edge
-from csat.model.parts import BACKBONE, DECODER, HEADS, PartedModel
+from csat.model.contract import BACKBONE, DECODER, HEADS, PartedModel
+from csat.model.networks.hovernet import MARGIN_PX, HoVerNet, Mode, check_edge
 from csat.responses import ResponseSpec
 
 ENCODER = ("conv0", "d0", "d1", "d2", "d3", "conv_bot")  # in order from the image

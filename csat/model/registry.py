@@ -1,6 +1,6 @@
 """Which models fine-tuning can train, and from where each may start.
 
-Every model has parts (`csat/model/parts.py`), `responses` (its heads), `downsample`, `step_px`, `check_tile(tile_px)`, and
+Every model has parts (`csat/model/contract.py`), `responses` (its heads), `downsample`, `step_px`, `check_tile(tile_px)`, and
 turns float `[B, 3, H, W]` in [0, 1] into name → raw prediction over the whole image: `[B, C, h, w]`, or `[B, C]` for a head
 without pixels.
 """
@@ -11,19 +11,18 @@ from typing import Any
 
 from torch import nn
 
-from csat.data.datasets.contract import DatasetInfo, Task
-from csat.data.tasks import heads_of
 from csat.errors import ConfigError
-from csat.model.fanet import WIDTH
-from csat.model.hovernet import MARGIN_PX, Mode
+from csat.model.contract import BACKBONE, DECODER, HEADS, PartedModel
 from csat.model.hovernet_model import HoverNetModel
-from csat.model.parts import BACKBONE, DECODER, HEADS, PartedModel
+from csat.model.networks.fanet import WIDTH
+from csat.model.networks.hovernet import MARGIN_PX, Mode
 from csat.model.segmentation_nets import NETWORKS, SegmentationNet
 from csat.model.student import Student, StudentConfig
 from csat.model.tapped import TappedClassifier
 from csat.model.transfer import transfer
 from csat.model.unet import UNetModel
 from csat.settings import read_settings
+from csat.tasks import DatasetInfo, Task, heads_of
 
 INITS = ("scratch", "pretrained", "run")
 TRANSFERS = {
@@ -111,7 +110,7 @@ def build_model(config: ModelConfig, info: DatasetInfo, load: Callable[[str], nn
     Args:
         config: The settings.
         info: Task and classes of the data.
-        load: Gives the model of `from_run` (`csat.export` has it; it lies above this module).
+        load: Gives the model of `from_run` (`csat.export.folder` has it; it lies above this module).
 
     Raises:
         ConfigError: settings that cannot work together; an initial run of another model, or without one.

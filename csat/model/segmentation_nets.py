@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from csat.errors import ConfigError
-from csat.model.enet import ENet
-from csat.model.erfnet import ERFNet
-from csat.model.fanet import FANet
-from csat.model.mobile_unet import MobileUNet
-from csat.model.parts import BACKBONE, DECODER, HEADS, PartedModel
+from csat.model.contract import BACKBONE, DECODER, HEADS, PartedModel
+from csat.model.networks.enet import ENet
+from csat.model.networks.erfnet import ERFNet
+from csat.model.networks.fanet import FANet
+from csat.model.networks.mobile_unet import MobileUNet
 from csat.responses import ResponseSpec
 
 TAP_STRIDE_PX = 4  # of both tapped maps of every network

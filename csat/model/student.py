@@ -18,17 +18,9 @@ from torch import Tensor, nn
 
 from csat.errors import ConfigError
 from csat.model.backbones import create_backbone, layers_of
-from csat.model.feature_maps import (
-    find_size_px,
-    first_line,
-    levels_of,
-    pooled_channels,
-    probe,
-    to_stride,
-    without_trace,
-)
-from csat.model.heads import DenseDecoder, DenseHead, GlobalHead
-from csat.model.parts import BACKBONE, DECODER, HEADS, PartedModel
+from csat.model.contract import BACKBONE, DECODER, HEADS, PartedModel
+from csat.model.feature_maps import find_size_px, first_line, levels_of, pooled_channels, probe, to_stride, without_trace
+from csat.model.networks.heads import DenseDecoder, DenseHead, GlobalHead
 from csat.responses import Kind, ResponseSpec, Symmetry
 
 FORMAT_VERSION = 1

@@ -15,7 +15,7 @@ from torch.nn.functional import interpolate
 
 from csat.errors import ConfigError
 from csat.model.backbones import create_backbone, layers_of
-from csat.model.parts import BACKBONE, DECODER, HEADS, PartedModel
+from csat.model.contract import BACKBONE, DECODER, HEADS, PartedModel
 from csat.responses import ResponseSpec
 
 PROBE_PX = (64, 96)  # height and width; two sizes, so that a layer with its axes in another order is noticed

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from csat import nuclei
 from csat.errors import ConfigError
 from csat.model.backbones import architecture_of
+from csat.model.contract import BACKBONE, DECODER, HEADS, PartedModel
 from csat.model.hovernet_model import HoverNetModel
-from csat.model.parts import BACKBONE, DECODER, HEADS, PartedModel
 from csat.model.segmentation_nets import SegmentationNet
 from csat.model.student import Student
 from csat.model.tapped import TappedClassifier

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csat.errors import ConfigError
-from csat.model.parts import BACKBONE, DECODER, HEADS, PartedModel
+from csat.model.contract import BACKBONE, DECODER, HEADS, PartedModel
 from csat.responses import ResponseSpec
 
 

@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from csat.data.plan import Intervals, Plan
-from csat.responses import FILTERED, OK, POSITION, QUARANTINED, READ_S, REASON, STATUS, TEACHER_S
-from csat.text import printable
-from csat.training.checkpoints import QUARANTINE_SCHEMA, Cursor
+from csat.columns import FILTERED, OK, POSITION, QUARANTINED, READ_S, REASON, STATUS, TEACHER_S
+from csat.runs.checkpoints import QUARANTINE_SCHEMA, Cursor
+from csat.runs.plan import Intervals, Plan
 from csat.training.context import Columns, TrainContext
+from csat.words import printable
 
 STATUS_NAMES = {QUARANTINED: "quarantined", FILTERED: "filtered"}
 

@@ -19,20 +19,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from csat.data import storage
-from csat.data.plan import Plan
-from csat.data.ragged import rows_by_size, take_rows
+from csat.columns import OK, POSITION, RESPONSE_PREFIX, STATUS, STUDENT_TILE, TARGET_PREFIX, TILE, rows_by_size, take_rows
 from csat.errors import ConfigError, NonFiniteLossError, StoppedError
 from csat.methods.contract import Method
-from csat.responses import OK, POSITION, RESPONSE_PREFIX, STATUS, STUDENT_TILE, TARGET_PREFIX, TILE, Batch
+from csat.responses import Batch
+from csat.runs.checkpoints import QUARANTINE_SCHEMA, Checkpoint, Checkpoints, Cursor
+from csat.runs.plan import Plan
+from csat.runs.recorder import Recorder
+from csat.storage import files
 from csat.training.accounting import Accounts
-from csat.training.checkpoints import QUARANTINE_SCHEMA, Checkpoint, Checkpoints, Cursor
 from csat.training.context import Columns, TrainContext
+from csat.training.log_window import Window
 from csat.training.optim import OptimConfig, WeightAverage, get_lr, make_optimiser, make_own_optimiser, set_lr
-from csat.training.recorder import Recorder
 from csat.training.stoppable import StoppableStream, Waiting
 from csat.training.validation import Validation
-from csat.training.window import Window
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ class Trainer:
         self.validation = validation
         self.optimisers = {turn: self._make_optimiser(turn) for turn in method.turns}
         self.average = WeightAverage(method, config.optim) if config.optim.ema_decay is not None else None
-        self.checkpoints = Checkpoints(storage.join(run_folder, "checkpoints"), keep=config.keep_checkpoints)
+        self.checkpoints = Checkpoints(files.join(run_folder, "checkpoints"), keep=config.keep_checkpoints)
         self.accounts = Accounts(plan, Cursor(), QUARANTINE_SCHEMA.empty_table())
         self.step = 0
         self._restore()

@@ -2,7 +2,7 @@
 
     RAY_ADDRESS=… python tests/cluster/teacher_stage.py
 
-The pool is made as workflows/stream.py makes it: actors of a fixed share of a node, one at least and three at most.
+The pool is made as the stream makes it: actors of a fixed share of a node, one at least and three at most.
 """
 
 import json

@@ -5,8 +5,8 @@ import yaml
 
 from csat.errors import ConfigError
 from tests.cluster.files import AUTOSCALER_FILES, KUBERAY_FILES, ROOT, groups, limits
-from workflows import cluster
-from workflows.config import PoolConfig, RayConfig, ReaderConfig, WorkerConfig
+from workflows.shell import cluster
+from workflows.shell.config import PoolConfig, RayConfig, ReaderConfig, WorkerConfig
 
 RECIPE = yaml.safe_load((ROOT / "workflows/recipes/rckd.yaml").read_text())
 READERS, POOL = ReaderConfig(**RECIPE["readers"]), PoolConfig(**RECIPE["pool"])

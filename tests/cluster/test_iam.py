@@ -10,7 +10,7 @@ import urllib.request
 import pytest
 import yaml
 
-from csat.data import storage
+from csat.storage import files
 from tests.cluster.files import filled, load
 
 POLICIES = ("iam/head.json", "iam/worker.json")
@@ -152,7 +152,7 @@ def test_storage_needs_no_more_than_one_prefix(s3, s3_server, monkeypatch, tmp_p
     """Every request of the project's storage, recorded by the server, is one that worker.json allows."""
     monkeypatch.chdir(tmp_path)  # where the server, a thread of this process, writes its recording
     bucket = s3.removeprefix("s3://")
-    folder = storage.join(s3, "csat", "runs")
+    folder = files.join(s3, "csat", "runs")
 
     def recorder(verb: str, data: bytes | None = None) -> bytes:
         request = urllib.request.Request(f"{s3_server}/moto-api/recorder/{verb}", data=data)
@@ -161,23 +161,23 @@ def test_storage_needs_no_more_than_one_prefix(s3, s3_server, monkeypatch, tmp_p
     recorder("reset-recording", b"")
     recorder("start-recording", b"")
     try:
-        storage.check_writable(folder)
-        storage.write_bytes(storage.join(folder, "a.bin"), b"abcdef")
-        with storage.open_output(storage.join(folder, "deep/b.bin")) as file:
+        files.check_writable(folder)
+        files.write_bytes(files.join(folder, "a.bin"), b"abcdef")
+        with files.open_output(files.join(folder, "deep/b.bin")) as file:
             file.write(b"x" * 1000)
-        assert storage.read_bytes(storage.join(folder, "a.bin"), start=1, stop=3) == b"bc"
-        with storage.open_input(storage.join(folder, "deep/b.bin")) as file:
+        assert files.read_bytes(files.join(folder, "a.bin"), start=1, stop=3) == b"bc"
+        with files.open_input(files.join(folder, "deep/b.bin")) as file:
             assert len(file.read()) == 1000
-        assert storage.info(storage.join(folder, "nothing")) is None
-        assert storage.is_dir(folder) and len(storage.list_files(folder)) == 2
-        assert len(storage.list_dir(folder)) == 2 and len(storage.list_info(folder)) == 2
-        assert len(storage.glob(storage.join(folder, "*.bin"))) == 1
-        filesystem, path = storage.arrow_filesystem(storage.join(folder, "c.bin"))
+        assert files.info(files.join(folder, "nothing")) is None
+        assert files.is_dir(folder) and len(files.list_files(folder)) == 2
+        assert len(files.list_dir(folder)) == 2 and len(files.list_info(folder)) == 2
+        assert len(files.glob(files.join(folder, "*.bin"))) == 1
+        filesystem, path = files.arrow_filesystem(files.join(folder, "c.bin"))
         with filesystem.open_output_stream(path) as stream:
             stream.write(b"arrow")
         with filesystem.open_input_file(path) as stream:
             assert stream.read() == b"arrow"
-        storage.delete(folder)
+        files.delete(folder)
     finally:
         recorder("stop-recording", b"")
     lines = recorder("download-recording").decode().splitlines()

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from tests.cluster.files import CLUSTER, FILLED_IN, filled, read
-from workflows.interruption import ASK_WITHIN_S, STOP_WITHIN_S
+from workflows.shell.interruption import ASK_WITHIN_S, STOP_WITHIN_S
 
 FILES = sorted(path for path in CLUSTER.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
 SCRIPTS = [path for path in FILES if path.suffix == ".sh"]

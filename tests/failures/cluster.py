@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from tests.cluster.nodes import BIN, environment, kill_all_from, wait_for
-from tests.workflows.conftest import ROOT
+from tests.support.verbs import ROOT
 
 # The title that Ray gives to the process that plays each part.
 TITLES = {"teacher": "TeacherStage", "reader": "PlannedReader", "worker": "TrainWorker"}

@@ -2,8 +2,8 @@
 
 import faulthandler
 
-from csat.data.read import TileReader
-from csat.data.slides import SlideReader
+from csat.slides.reader import SlideReader
+from csat.tiles.reader import TileReader
 
 
 class CrashingReader(TileReader):

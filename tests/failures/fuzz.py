@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from csat.data.read import TileReader
-from csat.data.slides import open_slide
+from csat.columns import OK, REASON, STATUS
 from csat.errors import SlideError
-from csat.responses import OK, REASON, STATUS
+from csat.slides.reader import open_slide
+from csat.tiles.reader import TileReader
 
 TILE_PX = 64
 TIME_LIMIT_S = 60.0  # of one file; a reader that takes longer hangs

@@ -20,13 +20,13 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from csat.data.synthetic import make_slides
+from csat.slides.synthetic import make_slides
 from tests.failures.cluster import Cluster
 from tests.failures.fuzz import mutate
 from tests.failures.lab import LONGER, NUM_EPOCHS, Lab, Outcome, SmallRun
 from tests.failures.proxy import Fault
 from tests.failures.scripted import Errs, save_teacher
-from tests.workflows.conftest import SMALL
+from tests.support.verbs import SMALL
 
 TILE_PX = SMALL["data.tile_px"]
 DISK_BYTES = 48 * 2**20

@@ -26,13 +26,13 @@ from typing import Any
 import psutil
 import yaml
 
-from csat.data.synthetic import make_slides
-from csat.training.checkpoints import Checkpoints
-from csat.training.recorder import read_metrics
+from csat.runs.checkpoints import Checkpoints
+from csat.runs.recorder import read_metrics
+from csat.slides.synthetic import make_slides
 from tests.cluster.nodes import BIN, environment, start
 from tests.failures.cluster import kill_tree
-from tests.workflows.conftest import arguments
-from tests.workflows.labelled_folders import data_settings, make_folder, sweep_settings
+from tests.support.labelled_folders import data_settings, make_folder, sweep_settings
+from tests.support.verbs import arguments
 
 EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143}
 MOMENTS = (
@@ -293,6 +293,9 @@ def main() -> None:
     options = parser.parse_args()
     until = time.monotonic() + options.limit_s
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(143))  # the verb that runs is ended, too
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell has its background commands ignore it: the verbs must not
     for verb in options.verbs:
         for signum in options.signals:
             run_chain(verb, signum, options.folder, options.results, until=until)

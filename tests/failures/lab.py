@@ -18,12 +18,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from csat.data.plan import Intervals
-from csat.data.synthetic import make_slides
+from csat.runs.plan import Intervals
+from csat.slides.synthetic import make_slides
 from tests.cluster.nodes import BIN
 from tests.failures.bucket import BUCKET, Bucket
 from tests.failures.cluster import Cluster
-from tests.workflows.conftest import ROOT, arguments, kill_group
+from tests.support.verbs import ROOT, arguments, kill_group
 
 RUN_LIMIT_S = 300.0  # without a new checkpoint, or until the end: longer is a hang, and a failure of the lab
 NUM_EPOCHS = 6
@@ -56,7 +56,7 @@ class SmallRun:
         Args:
             uri: Of the run folder.
             read: A file of the run folder by its name, None where there is none; asks no proxy.
-            settings: Those that differ from `tests.workflows.conftest.SMALL`, with __ for dots.
+            settings: Those that differ from `tests.support.verbs.SMALL`, with __ for dots.
         """
         self.uri, self.log, self.slides, self.settings = uri, log, slides, settings
         self.num_epochs = settings.get("train__epochs", NUM_EPOCHS)

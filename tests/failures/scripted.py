@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from tests.workflows.conftest import SMALL
+from tests.support.verbs import SMALL
 
 
 class Errs(torch.nn.Module):

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import yaml
 
-from csat.training.recorder import read_metrics
+from csat.runs.recorder import read_metrics
 from tests.cluster.nodes import BIN, environment, start
 from tests.failures.cluster import kill_tree
 from tests.failures.lab import Lab, Outcome
-from tests.workflows.labelled_folders import data_settings, make_folder, sweep_settings
+from tests.support.labelled_folders import data_settings, make_folder, sweep_settings
 
 NUM_TRIALS, NUM_SEEDS, DATA_SETS = 4, 1, ("a", "b")
 NUM_RUNS = len(DATA_SETS) * (NUM_TRIALS + NUM_SEEDS)

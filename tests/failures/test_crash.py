@@ -7,17 +7,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from csat.data.crashes import CrashLog
-from csat.data.manifest import ManifestConfig, ManifestWriter
-from csat.data.plan import Intervals, Plan
-from csat.data.planned_reader import SLOT, PlannedReader
-from csat.data.sources import list_slides
-from csat.data.synthetic import make_slides
-from csat.data.tiling import TilingConfig, tile_slide
+from csat.columns import OK, POSITION, QUARANTINED, REASON, STATUS
 from csat.errors import ConfigError
-from csat.responses import OK, POSITION, QUARANTINED, REASON, STATUS
+from csat.runs.plan import Intervals, Plan
+from csat.slides.crashes import CrashLog
+from csat.slides.synthetic import make_slides
+from csat.tiles.manifest import ManifestConfig, ManifestWriter
+from csat.tiles.planned_reader import SLOT, PlannedReader
+from csat.tiles.sources import list_slides
+from csat.tiles.tiling import TilingConfig, tile_slide
 from tests.failures.crashing import CrashingReader
-from tests.workflows.conftest import ROOT
+from tests.support.verbs import ROOT
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -34,7 +34,7 @@ def cluster():
 
 
 def test_tiling_that_hangs_on_a_slide_ends_in_an_error(cluster, tmp_path, monkeypatch):
-    from workflows import tile_slides
+    from workflows.shell import tile_slides
 
     monkeypatch.setattr(tile_slides, "TASK_TIMEOUT_S", 1.0)
     slide = list_slides([str(make_slides(tmp_path, num_slides=1, size_px=256, seed=1)[0])])[0]

@@ -7,12 +7,12 @@ import sys
 import pytest
 import torch
 
-from csat.data import storage
-from csat.data.plan import Intervals
-from csat.data.slide_cache import SlideCache
 from csat.errors import StorageError
-from csat.training.checkpoints import QUARANTINE_SCHEMA, Checkpoint, Checkpoints, Cursor
-from csat.training.run_folder import RunFolder
+from csat.runs.checkpoints import QUARANTINE_SCHEMA, Checkpoint, Checkpoints, Cursor
+from csat.runs.folder import RunFolder
+from csat.runs.plan import Intervals
+from csat.storage import files
+from csat.storage.node_cache import SlideCache
 
 DISK_BYTES = 256 * 1024
 
@@ -54,8 +54,8 @@ def test_a_run_folder_on_a_full_disk_is_refused_before_anything_starts(small_dis
 
 def test_a_slide_that_does_not_fit_on_the_disk_stops_the_work_and_leaves_room(small_disk, s3):
     """The budget is larger than the disk, or others have filled it: that is no fault of the slide."""
-    storage.write_bytes(f"{s3}/large.svs", b"x" * (2 * DISK_BYTES))
-    storage.write_bytes(f"{s3}/small.svs", b"y" * 1000)
+    files.write_bytes(f"{s3}/large.svs", b"x" * (2 * DISK_BYTES))
+    files.write_bytes(f"{s3}/small.svs", b"y" * 1000)
     cache = SlideCache(small_disk / "cache", 10**9)
     with pytest.raises(StorageError, match="No space left"):
         cache.acquire(f"{s3}/large.svs")

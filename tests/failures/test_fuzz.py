@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from csat.data.synthetic import make_slides, paint
+from csat.slides.synthetic import make_slides, paint
 from tests.failures import fuzz
 
 MUTATIONS = 40

@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from csat.training.checkpoints import Checkpoints
+from csat.runs.checkpoints import Checkpoints
 from tests.failures.scripted import Hangs, save_teacher
-from tests.workflows.conftest import arguments
+from tests.support.verbs import arguments
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
 

@@ -5,8 +5,8 @@ from dataclasses import asdict
 
 import pytest
 
-from csat.data.plan import Intervals
-from csat.training.checkpoints import QUARANTINE_SCHEMA, Checkpoint, Checkpoints, Cursor
+from csat.runs.checkpoints import QUARANTINE_SCHEMA, Checkpoint, Checkpoints, Cursor
+from csat.runs.plan import Intervals
 from tests.failures.kills import PROMISES, kill
 from tests.failures.lab import Lab, Outcome, count_tiles, read_file
 from tests.failures.table import as_markdown

@@ -6,11 +6,11 @@ import itertools
 import pytest
 import torch
 
-from csat.data import storage
-from csat.data.plan import Intervals
-from csat.data.slide_cache import SlideCache, fetch_bytes
 from csat.errors import SlideError, StorageError
-from csat.training.checkpoints import QUARANTINE_SCHEMA, Checkpoint, Checkpoints, Cursor
+from csat.runs.checkpoints import QUARANTINE_SCHEMA, Checkpoint, Checkpoints, Cursor
+from csat.runs.plan import Intervals
+from csat.storage import files
+from csat.storage.node_cache import SlideCache, fetch_bytes
 from tests.failures.proxy import Fault, FaultyStore
 
 SLIDE = bytes(range(256)) * 1000
@@ -21,15 +21,15 @@ THROTTLED = Fault(status=503)
 def store(s3, s3_server, monkeypatch):
     """The bucket behind a proxy that spoils answers; clients are a user's, with fewer and shorter tries."""
     proxy = FaultyStore(s3_server)
-    storage.write_bytes(f"{s3}/slides/a.svs", SLIDE)
+    files.write_bytes(f"{s3}/slides/a.svs", SLIDE)
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    monkeypatch.setattr(storage, "RETRY_PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr(files, "RETRY_PAUSES_S", (0.0, 0.0))
     monkeypatch.setattr("s3fs.S3FileSystem.retries", 2)
     monkeypatch.setattr("s3fs.S3FileSystem.read_timeout", 1)
-    storage.fsspec.filesystem("s3").clear_instance_cache()
+    files.fsspec.filesystem("s3").clear_instance_cache()
     yield proxy
-    storage.fsspec.filesystem("s3").clear_instance_cache()
+    files.fsspec.filesystem("s3").clear_instance_cache()
     proxy.close()
 
 
@@ -156,7 +156,7 @@ def test_a_store_that_cannot_be_read_is_an_error_and_not_a_fresh_start(s3, store
 def test_what_is_written_through_faults_is_whole(s3, store):
     store.first(2, THROTTLED, method="PUT")
     with contextlib.suppress(StorageError):  # the client's own tries may not be enough
-        storage.write_bytes(f"{s3}/x", SLIDE)
-    assert storage.info(f"{s3}/x") is None or storage.read_bytes(f"{s3}/x") == SLIDE
-    storage.write_bytes(f"{s3}/x", SLIDE)
-    assert storage.read_bytes(f"{s3}/x") == SLIDE
+        files.write_bytes(f"{s3}/x", SLIDE)
+    assert files.info(f"{s3}/x") is None or files.read_bytes(f"{s3}/x") == SLIDE
+    files.write_bytes(f"{s3}/x", SLIDE)
+    assert files.read_bytes(f"{s3}/x") == SLIDE

@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from csat.errors import ConfigError, TeacherError
-from csat.model.hovernet import MARGIN_PX, HoVerNet
+from csat.model.networks.hovernet import MARGIN_PX, HoVerNet
 from csat.responses import Kind, Symmetry
-from teachers.checkpoints import read_state_dict
 from teachers.contract import sha256_of
 from teachers.hovernet import HoverNetOptions, load, load_checkpoint
 from teachers.registry import load_teacher
+from teachers.weights import read_state_dict
 
 WIDTH = 0.0625  # as narrow as it gets: the geometry does not depend on it
 PUBLISHED_NETS = [("fast", 6, "hovernet_fast_6types", 37.64), ("original", 5, "hovernet_original_5types", 54.74)]

@@ -11,12 +11,12 @@ from csat.errors import ConfigError, TeacherError
 from teachers import registry
 from teachers.contract import sha256_of, sha256_of_settings, teacher_manifest, weights_file
 from teachers.registry import TEACHERS, build_options, describe_teacher, load_teacher
-from tests.fakes import FakeOptions, FakeTeacher
+from tests.support.fakes import FakeOptions, FakeTeacher
 
 
 @pytest.fixture
 def with_fake(monkeypatch):
-    monkeypatch.setitem(registry.TEACHERS, "fake", ("tests.fakes:FakeOptions", "tests.fakes:load"))
+    monkeypatch.setitem(registry.TEACHERS, "fake", ("tests.support.fakes:FakeOptions", "tests.support.fakes:load"))
 
 
 @pytest.mark.parametrize("name", sorted(TEACHERS))

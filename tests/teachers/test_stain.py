@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from csat.data.instances import hv_targets
-from csat.data.transforms import apply_d4, apply_d4_tiles
 from csat.errors import ConfigError, TeacherError
+from csat.instances import hv_targets
 from csat.responses import Symmetry
+from csat.views.symmetries import apply_d4, apply_d4_tiles
 from teachers.stain import StainOptions, StainTeacher, load
 
 EOSIN, HAEMATOXYLIN, GLASS, GREY_GLASS = (225, 160, 195), (95, 70, 140), (244, 243, 245), (165, 165, 160)

@@ -7,19 +7,21 @@ import pytest
 import torch
 from torch import nn
 
-from csat.data import storage
-from csat.data.datasets.contract import DatasetInfo, Task
-from csat.data.transforms import align, apply_d4, apply_d4_tiles
+from csat.columns import OK, POSITION, REASON, STATUS, TILE
 from csat.errors import ConfigError, TeacherError
-from csat.export import export_model, load_exported
+from csat.export.folder import export_model, load_exported
 from csat.methods.registry import wanted_responses
-from csat.model.hovernet import MARGIN_PX
+from csat.model.networks.hovernet import MARGIN_PX
 from csat.model.registry import ModelConfig, build_model
 from csat.model.student import Student, StudentConfig
-from csat.responses import OK, POSITION, REASON, STATUS, TILE, Kind, ResponseSpec, Symmetry
+from csat.responses import Kind, ResponseSpec, Symmetry
+from csat.storage import files
+from csat.tasks import DatasetInfo, Task
+from csat.views.grid import align
+from csat.views.symmetries import apply_d4, apply_d4_tiles
 from teachers.contract import sha256_of, teacher_manifest
-from teachers.pool import TeacherStage
 from teachers.registry import describe_teacher, find_teacher, load_teacher
+from teachers.stage import TeacherStage
 
 MODELS = {
     "csat_nano": {"decoder_channels": 8},
@@ -59,7 +61,7 @@ def write_run(folder, model: nn.Module, task: Task | None, **changes) -> str:
     """What finetune.py leaves, as far as a teacher looks at it."""
     metadata = {"task": task, "classes": CLASSES.get(task), "tile_px": 64, "fit": "crop", "mpp": 0.5}
     metadata |= {"licence": "CC BY 4.0", "source": "our ward", "started_from": "scratch", **changes}
-    export_model(model, storage.join(str(folder), "exported"), metadata)
+    export_model(model, files.join(str(folder), "exported"), metadata)
     return str(folder)
 
 

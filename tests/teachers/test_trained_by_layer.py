@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from csat.data.datasets.contract import Task
 from csat.errors import TeacherError
-from csat.export import export_model, load_exported
+from csat.export.folder import export_model, load_exported
 from csat.losses.attention import attention_maps, normalise_jointly
 from csat.model.registry import ModelConfig, build_model
 from csat.responses import Kind
+from csat.tasks import Task
 from teachers.registry import describe_teacher, load_teacher
-from tests.labelled_toy import make_info
+from tests.support.labelled_toy import make_info
 
 METADATA = {"task": Task.CLASSIFICATION, "tile_px": 64, "mpp": 0.5}
 

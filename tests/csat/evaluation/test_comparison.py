@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from csat.errors import ConfigError, DatasetError
-from csat.evaluation import comparison, downstream
-from csat.evaluation.comparison_report import write_comparison_report
+from csat.evaluation import comparison, scores
 from csat.evaluation.predictions import LATER
-from csat.training.run_folder import RunFolder
-from tests.made_up import classified, nuclei, pictures, segmented, write_run
+from csat.evaluation.reports.comparison import write_comparison_report
+from csat.runs.folder import RunFolder
+from tests.support.made_up import classified, nuclei, pictures, segmented, write_run
 
 FEW = {"num_bootstraps": 100}
 
@@ -45,9 +45,9 @@ def test_all_there_is_to_say(groups):
     assert (result["task"], result["part"], result["samples"], result["units"]) == ("classification", "test", 60, 12)
     rckd, scratch = result["groups"]["rckd"], result["groups"]["scratch"]
     said = {name: [run.predictions for run in members] for name, members in groups.items()}
-    assert rckd["figures"] == downstream.evaluate(said["rckd"], **FEW)
+    assert rckd["figures"] == scores.evaluate(said["rckd"], **FEW)
     assert rckd["against_first"] is None
-    assert scratch["against_first"] == downstream.compare(said["scratch"], said["rckd"], **FEW)
+    assert scratch["against_first"] == scores.compare(said["scratch"], said["rckd"], **FEW)
     assert [run["seed"] for run in rckd["runs"]] == [0, 1]
     assert np.mean([run["balanced_accuracy"] for run in rckd["runs"]]) == pytest.approx(
         rckd["figures"]["balanced_accuracy"]["value"]

@@ -8,7 +8,7 @@ import pytest
 
 from csat.errors import DatasetError
 from csat.evaluation.predictions import ARRAYS, Predictions, concatenate
-from tests.made_up import classified, nuclei, segmented
+from tests.support.made_up import classified, nuclei, segmented
 
 EVERY_KIND = [classified(), segmented(), nuclei(), nuclei(types=("lymphocyte", "tumour"))]
 IDS = ["classification", "segmentation", "nuclei", "typed nuclei"]

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from csat.evaluation.downstream import figures_of
-from csat.evaluation.sweep import CellResult, Trial
+from csat.evaluation.scores import figures_of
 from csat.evaluation.sweep_table import duration, in_words, make_table, to_csv, to_json, to_text
-from tests.made_up import classified
-from tests.made_up_sweeps import write_seed
+from csat.sweeps.trial import CellResult, Trial
+from tests.support.made_up import classified
+from tests.support.made_up_sweeps import write_seed
 
 TRIALS = tuple(
     Trial(number=number, params={"train.optim.lr": 0.001 * (number + 1)}, state=state, metric=0.5)

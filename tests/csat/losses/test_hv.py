@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from csat.data.transforms import apply_d4
 from csat.losses.hv import hv_gradient_error
 from csat.responses import Symmetry
+from csat.views.symmetries import apply_d4
 
 
 def ramps(size: int = 9) -> tuple[torch.Tensor, torch.Tensor]:

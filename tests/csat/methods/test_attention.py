@@ -7,8 +7,6 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from csat.data.datasets.contract import Task
-from csat.data.transforms import downsample
 from csat.errors import ConfigError, TeacherError
 from csat.losses.attention import attention_distance, attention_maps, normalise_jointly
 from csat.losses.classes import cross_entropy
@@ -18,7 +16,9 @@ from csat.methods.attention import Attention, AttentionConfig
 from csat.methods.registry import build_labelled_method
 from csat.model.tapped import TappedClassifier
 from csat.responses import Batch, Kind, ResponseSpec, TeacherSpec
-from tests.labelled_toy import losses_of_steps, make_info
+from csat.tasks import Task
+from csat.views.grid import downsample
+from tests.support.labelled_toy import losses_of_steps, make_info
 
 TILE_PX = 64
 INFO = make_info()

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor, nn
 
-from csat.data.augment import ColourConfig
-from csat.data.instances import hv_targets
-from csat.data.transforms import apply_d4, apply_d4_tiles
+from csat.instances import hv_targets
 from csat.methods.rckd import RCKD, RCKDConfig
 from csat.responses import Batch, Kind, ResponseSpec, Symmetry
+from csat.views.colour import ColourConfig
+from csat.views.symmetries import apply_d4, apply_d4_tiles
 from teachers.stain import RESPONSES as STAIN_RESPONSES
 from teachers.stain import StainOptions, StainTeacher
 

@@ -9,11 +9,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from csat.data.augment import ColourConfig
-from csat.data.transforms import align, apply_d4, d4_of
 from csat.errors import ConfigError, TeacherError
 from csat.methods.rckd import RCKD, RCKDConfig
 from csat.responses import Batch, Kind, ResponseSpec, Symmetry, TeacherSpec
+from csat.views.colour import ColourConfig
+from csat.views.grid import align
+from csat.views.symmetries import apply_d4, d4_of
 
 TILE_PX = 32
 NP = ResponseSpec(name="np", kind=Kind.PROBABILITY, channels=1, crop_px=6)

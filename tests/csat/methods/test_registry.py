@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from csat.data.augment import ColourConfig
 from csat.errors import ConfigError, TeacherError
 from csat.methods.contract import Method
 from csat.methods.rckd import RCKD, RCKDConfig
@@ -18,6 +17,7 @@ from csat.methods.registry import (
 )
 from csat.model.student import StudentConfig
 from csat.responses import Batch, Kind, ResponseSpec, Symmetry, TeacherSpec
+from csat.views.colour import ColourConfig
 
 TILE_PX = 64
 TEACHER = TeacherSpec(

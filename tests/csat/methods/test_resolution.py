@@ -12,8 +12,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from csat.data.augment import ColourConfig
-from csat.data.transforms import apply_d4, apply_d4_tiles, d4_of
 from csat.errors import ConfigError, TeacherError
 from csat.losses.distribution import logits_kl
 from csat.losses.resized import resized_error
@@ -22,6 +20,8 @@ from csat.methods.resolution import Resolution, ResolutionConfig
 from csat.model.cost import count_cost
 from csat.model.student import Student, StudentConfig, load_student, save_student
 from csat.responses import Batch, Kind, ResponseSpec, Symmetry, TeacherSpec
+from csat.views.colour import ColourConfig
+from csat.views.symmetries import apply_d4, apply_d4_tiles, d4_of
 
 TILE_PX = 64
 LOGITS = ResponseSpec(name="label", kind=Kind.LOGITS, channels=3, stride_px=None)

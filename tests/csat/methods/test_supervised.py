@@ -5,16 +5,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from csat.data.datasets.contract import IGNORE, Task
-from csat.data.tasks import make_targets, targets_of
 from csat.errors import ConfigError
+from csat.labels.targets import make_targets
 from csat.losses.classes import classes_dice, cross_entropy
 from csat.losses.hv import hv_gradient_error
 from csat.losses.probability import soft_bce, soft_dice
 from csat.losses.regression import squared_error
 from csat.methods.supervised import Supervised, SupervisedConfig
 from csat.responses import Batch
-from tests.labelled_toy import TinyModel, draw_nuclei, draw_shades, losses_of_steps, make_info, to_batch
+from csat.tasks import IGNORE, Task, targets_of
+from tests.support.labelled_toy import TinyModel, draw_nuclei, draw_shades, losses_of_steps, make_info, to_batch
 
 TILE_PX = 32
 LABELS = [0, 1, 1, 0, 1, 0]

@@ -3,11 +3,10 @@
 import pytest
 import torch
 
-from csat.data.datasets.contract import Task
-from csat.data.tasks import heads_of
 from csat.errors import ConfigError
-from csat.model.hovernet import MARGIN_PX, HoVerNet
 from csat.model.hovernet_model import HoverNetModel
+from csat.model.networks.hovernet import MARGIN_PX, HoVerNet
+from csat.tasks import Task, heads_of
 from tests.csat.model.test_registry import info_of
 
 WIDTH = 0.0625

@@ -3,13 +3,12 @@
 import pytest
 import torch
 
-from csat.data.datasets.contract import DatasetInfo, Task
-from csat.data.tasks import heads_of
 from csat.errors import ConfigError
-from csat.export import export_model, exported_folder, load_exported
-from csat.model.hovernet import MARGIN_PX
-from csat.model.parts import DECODER
+from csat.export.folder import export_model, exported_folder, load_exported
+from csat.model.contract import DECODER
+from csat.model.networks.hovernet import MARGIN_PX
 from csat.model.registry import ModelConfig, build_model
+from csat.tasks import DatasetInfo, Task, heads_of
 
 SMALL = {
     "csat_nano": {"decoder_channels": 8},

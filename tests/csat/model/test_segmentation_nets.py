@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from csat.errors import ConfigError
+from csat.model.contract import BACKBONE, DECODER, HEADS
 from csat.model.cost import count_cost
-from csat.model.fanet import FANet, SelectiveKernel, StripPooling
-from csat.model.parts import BACKBONE, DECODER, HEADS
+from csat.model.networks.fanet import FANet, SelectiveKernel, StripPooling
 from csat.model.segmentation_nets import NETWORKS, TAP_STRIDE_PX, SegmentationNet
 from csat.responses import Kind, ResponseSpec
 from tests.csat.model.published_count import count_as_published

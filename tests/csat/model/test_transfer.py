@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from csat.data.datasets import consep, pannuke
-from csat.data.datasets.contract import Task
 from csat.errors import ConfigError
-from csat.export import export_model, load_exported
-from csat.model.parts import BACKBONE, DECODER, HEADS
+from csat.export.folder import export_model, load_exported
+from csat.labels.datasets import consep, pannuke
+from csat.model.contract import BACKBONE, DECODER, HEADS
 from csat.model.student import Student, StudentConfig
 from csat.model.transfer import transfer
 from csat.responses import Kind, ResponseSpec, Symmetry
+from csat.tasks import Task
 from teachers.hovernet import PUBLISHED
 from tests.csat.model.test_registry import DENSE, FOR_NUCLEI, build
 

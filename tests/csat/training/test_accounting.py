@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from csat.data.plan import Intervals
-from csat.responses import OK, QUARANTINED
+from csat.columns import OK, QUARANTINED
+from csat.runs.checkpoints import QUARANTINE_SCHEMA, Cursor
+from csat.runs.plan import Intervals
 from csat.training.accounting import Accounts
-from csat.training.checkpoints import QUARANTINE_SCHEMA, Cursor
 from csat.training.context import TrainContext
-from tests.toy import toy_plan, toy_rows
+from tests.support.toy import toy_plan, toy_rows
 
 CONTEXT = TrainContext(lambda size: iter(()))
 

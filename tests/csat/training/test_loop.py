@@ -11,12 +11,12 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from csat.errors import ConfigError, NonFiniteLossError
-from csat.training.checkpoints import Checkpoints
+from csat.runs.checkpoints import Checkpoints
+from csat.runs.recorder import read_metrics
 from csat.training.context import TrainContext
 from csat.training.loop import TrainConfig, Trainer
 from csat.training.optim import OptimConfig
-from csat.training.recorder import read_metrics
-from tests.toy import TILE_PX, ToyMethod, toy_plan, toy_stream
+from tests.support.toy import TILE_PX, ToyMethod, toy_plan, toy_stream
 
 CONFIG = TrainConfig(epochs=2, batch_size=4, log_every_steps=2, checkpoint_every_steps=3, checkpoint_every_s=None)
 

@@ -9,18 +9,18 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 
-from csat.data.augment_joint import JointConfig
-from csat.data.datasets.contract import Task
-from csat.data.labelled_reader import LabelledReader, SampleOrder, read_here
-from csat.data.plan import Plan
+from csat.labels.augment import JointConfig
+from csat.labels.reader import LabelledReader, SampleOrder, read_here
 from csat.methods.supervised import Supervised, SupervisedConfig
-from csat.training.checkpoints import Checkpoints
+from csat.runs.checkpoints import Checkpoints
+from csat.runs.plan import Plan
+from csat.runs.recorder import read_metrics
+from csat.tasks import Task
 from csat.training.context import TrainContext
 from csat.training.loop import TrainConfig, Trainer
 from csat.training.optim import OptimConfig
-from csat.training.recorder import read_metrics
 from csat.training.validation import Validation, ValidationConfig
-from tests.labelled_toy import ListSource, TinyModel, draw_nuclei, draw_shades, make_info, make_samples
+from tests.support.labelled_toy import ListSource, TinyModel, draw_nuclei, draw_shades, make_info, make_samples
 
 TILE_PX = 16
 NUM_SAMPLES, EPOCHS, BATCH = 10, 4, 4  # 3 steps an epoch, the last of 2 tiles

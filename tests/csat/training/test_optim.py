@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from csat.data.datasets.contract import DatasetInfo, Task
-from csat.data.plan import Plan
+from csat.columns import OK, POSITION, READ_S, REASON, STATUS, TARGET_PREFIX, TEACHER_S, TILE
 from csat.errors import ConfigError
 from csat.methods.registry import build_labelled_method
 from csat.model.registry import ModelConfig, build_model
-from csat.responses import OK, POSITION, READ_S, REASON, STATUS, TARGET_PREFIX, TEACHER_S, TILE
+from csat.runs.plan import Plan
+from csat.tasks import DatasetInfo, Task
 from csat.training.context import TrainContext
 from csat.training.loop import TrainConfig, Trainer
 from csat.training.optim import OptimConfig, WeightAverage, get_lr, make_optimiser, set_lr

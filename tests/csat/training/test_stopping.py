@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from csat.errors import StoppedError
-from csat.training.checkpoints import Checkpoints
+from csat.runs.checkpoints import Checkpoints
+from csat.runs.recorder import read_metrics
 from csat.training.context import TrainContext
 from csat.training.loop import TrainConfig, Trainer
-from csat.training.recorder import read_metrics
 from csat.training.stoppable import LOOK_EVERY_S, StoppableStream
 from csat.training.validation import Validation, ValidationConfig
-from tests.toy import TILE_PX, ToyMethod, toy_plan, toy_stream
+from tests.support.toy import TILE_PX, ToyMethod, toy_plan, toy_stream
 
 CONFIG = TrainConfig(epochs=2, batch_size=4, log_every_steps=1, checkpoint_every_s=None)
 

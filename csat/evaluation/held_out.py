@@ -1,0 +1,142 @@
+"""The last stage of the stream over held-out tiles: the student against the teacher, and both against known nuclei."""
+
+import io
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from csat.columns import OK, POSITION, RESPONSE_PREFIX, STATUS, STUDENT_TILE, TILE, rows_by_size, take_rows
+from csat.evaluation.fidelity import compare_masks, measure
+from csat.export.folder import load_exported
+from csat.responses import Kind, ResponseSpec
+from csat.slides.synthetic import read_truth
+from csat.views.grid import align, downsample
+
+PICTURE = "picture"  # column: .npz bytes of one tile with both answers, b"" for tiles that will not be shown
+PICTURE_PX = 1024  # a picture's longer edge is less than twice this
+SLIDE = "slide"
+FAITHFUL = "student_vs_teacher."  # prefix of the figures of `measure`
+KNOWN = {"student": "student_vs_known.nuclei.counts", "teacher": "teacher_vs_known.nuclei.counts"}
+
+
+class Judge:
+    """Rows with pixels and responses in, figures per tile out.
+
+    Args:
+        student_uri: Folder of an exported student: what is judged is what the user gets.
+        tile_px: Edge of the tiles; of whole images, which are judged in groups of one size, what their edges are multiples of.
+        num_pictures: Tiles (the first of the plan, which is shuffled) that come back as pictures.
+        device: Where the student runs.
+    """
+
+    def __init__(self, student_uri: str, *, tile_px: int, num_pictures: int, device: str = "cpu"):
+        self.device = torch.device(device)
+        self.student = load_exported(student_uri).to(self.device).eval()
+        self.tile_px = tile_px
+        self.num_pictures = num_pictures
+
+    def __call__(self, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Columns: `slide`, `position`, every figure of `measure` after `FAITHFUL`, the two of `KNOWN`, `picture`.
+
+        Tiles that could not be read or answered leave no row. Where a tile's nuclei are not known, its `KNOWN` counts are -1.
+        """
+        groups = rows_by_size(columns[TILE], np.flatnonzero(columns[STATUS] == OK))
+        if not groups:
+            groups, count = [np.empty(0, np.int64)], len(columns[TILE])
+            responses = {RESPONSE_PREFIX + spec.name: spec.shape(self.tile_px) for spec in self.student.responses}
+            shapes = {TILE: (self.tile_px, self.tile_px, 3), **responses}
+            columns = {**columns, **{name: np.zeros((count, *shape), np.uint8) for name, shape in shapes.items()}}
+        parts = [self._judge({name: take_rows(column, rows) for name, column in columns.items()}) for rows in groups]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _judge(self, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Tiles of one size, all of them good."""
+        size = columns[TILE].shape[1:3]
+        out = {SLIDE: columns[SLIDE], POSITION: columns[POSITION]}
+        predictions = self._predict(columns[TILE], columns.get(STUDENT_TILE))
+        specs = self.student.responses
+        responses = {spec.name: torch.from_numpy(columns[RESPONSE_PREFIX + spec.name].astype(np.float32)) for spec in specs}
+        for spec in specs:
+            figures = measure(spec, predictions[spec.name], responses[spec.name])
+            out.update({FAITHFUL + name: values for name, values in figures.items()})
+        nucleus = next((spec for spec in specs if _is_mask(spec)), None)
+        truths = self._known_nuclei(columns) if size[0] == size[1] == self.tile_px else [None] * len(columns[TILE])
+        for who, answers in (("student", predictions), ("teacher", responses)):
+            out[KNOWN[who]] = np.full((len(columns[TILE]), 4), -1, dtype=np.int64)
+            for index, truth in enumerate(truths):
+                if truth is not None and nucleus is not None:
+                    answer = answers[nucleus.name][index]
+                    answer = answer.sigmoid() if who == "student" else answer
+                    known = _on_grid(truth, nucleus, self.tile_px)
+                    out[KNOWN[who]][index] = compare_masks(answer, known[None])[0]
+        out[PICTURE] = np.array(
+            [
+                _picture(index, columns, specs, predictions, responses, truths[index]) if position < self.num_pictures else b""
+                for index, position in enumerate(columns[POSITION])
+            ],
+            dtype=object,
+        )
+        return out
+
+    @torch.inference_mode()
+    def _predict(self, tiles: np.ndarray, student_tiles: np.ndarray | None) -> dict[str, torch.Tensor]:
+        size = tiles.shape[1:3]
+        if not len(tiles):
+            return {spec.name: torch.zeros(0, *spec.shape(size)) for spec in self.student.responses}
+        if student_tiles is None:
+            images = downsample(self._to_images(tiles), self.student.config.downsample)
+        else:
+            images = self._to_images(student_tiles)
+        raw = self.student(images)
+        return {spec.name: align(raw[spec.name], spec, size).float().cpu() for spec in self.student.responses}
+
+    def _to_images(self, tiles: np.ndarray) -> torch.Tensor:
+        """float `[B, 3, H, W]` in [0, 1], on the device."""
+        return torch.from_numpy(np.ascontiguousarray(tiles)).to(self.device).permute(0, 3, 1, 2).float() / 255
+
+    def _known_nuclei(self, columns: dict[str, np.ndarray]) -> list[np.ndarray | None]:
+        """bool `[tile_px, tile_px]` where the slide's nuclei are known."""
+        truths = []
+        for slide, x_px, y_px, level, read_px in zip(
+            *(columns[name] for name in (SLIDE, "x_px", "y_px", "level", "read_px")), strict=True
+        ):
+            truth = read_truth(str(slide), int(x_px), int(y_px), int(read_px)) if level == 0 else None
+            truths.append(None if truth is None else truth > 0)
+        return truths
+
+
+def _is_mask(spec: ResponseSpec) -> bool:
+    return spec.kind == Kind.PROBABILITY and spec.channels == 1 and spec.is_dense
+
+
+def _on_grid(mask: np.ndarray, spec: ResponseSpec, tile_px: int) -> torch.Tensor:
+    """A mask of the whole tile, on the grid of a response: float `[1, n, n]`."""
+    full = torch.from_numpy(mask.astype(np.float32))[None, None]
+    if full.shape[-1] != tile_px:
+        full = F.interpolate(full, size=(tile_px, tile_px), mode="area")
+    crop = spec.crop_px
+    inner = full[..., crop : tile_px - crop, crop : tile_px - crop]
+    return F.avg_pool2d(inner, spec.stride_px)[0] if spec.stride_px > 1 else inner[0]
+
+
+def _picture(index, columns, specs, predictions, responses, truth) -> bytes:
+    arrays = {"tile": columns[TILE][index]}
+    shrink = max(1, max(arrays["tile"].shape) // PICTURE_PX)  # a whole image may have 50 MB
+    if shrink > 1:
+        arrays["tile"] = arrays["tile"][::shrink, ::shrink]
+    crop_px = max((spec.crop_px for spec in specs if spec.is_dense), default=0)
+    if crop_px:
+        arrays["covered_px"] = np.array([crop_px // shrink, arrays["tile"].shape[0] - crop_px // shrink])
+    for spec in specs:
+        if spec.is_dense and spec.kind in (Kind.PROBABILITY, Kind.REGRESSION, Kind.LOGITS):
+            prediction = predictions[spec.name][index].numpy()
+            if spec.kind == Kind.PROBABILITY and spec.channels == 1:
+                prediction = 1 / (1 + np.exp(-prediction))
+            arrays[f"student.{spec.name}"] = prediction.astype(np.float16)
+            arrays[f"teacher.{spec.name}"] = responses[spec.name][index].numpy().astype(np.float16)
+    if truth is not None:
+        arrays["known"] = truth
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    return buffer.getvalue()

@@ -1,0 +1,1 @@
+"""Labelled sets: layouts, parts, decoding, augmentation, targets."""

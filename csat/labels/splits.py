@@ -1,0 +1,153 @@
+"""Train, validation and test parts of labelled sets that never cut a group, and checks that say what is wrong with them.
+
+Official parts are kept. What is missing is drawn from whole groups: a patient, a slide or a source image lies in one part
+only. The draw follows from (seed, names of the groups, their samples' classes) alone, so it is the same on every machine and
+does not change when a set's folder moves.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from csat.errors import ConfigError, DatasetError
+from csat.labels.datasets.contract import LabelledSet, Sample
+from csat.labels.group_draw import GroupDraw
+from csat.tasks import Task
+
+PARTS = ("train", "val", "test")
+MOST_LISTED = 8
+LABEL_FRACTIONS = (0.1, 0.25, 0.5)  # that one order of the groups has to serve, so that a smaller share lies in a larger
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitConfig:
+    """How samples are divided where the sets do not say."""
+
+    val_fraction: float = 0.15  # of what is not test, in samples; drawn where a set has no official val part; 0: none is drawn
+    test_fraction: float = 0.2  # of a set, in samples; drawn where it has no official test part; 0: none is drawn
+    official: bool = True  # keep the sets' official parts; false: draw all of them anew
+    seed: int = 0  # of the draw; not of the training
+    label_fraction: float = 1.0  # share of the training samples that is used, whole groups, every class kept
+
+    def __post_init__(self):
+        for name in ("val_fraction", "test_fraction"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} must lie in [0, 1), not {getattr(self, name)}")
+        if not 0 < self.label_fraction <= 1:
+            raise ConfigError(f"label_fraction must lie in (0, 1], not {self.label_fraction}")
+
+
+Parts = dict[str, list[Sample]]  # part → samples, sorted by key
+
+
+def split_set(found: LabelledSet, config: SplitConfig) -> Parts:
+    """The parts of one set. A sample without an official part trains, or goes into a part that is drawn.
+
+    Raises:
+        DatasetError: an official part cuts a group (the groups are listed), or has an unknown name.
+    """
+    parts: Parts = {part: [] for part in PARTS}
+    for sample in found.samples:
+        part = sample.split if config.official and sample.split is not None else "train"
+        if part not in PARTS:
+            raise DatasetError(
+                f"{found.info.name}: sample {sample.key} is in a part called {part!r}; parts are: {', '.join(PARTS)}"
+            )
+        parts[part].append(sample)
+    check_groups(parts, found.info.name, found.info.group)
+    fractions = {"test": config.test_fraction, "val": config.val_fraction}
+    wanted = [part for part, fraction in fractions.items() if fraction and not parts[part]]
+    for num_later, part in zip(range(len(wanted), 0, -1), wanted, strict=True):  # what is left trains
+        if samples := parts["train"]:
+            draw = GroupDraw(samples, config.seed, part, fractions=[fractions[part]], num_later=num_later)
+            parts[part], parts["train"] = draw.draw(fractions[part])
+    return {part: sorted(samples, key=lambda sample: sample.key) for part, samples in parts.items()}
+
+
+def check_groups(parts: Parts, name: str, group: str) -> None:
+    """Refuse parts that share a group. Raises DatasetError listing the overlap."""
+    groups = {part: {sample.group for sample in samples} for part, samples in parts.items()}
+    for one, other in (("train", "test"), ("train", "val"), ("val", "test")):
+        if shared := sorted(groups[one] & groups[other]):
+            raise DatasetError(
+                f"{name}: {len(shared)} groups ({group}) are in both {one} and {other}: {_listed(shared)}. A model would be "
+                "judged on what it has seen. Correct the split column, or say --data.split.official false to draw parts of "
+                "whole groups"
+            )
+
+
+def check_images(parts: Parts) -> None:
+    """Refuse an image that is in two parts, as when two sets have files in common. Raises DatasetError listing them."""
+    part_of: dict[tuple[str, int | None], str] = {}
+    doubled = []
+    for part, samples in parts.items():
+        for sample in samples:
+            if (first := part_of.setdefault((sample.image, sample.index), part)) != part:
+                doubled.append(f"{sample.image} ({first} and {part})")
+    if doubled:
+        raise DatasetError(
+            f"{len(doubled)} images are in two parts: {_listed(doubled)}. A model would be judged on what it has seen. "
+            "Do two of data.sets contain the same files? Give each image once"
+        )
+
+
+def check_classes(parts: Parts, task: Task, classes: Sequence[str]) -> None:
+    """Refuse an empty part, and for a classification one that lacks a class. The test part may be empty as a whole.
+
+    Raises:
+        DatasetError: with the samples and the groups of each class.
+    """
+    if task != Task.CLASSIFICATION:
+        for part in ("train", "val"):
+            if not parts[part]:
+                raise DatasetError(f"the {part} part is empty: raise --data.split.{part}_fraction, or give more images")
+        return
+    counts = {part: Counter(sample.label for sample in samples) for part, samples in parts.items()}
+    empty = [
+        f"{classes[index]} in {part}"
+        for part in PARTS
+        if parts[part] or part != "test"
+        for index in range(len(classes))
+        if not counts[part][index]
+    ]
+    if empty:
+        groups = {
+            index: len({sample.group for samples in parts.values() for sample in samples if sample.label == index})
+            for index in range(len(classes))
+        }
+        table = "; ".join(
+            f"{name}: " + ", ".join(f"{counts[part][index]} {part}" for part in PARTS) + f", of {groups[index]} groups in all"
+            for index, name in enumerate(classes)
+        )
+        raise DatasetError(
+            f"no sample of class {', '.join(empty)} ({table}). A class needs a group for each part: give more groups of "
+            "it, change --data.split.val_fraction, test_fraction or seed, or leave the class out"
+        )
+
+
+def keep_fraction(samples: Sequence[Sample], fraction: float, seed: int) -> list[Sample]:
+    """That share of the samples as whole groups, every class kept: a study with fewer labelled patients.
+
+    A smaller share is part of a larger one of the same seed. Every class keeps at least one group: of a few large groups more
+    may remain than was asked for.
+    """
+    if fraction == 1 or not samples:
+        return list(samples)
+    return GroupDraw(samples, seed, "labels", fractions=LABEL_FRACTIONS).draw(fraction)[0]
+
+
+def renamed(samples: Sequence[Sample], prefix: str) -> list[Sample]:
+    """Samples whose keys and groups carry their set's name, so that those of several sets never meet."""
+    return [replace(sample, key=f"{prefix}/{sample.key}", group=f"{prefix}/{sample.group}") for sample in samples]
+
+
+def class_counts(samples: Sequence[Sample], num_classes: int) -> np.ndarray:
+    """int64 `[num_classes]`: samples by class."""
+    return np.bincount([sample.label for sample in samples], minlength=num_classes)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
+    return ", ".join(names[:MOST_LISTED]) + more

@@ -1,0 +1,1 @@
+"""CoCo DistillNet: the method, and its first stage, which trains the paraphrasers."""

@@ -1,0 +1,1 @@
+"""Slides and images: one door to pixels, whatever file they come from."""

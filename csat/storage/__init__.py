@@ -1,0 +1,1 @@
+"""Files, local or in a bucket, and the node-local cache of what lies in one."""

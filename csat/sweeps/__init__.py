@@ -1,0 +1,1 @@
+"""Sweeps without Ray: search space, study, trials, tracking."""

@@ -1,0 +1,1 @@
+"""How a tile is seen: symmetries, colours, resolution."""

@@ -1,0 +1,229 @@
+"""The teacher in an actor pool: rows with pixels in, the same rows with responses out.
+
+Ray Data makes the actors (`workflows/pretraining/stream.py` sets how many, their CPUs or GPUs and the batch size); nothing
+here needs Ray.
+One bad tile costs one quarantine row. A broken teacher stops the run: else it would quarantine the whole data set.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from csat.columns import (
+    OK,
+    POSITION,
+    QUARANTINED,
+    REASON,
+    RESPONSE_PREFIX,
+    STATUS,
+    STUDENT_TILE,
+    TEACHER_S,
+    TILE,
+    of_arrays,
+    rows_by_size,
+    take_rows,
+)
+from csat.errors import ConfigError, TeacherError
+from csat.responses import ResponseSpec
+from csat.views.colour import ColourAugment, ColourConfig
+from csat.views.symmetries import apply_d4_tiles, d4_of
+from csat.words import printable
+from teachers.contract import Teacher, check_responses
+from teachers.registry import load_teacher
+
+logger = logging.getLogger(__name__)
+
+MAX_REASON_CHARS = 300  # of an exception's text in a quarantine row
+MAX_FIRST_FAILURES = 8  # tiles that may fail, each in its own way, before the first one succeeds
+
+
+class TeacherStage:
+    """A loaded teacher as a stage of the stream: loads once, then answers batches."""
+
+    def __init__(
+        self,
+        name: str,
+        weights: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        wanted: Sequence[str] | None = None,
+        *,
+        device: str = "cpu",
+        expected_sha256: str | None = None,
+        view_seed: int | None = None,
+        colour: ColourConfig | None = None,
+        colour_seed: int = 0,
+        loader: Callable[..., Teacher] = load_teacher,
+    ):
+        """
+        Args:
+            name, weights, options, device: As `load_teacher` takes them.
+            wanted: Responses that become columns; None: all.
+            expected_sha256: Of the weights that the driver saw; None: not compared.
+            view_seed: Tiles are put into their view (`d4_of`) *before* the teacher sees them, and leave the stage in it: for
+                responses that cannot be carried through a transform afterwards. None: tiles stay as they are.
+            colour: Colours of tiles are changed by this before the teacher sees them, and they leave the stage so: for methods
+                that show teacher and student the same colours. None: they stay as they are.
+            colour_seed: Says how, with the position of the tile.
+            loader: `load_teacher`, or a stand-in of the same signature.
+
+        Raises:
+            ConfigError, TeacherError: as `load_teacher`; and where this node's weights are others than the driver's.
+        """
+        cv2.setNumThreads(1)  # OpenCV would take every core of the node, whatever Ray gave this actor
+        self.teacher = loader(name, weights, options, device=device, wanted=wanted)
+        self.view_seed = view_seed
+        self.colour, self.colour_seed = ColourAugment(colour) if colour else None, colour_seed
+        self._good_tile: np.ndarray | None = None  # one that this teacher has answered
+        self._num_failed = 0
+        spec = self.teacher.spec
+        if expected_sha256 is not None and spec.weights_sha256 != expected_sha256:
+            raise TeacherError(
+                f"teacher {name!r}: this node's weights {weights} have the hash {spec.weights_sha256[:16]} and the driver's "
+                f"{expected_sha256[:16]}: the same path holds different files. Put the weights in a bucket, or copy them anew"
+            )
+
+    def __call__(self, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Answer a batch.
+
+        Args:
+            columns: With POSITION, TILE, STATUS and REASON; the arrays may be read-only and are left alone. Whole images, each
+                of its own size, come as an object array, and are answered in groups of one size. STUDENT_TILE, where it is
+                there, gets the view and the colours of TILE.
+
+        Returns:
+            The same columns and rows, in order, and `RESPONSE_PREFIX + name` float16 per response (zeros where the status is
+            not OK; an object array for dense ones of whole images) and TEACHER_S. A tile on which the teacher raised, or
+            answered NaN or infinity, is QUARANTINED.
+
+        Raises:
+            TeacherError: the answer does not fit the teacher's spec; or the teacher fails on everything.
+        """
+        start = time.perf_counter()
+        seen = {name: self._as_seen(columns[name], columns[POSITION]) for name in (TILE, STUDENT_TILE) if name in columns}
+        tiles = seen[TILE]
+        status, reasons = np.array(columns[STATUS]), np.array(columns[REASON], dtype=object)
+        rows = np.flatnonzero(status == OK)
+        answers: dict[int, dict[str, np.ndarray]] = {}  # by row
+        for group in rows_by_size(tiles, rows):
+            answered, failures = self._answer(np.ascontiguousarray(take_rows(tiles, group)))
+            answers |= {int(group[index]): answer for index, answer in answered.items()}
+            for index, reason in failures.items():
+                status[group[index]], reasons[group[index]] = QUARANTINED, reason
+        specs = self.teacher.spec.responses
+        responses = {RESPONSE_PREFIX + spec.name: response_column(spec, tiles, answers) for spec in specs}
+        seconds = np.zeros(len(tiles), np.float32)
+        seconds[rows] = (time.perf_counter() - start) / max(len(rows), 1)
+        return {**columns, **seen, STATUS: status, REASON: reasons, **responses, TEACHER_S: seconds}
+
+    def _as_seen(self, tiles: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """The tiles in their view and colours, where this stage gives them any."""
+        if self.view_seed is not None:
+            tiles = apply_d4_tiles(tiles, d4_of(positions, self.view_seed))
+        return tiles if self.colour is None else self._recolour(tiles, positions)
+
+    def _recolour(self, tiles: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """uint8 `[B, H, W, 3]`, or object `[B]` of images, in other colours: one at a time, since a batch in floats would be
+        twelve times its bytes."""
+        recoloured = np.empty_like(tiles)
+        for index, (tile, position) in enumerate(zip(tiles, positions.tolist(), strict=True)):
+            image = torch.tensor(tile).permute(2, 0, 1)[None].float() / 255
+            image = self.colour(image, torch.tensor([position]), self.colour_seed)[0]
+            recoloured[index] = (image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        return recoloured
+
+    def _answer(self, tiles: np.ndarray) -> tuple[dict[int, dict[str, np.ndarray]], dict[int, str]]:
+        """Per tile its responses, or why there are none: `(answers, reasons)`, both by index into `tiles`."""
+        if not len(tiles):
+            return {}, {}
+        try:
+            batches = [(0, self._respond(tiles))]
+            reasons = {}
+        except (ConfigError, TeacherError):  # not about one tile
+            raise
+        except Exception as error:  # a teacher is anybody's code; whatever it raises, one tile may be the cause
+            logger.warning("the teacher failed on a batch of %d tiles: trying them one by one", len(tiles), exc_info=error)
+            batches, reasons = self._respond_one_by_one(tiles)
+        answers = {}
+        for first, responses in batches:
+            is_finite = {name: _is_finite(values) for name, values in responses.items()}
+            for row in range(len(next(iter(responses.values())))):
+                bad = [name for name in responses if not is_finite[name][row]]
+                if bad:
+                    reasons[first + row] = f"teacher_nonfinite: NaN or infinity in {', '.join(bad)}"
+                else:
+                    answers[first + row] = {name: values[row] for name, values in responses.items()}
+        self._check_not_broken(tiles, answers, reasons)
+        return answers, reasons
+
+    def _respond_one_by_one(self, tiles: np.ndarray) -> tuple[list[tuple[int, dict[str, np.ndarray]]], dict[int, str]]:
+        batches, reasons = [], {}
+        for index in range(len(tiles)):
+            try:
+                batches.append((index, self._respond(tiles[index : index + 1])))
+            except (ConfigError, TeacherError):  # not about one tile
+                raise
+            except Exception as error:
+                reasons[index] = printable(f"teacher_error: {type(error).__name__}: {error}")[:MAX_REASON_CHARS]
+        return batches, reasons
+
+    def _respond(self, tiles: np.ndarray) -> dict[str, np.ndarray]:
+        """The teacher's answer, checked for shape, as float16. Raises whatever the teacher raises, and TeacherError."""
+        spec = self.teacher.spec
+        responses = self.teacher.respond(tiles)
+        check_responses(responses, spec, num_tiles=len(tiles), tile_px=tiles.shape[1:3])
+        with np.errstate(over="ignore"):  # too large for float16 becomes infinite, and so is quarantined
+            return {
+                response.name: np.asarray(responses[response.name]).astype(np.float16, copy=False)
+                for response in spec.responses
+            }
+
+    def _check_not_broken(self, tiles: np.ndarray, answers: Mapping, reasons: Mapping[int, str]) -> None:
+        """Tell a broken teacher from bad tiles, when a whole batch failed.
+
+        Raises:
+            TeacherError: no tile ever succeeded, and this batch failed in one way or too many tiles failed; or the teacher
+                now fails on a tile that it has answered before (a GPU that is lost stays lost).
+        """
+        if answers:
+            if self._good_tile is None:
+                self._good_tile = tiles[next(iter(answers))].copy()
+            return
+        self._num_failed += len(tiles)
+        name, reason = self.teacher.spec.name, reasons[0]
+        if self._good_tile is None:
+            if (len(tiles) > 1 and len(set(reasons.values())) == 1) or self._num_failed >= MAX_FIRST_FAILURES:
+                raise TeacherError(
+                    f"teacher {name!r} has not answered one of its first {self._num_failed} tiles, so it is not the tiles: "
+                    f"{reason}. Check its options, and that tiles of {tiles.shape[1]} px suit it"
+                )
+            return
+        try:
+            self._respond(self._good_tile[None])
+        except Exception as error:
+            raise TeacherError(
+                f"teacher {name!r} failed on a whole batch, and now on a tile that it answered before: {error}. Its device or "
+                "its memory is lost; run the same command again to go on from the last checkpoint"
+            ) from error
+
+
+def response_column(spec: ResponseSpec, tiles: np.ndarray, answers: Mapping[int, Mapping[str, np.ndarray]]) -> np.ndarray:
+    """One response of every row, float16, zeros where there is no answer."""
+    if spec.is_dense and tiles.dtype == object:
+        empty = (np.zeros(spec.shape(tile.shape[:2]), np.float16) for tile in tiles)
+        return of_arrays([answers[row][spec.name] if row in answers else zeros for row, zeros in enumerate(empty)])
+    size = tiles.shape[1:3] if spec.is_dense else 0
+    column = np.zeros((len(tiles), *spec.shape(size)), np.float16)
+    for row, answer in answers.items():
+        column[row] = answer[spec.name]
+    return column
+
+
+def _is_finite(values: np.ndarray) -> np.ndarray:
+    """bool `[B]`: no NaN or infinity in that row. float16 `[B, ...]`."""
+    exponents = np.ascontiguousarray(values).view(np.uint16) & 0x7C00  # all ones: NaN or infinity; far faster than isfinite
+    return exponents.reshape(len(values), -1).max(axis=1) != 0x7C00

@@ -1,0 +1,42 @@
+"""A tile's random numbers follow from its position alone, alike in numpy and torch."""
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from csat.views.draws import hash_positions, uniforms
+
+INT64 = st.integers(-(2**63), 2**63 - 1)
+
+
+@given(positions=st.lists(INT64, min_size=1, max_size=20), seed=INT64, stream=st.integers(0, 9))
+def test_numpy_and_torch_give_the_same_bits(positions, seed, stream):
+    array = np.array(positions, dtype=np.int64)
+    ours = hash_positions(array, seed=seed, stream=stream)
+    theirs = hash_positions(torch.from_numpy(array), seed=seed, stream=stream)
+    assert ours.dtype == np.uint64
+    assert np.array_equal(ours.view(np.int64), theirs.numpy())
+
+
+def test_first_value_of_splitmix64():
+    # Seed 0, stream 0 has key 0, so position 1 is the first output of the published generator seeded with 0.
+    assert hash_positions(np.array([1]), seed=0, stream=0)[0] == 0xE220A8397B1DCDAF
+
+
+def test_uniforms_do_not_depend_on_the_batch():
+    together = uniforms(torch.arange(100), 7, seed=3, stream=1)
+    alone = torch.cat([uniforms(torch.tensor([i]), 7, seed=3, stream=1) for i in reversed(range(100))]).flip(0)
+    assert torch.equal(together, alone)
+
+
+def test_uniforms_are_uniform_and_uncorrelated():
+    draws = uniforms(torch.arange(40_000), 3, seed=5, stream=1)
+    assert draws.min() >= 0 and draws.max() < 1
+    counts = torch.histc(draws[:, 0], bins=20, min=0, max=1)
+    assert ((counts - 2000) ** 2 / 2000).sum() < 43.8  # chi squared, 19 degrees of freedom, p = 0.001
+    other = uniforms(torch.arange(40_000), 1, seed=5, stream=2)
+    next_seed = uniforms(torch.arange(40_000), 1, seed=6, stream=1)
+    next_position = draws[:, :1].roll(1, 0)
+    correlation = torch.corrcoef(torch.cat([draws, other, next_seed, next_position], dim=1).T) - torch.eye(6)
+    assert correlation.abs().max() < 0.025  # 5 standard errors

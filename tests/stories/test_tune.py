@@ -1,0 +1,300 @@
+"""Sweeps on a real local Ray cluster: data sets and starts in, one table out; and what must be refused first."""
+
+import json
+import signal
+import time
+
+import psutil
+import pytest
+import yaml
+
+from csat.export.folder import export_model, load_exported
+from csat.model.student import Student, StudentConfig
+from csat.runs.checkpoints import Checkpoints
+from csat.runs.recorder import read_metrics
+from csat.storage import files
+from csat.tasks import DatasetInfo, Task, heads_of
+from tests.support.labelled_folders import COLORS, data_settings, make_folder, sweep_settings
+from tests.support.verbs import interrupt, kill_group
+from workflows import tune
+
+FRAIL = {"train": {"optim": {"lr": 1e30, "clip_grad_norm": None}}}  # no training survives this
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Two data sets."""
+    folder = tmp_path_factory.mktemp("images")
+    for seed, name in enumerate(("a", "b")):
+        make_folder(folder / name, num_groups=6, per_group=2, seed=seed)
+    return folder
+
+
+def command(folder, run_folder, **settings) -> list[str]:
+    """Command line of a small sweep; `settings` replace those of `sweep_settings`."""
+    sets = {"data_sets": {"a": data_settings("a")}}
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({**sweep_settings(**sets), **settings}))
+    return ["--config", str(recipe), "--run_folder", str(run_folder)]
+
+
+def read_json(*parts):
+    return json.loads(files.read_bytes(files.join(*map(str, parts))))
+
+
+def refuse(capsys, argv, *words):
+    """A sweep that must not start, and what its message must say."""
+    assert tune.main(argv) == 2
+    message = capsys.readouterr().err
+    for word in words:
+        assert word in message, message
+    assert "Traceback" not in message
+
+
+class TestRefusals:
+    """Before Ray is started."""
+
+    def refuse(self, capsys, images, tmp_path, words, *, more=(), **settings):
+        refuse(capsys, [*command(tmp_path, tmp_path / "run", data_root=str(images), **settings), *more], *words)
+        assert not (tmp_path / "run" / "cells").exists()
+
+    @pytest.mark.parametrize(
+        ("argument", "words"),
+        [
+            ("--searcher=grid", ["searcher is one of optuna, random", "'grid'"]),
+            ("--scheduler=hyperband", ["scheduler is one of asha, none"]),
+            ("--final_seeds=0", ["final_seeds must be at least 1"]),
+            ("--cpus_per_trial=0", ["cpus_per_trial must be above 0"]),
+            ("--num_trails=3", ["no setting 'num_trails'", "num_trials"]),
+            ("--search.train.optim.lr={logunifrom: [1, 2]}", ["search.train.optim.lr", "Did you mean loguniform"]),
+            ("--base.train.epoch=3", ["a x nano", "no setting 'train.epoch'. Did you mean train.epochs"]),
+            ("--base.metric=dice", ["a x nano", "'dice'", "balanced_accuracy"]),
+            ("--starts.nano.model.name=csat_nanno", ["a x nano", "csat_nanno", "csat_nano"]),
+        ],
+    )
+    def test_settings(self, images, tmp_path, capsys, argument, words):
+        self.refuse(capsys, images, tmp_path, words, more=[argument])
+
+    def test_a_data_set_that_is_not_there(self, images, tmp_path, capsys):
+        self.refuse(capsys, images, tmp_path, ["c x nano", str(images / "c")], data_sets={"c": data_settings("c")})
+
+    def test_a_class_without_enough_groups(self, tmp_path, capsys):
+        folder = make_folder(tmp_path / "few", num_groups=2)
+        sets = {"few": data_settings(str(folder))}
+        self.refuse(capsys, tmp_path, tmp_path, ["few x nano", *COLORS], data_sets=sets)
+
+    def test_a_start_without_its_run(self, images, tmp_path, capsys):
+        start = {"model": {"name": "csat_nano", "init": "run", "from_run": str(tmp_path / "nothing")}}
+        self.refuse(capsys, images, tmp_path, ["a x rckd", str(tmp_path / "nothing")], starts={"rckd": start})
+
+    def test_a_start_from_a_run_of_another_backbone(self, images, tmp_path, capsys):
+        info = DatasetInfo(name="x", task=Task.CLASSIFICATION, classes=("a", "b"), mpp=None, licence="", source="", group="")
+        student = Student(StudentConfig(backbone="csat_nano", decoder_channels=8), heads_of(info))
+        export_model(student, str(tmp_path / "other" / "exported"), {"tile_px": 32})
+        start = {"model": {"name": "csat", "init": "run", "from_run": str(tmp_path / "other")}}
+        words = ["a x rckd", "'csat_nano'", "model.name is 'csat'"]
+        self.refuse(capsys, images, tmp_path, words, starts={"fine": {"model": {"name": "csat_nano"}}, "rckd": start})
+
+    def test_a_choice_that_no_model_can_have(self, images, tmp_path, capsys):
+        search = {"model.drop_path": {"choice": [0.0, 0.1]}, "model.decoder_channels": {"choice": [8, 0]}}
+        self.refuse(capsys, images, tmp_path, ["a x nano"], search=search)
+
+
+@pytest.fixture(scope="module")
+def finished(ray_cluster, images, tmp_path_factory):
+    """One good data set and one whose every training fails, from two starts."""
+    folder = tmp_path_factory.mktemp("sweep")
+    argv = command(
+        folder,
+        folder / "run",
+        data_root=str(images),
+        data_sets={"a": data_settings("a"), "frail": {**data_settings("b"), **FRAIL}},
+        starts={"nano": {"model.name": "csat_nano"}, "wide": {"model": {"name": "csat_nano", "decoder_channels": 12}}},
+        search={"train.optim.weight_decay": {"uniform": [0.0, 0.2]}},
+        num_trials=2,
+        max_concurrent=1,
+    )
+    return folder / "run", argv, tune.main(argv)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+class TestWithACluster:
+    pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+    @pytest.mark.parametrize(
+        ("argument", "words"),
+        [
+            ("--max_concurrent=9", ["9 at once 4.5", "the cluster has 4", "--max_concurrent 8"]),
+            ("--cpus_per_trial=5", ["one trial needs 5 CPUs", "--cpus_per_trial"]),
+            ("--gpus_per_trial=0.5", ["one trial needs 0.5 GPUs", "the cluster has 0", "--gpus_per_trial"]),
+        ],
+    )
+    def test_more_than_the_cluster_has(self, images, tmp_path, capsys, argument, words):
+        refuse(capsys, [*command(tmp_path, tmp_path / "run", data_root=str(images)), argument], *words)
+
+    def test_it_ends_in_a_table(self, finished):
+        folder, _, code = finished
+        assert code == 1, "a cell failed"
+        nano, wide, *frail = read_json(folder, "table.json")
+        assert [(row["data_set"], row["start"], row["seeds"]) for row in (nano, wide)] == [("a", "nano", 2), ("a", "wide", 2)]
+        for row in (nano, wide):
+            assert (row["metric"], row["part"], row["trials"]) == ("balanced_accuracy", "test", 2)
+            assert 0 <= row["low"] <= row["value"] <= row["high"] <= 1
+            assert row["macs"] > 0 and row["images_per_s"] > 0
+        assert wide["difference"] == pytest.approx(wide["value"] - nano["value"])
+        assert wide["parameters"] > nano["parameters"]
+        for row in frail:
+            assert (row["seeds"], row["failed"], row["value"]) == (0, 2, None)
+            assert row["note"].startswith("all 2 trials failed; the first: step")
+            assert "not finite" in row["note"]
+        assert (folder / "table.csv").read_text().count("\n") == 5
+        assert (folder / "report.html").read_text().count("data:image/png") == 4
+
+    def test_the_best_is_kept_and_the_rest_is_tidied(self, finished):
+        folder, _, _ = finished
+        cell = folder / "cells" / "a" / "nano"
+        best = read_json(cell, "cell.json")["best"]
+        for number in range(2):
+            trial = cell / "trials" / f"{number:03d}"
+            for name in ("checkpoints", "exported"):
+                assert (trial / name).exists() == (number == best), (trial, name)
+            for name in ("config.yaml", "metrics.jsonl", "validation.jsonl", "evaluation.json", "status.json"):
+                assert (trial / name).exists()
+        seeds = [yaml.safe_load((cell / "seeds" / f"{number:03d}" / "config.yaml").read_text()) for number in range(2)]
+        assert [seed["train"]["seed"] for seed in seeds] == [1, 2]
+        assert seeds[0]["train"]["optim"] == seeds[1]["train"]["optim"]
+        load_exported(str(cell / "seeds" / "001" / "exported"))
+        assert not (cell / "ray").exists()
+
+    def test_a_finished_sweep_says_so_and_shows_its_table(self, finished, capsys):
+        _, argv, _ = finished
+        assert tune.main([*argv, "--max_concurrent=2"]) == 1
+        out = capsys.readouterr().out
+        assert "nothing to do" in out
+        assert "frail" in out and "all 2 trials failed" in out
+
+    def test_another_sweep_in_its_folder_is_refused(self, finished, capsys):
+        _, argv, _ = finished
+        refuse(capsys, [*argv, "--base.train.epochs=5"], "base.train.epochs: was 4, is 5")
+
+    def test_trials_of_two_workers(self, ray_cluster, images, tmp_path):
+        """Each trial is a group under Ray Train; its validations reach Tune all the same."""
+        workers = ["--base.workers.num_workers=2", "--base.workers.cpus_per_worker=0.5", "--base.train.epochs=3"]
+        settings = dict(num_trials=1, final_seeds=1, max_concurrent=1)
+        argv = command(tmp_path, tmp_path / "run", data_root=str(images), **settings)
+        assert tune.main([*argv, *workers]) == 0
+        result = check_cell(tmp_path / "run" / "cells" / "a" / "nano", num_trials=1, num_seeds=1)
+        assert all(trial["metric"] is not None for trial in result["trials"])
+        (lines,) = [read_metrics(uri, "validation") for uri in result["seeds"]]
+        assert [round(line["epoch"]) for line in lines] == [1, 2, 3]
+
+
+def check_cell(cell, *, num_trials, num_seeds):
+    """All runs have ended, each of them trained every step once."""
+    record = read_json(cell, "search.json")
+    assert len(record["trials"]) == num_trials
+    assert sorted(path.name for path in (cell / "trials").iterdir()) == [f"{number:03d}" for number in range(num_trials)]
+    result = read_json(cell, "cell.json")
+    assert [trial["params"] for trial in result["trials"]] == [trial["params"] for trial in record["trials"]]
+    assert {trial["state"] for trial in result["trials"]} <= {"finished", "pruned"}
+    assert len(result["seeds"]) == num_seeds
+    for run in [*(cell / "trials").iterdir(), *(cell / "seeds").iterdir()]:
+        for file in ("metrics", "validation"):
+            steps = [line["step"] for line in read_metrics(str(run), file)]
+            assert steps == sorted(set(steps)), run
+    for uri in result["seeds"]:
+        assert len(Checkpoints(files.join(uri, "checkpoints")).latest_cursor().done.pairs()) == 1
+    return result
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_a_killed_sweep_goes_on_where_it_was(images, tmp_path, run_alone):
+    """SIGKILL to driver and cluster while a trial runs; the same command ends with the same number of trials.
+
+    On the way, the processes of running trials are killed too: those trials are resumed in others. Then a seed is interrupted.
+    """
+    folder, log = tmp_path / "run", tmp_path / "log"
+    sets = {name: data_settings(name) for name in ("a", "b")}
+    settings = dict(data_root=str(images), data_sets=sets, num_trials=4, final_seeds=1)
+    argv = command(tmp_path, folder, **settings)
+    cell = folder / "cells" / "a" / "nano"
+
+    first = run_alone(argv, log, "tune")
+    wait_for(lambda: in_the_middle(cell), first, log)
+    kill_group(first)
+    before = read_json(cell, "search.json")["trials"]
+    ended = {path.parent: path.stat().st_mtime_ns for path in cell.glob("trials/*/status.json") if has_ended(path.parent)}
+    assert 1 <= len(ended) < 4
+    assert not (cell / "cell.json").exists()
+
+    second = run_alone(argv, log, "tune")
+    wait_for(lambda: in_the_middle(folder / "cells" / "b" / "nano"), second, log)
+    trainers = [
+        process
+        for process in psutil.Process(second.pid).children(recursive=True)
+        if "ray::ImplicitFunc" in " ".join(process.cmdline())
+    ]
+    assert trainers
+    for process in trainers:
+        process.kill()
+    seeds = folder / "cells" / "b" / "nano" / "seeds"
+    wait_for(lambda: list(seeds.glob("*/metrics.jsonl")), second, log)
+    kept = interrupt(second, log, signal.SIGTERM, to_group=True)
+    assert kept.startswith(
+        f"{sum(has_ended(path.parent) for path in folder.rglob('status.json') if path.parent != folder)} runs"
+    )
+    third = run_alone(argv, log, "tune")
+    assert third.wait(timeout=700) == 0, log.read_text()[-3000:]
+    for name in ("a", "b"):
+        check_cell(folder / "cells" / name / "nano", num_trials=4, num_seeds=1)
+    after = read_json(cell, "search.json")["trials"]
+    assert [trial["params"] for trial in after[: len(before)]] == [trial["params"] for trial in before]
+    for run, changed in ended.items():
+        assert (run / "status.json").stat().st_mtime_ns == changed, f"{run} was trained again"
+    assert [row["seeds"] for row in read_json(folder, "table.json")] == [1, 1]
+
+
+def wait_for(is_so, process, log):
+    deadline = time.monotonic() + 700
+    while not is_so():
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+        time.sleep(0.05)
+
+
+def has_ended(run):
+    return read_json(run, "status.json")["state"] in ("finished", "pruned")
+
+
+def in_the_middle(cell):
+    """Whether a trial has ended and another has a checkpoint."""
+    runs = [path.parent for path in cell.glob("trials/*/status.json")]
+    ended = [run for run in runs if has_ended(run)]
+    return bool(ended) and any((run / "checkpoints" / "latest.json").exists() for run in runs if run not in ended)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_a_sweep_in_a_bucket(s3, tmp_path, run_alone):
+    """Images and run folder in a bucket, Ray Tune's own notes too."""
+    folder = make_folder(tmp_path / "a", num_groups=6, per_group=2)
+    for path in folder.rglob("*.png"):
+        files.write_bytes(files.join(s3, "data", path.relative_to(tmp_path)), path.read_bytes())
+    argv = command(tmp_path, f"{s3}/sweep", data_root=f"{s3}/data", num_trials=2, final_seeds=1)
+    log = tmp_path / "log"
+    assert run_alone(argv, log, "tune").wait(timeout=600) == 0, log.read_text()[-3000:]
+    (row,) = read_json(s3, "sweep", "table.json")
+    assert (row["seeds"], row["trials"], row["failed"]) == (1, 2, 0)
+    cell = f"{s3}/sweep/cells/a/nano"
+    assert not files.exists(f"{cell}/ray")
+    assert files.exists(f"{cell}/seeds/000/exported/config.json")
+    assert b"data:image/png" in files.read_bytes(f"{s3}/sweep/report.html")
+    kept = [number for number in range(2) if files.exists(f"{cell}/trials/{number:03d}/checkpoints")]
+    assert kept == [read_json(cell, "cell.json")["best"]]
+    again = run_alone(argv, log, "tune")
+    assert again.wait(timeout=300) == 0
+    assert "nothing to do" in log.read_text()

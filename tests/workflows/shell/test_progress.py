@@ -1,0 +1,34 @@
+import pytest
+
+from workflows.shell import cluster
+from workflows.shell.progress import describe
+
+FIGURES = {
+    "step": 7,
+    "tiles": 1200,
+    "tiles_total": 5000,
+    "tiles_per_s": 31.26,
+    "wait_share": 0.125,
+    "loss": 0.98765,
+    "eta_s": 121.6,
+}
+
+
+def test_a_line_says_where_how_fast_how_idle_and_how_long():
+    line = describe(FIGURES)
+    assert line == "step 7 | 1,200/5,000 tiles | 31.3 tiles/s | waiting 12% | loss 0.9877 | ETA 00:02:01"
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(None, "loss 0.9877"), (90061, "ETA 01:01:01 1d")])
+def test_an_estimate_may_be_missing_or_take_days(seconds, words):
+    assert describe({**FIGURES, "eta_s": seconds}, with_tiles=False).endswith(words)
+
+
+def test_the_schedulers_word_counts_more_than_the_machines(monkeypatch):
+    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+    machine = cluster.available_cpus()
+    assert machine >= 1
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
+    assert cluster.available_cpus() == 1
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "9999")
+    assert cluster.available_cpus() == machine

@@ -1,0 +1,129 @@
+"""A cell's runs without running them: what comes next, and what is left when all have ended."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from csat.settings import read_settings
+from csat.sweeps.space import read_space
+from csat.sweeps.study import Study
+from csat.sweeps.tracking import MlflowTracker
+from csat.sweeps.trial import CellResult
+from tests.support.labelled_folders import data_settings, sweep_settings
+from tests.support.made_up_sweeps import write_seed, write_trial
+from workflows.sweep.cells import make_cells
+from workflows.sweep.config import SweepConfig
+from workflows.sweep.runs import CellRuns, finished_result, run_cell
+from workflows.sweep.search import Progress
+
+
+class Sweep:
+    """One cell with two trials and two seeds."""
+
+    def __init__(self, folder, **changes):
+        settings = {"data_sets": {"a": data_settings("a")}, "run_folder": str(folder), "num_trials": 2, **changes}
+        self.config = read_settings(SweepConfig, {**sweep_settings(), **settings}, what="sweep")
+        self.space = read_space(self.config.search)
+        (self.cell,) = make_cells(self.config, self.space)
+        self.progress = Progress(num_runs=4, num_done=0)
+
+    def study(self):
+        num_trials = self.config.num_trials if self.space else 0
+        return Study(self.cell.folder, self.space, searcher="optuna", num_trials=num_trials, seed=0)
+
+    def runs(self):
+        return CellRuns(self.cell, self.study(), num_seeds=2, progress=self.progress)
+
+    def end_all(self, runs, *, trial="finished", seed="finished"):
+        """Suggested runs end as told. Returns their settings."""
+        done = []
+        while (suggested := runs.suggest()) is not None:
+            place = suggested["settings"]["run_folder"]
+            is_seed = "/seeds/" in place
+            if is_seed and seed == "finished":
+                write_seed(place, seed=len(done))
+            else:
+                state = seed if is_seed else trial
+                write_trial(
+                    place, [0.1 * (1 + len(done))], state=state, error="loss is not finite" if state == "failed" else None
+                )
+            for name in ("checkpoints", "exported"):
+                Path(place, name).mkdir()
+            runs.tell(place, seconds=1.0)
+            done.append(suggested)
+        return done
+
+    def finish(self, tracker=None):
+        return run_cell(self.cell, self.config, self.space, data_name="none", progress=self.progress, tracker=tracker)
+
+
+def test_seeds_come_when_all_trials_have_ended(tmp_path):
+    sweep = Sweep(tmp_path)
+    runs = sweep.runs()
+    first, second = runs.suggest(), runs.suggest()
+    assert runs.suggest() is None and runs.num_left == 4
+    for suggested, metric in ((first, 0.3), (second, 0.6)):
+        write_trial(suggested["settings"]["run_folder"], [metric])
+        runs.tell(suggested["settings"]["run_folder"], seconds=1.0)
+    seed = runs.suggest()
+    assert seed["settings"]["run_folder"].endswith("/seeds/000") and runs.num_left == 2
+    assert seed["settings"]["train"]["seed"] == 1 and runs.suggest()["settings"]["train"]["seed"] == 2
+    assert seed["settings"]["train"]["optim"] == second["settings"]["train"]["optim"], "the better of the two"
+    assert (first["stands"], seed["stands"]) == (False, True)
+    assert (first["settings"]["num_bootstraps"], seed["settings"]["num_bootstraps"]) == (200, 100)
+    assert runs.suggest() is None
+
+
+def test_a_cell_that_was_killed_before_its_record_is_recorded(tmp_path):
+    sweep = Sweep(tmp_path)
+    sweep.end_all(sweep.runs())
+    assert finished_result(sweep.cell) is None
+    result = Sweep(tmp_path).finish()
+    assert finished_result(sweep.cell) == result
+    assert (result.best, len(result.seeds), result.error) == (1, 2, None)
+    trials = tmp_path / "cells" / "a" / "nano" / "trials"
+    assert not (trials / "000" / "checkpoints").exists() and not (trials / "000" / "exported").exists()
+    assert (trials / "001" / "checkpoints").exists() and (trials / "001" / "exported").exists()
+    assert [trial.metric for trial in result.trials] == pytest.approx([0.1, 0.2])
+
+
+def test_without_a_trial_that_came_to_something_there_are_no_seeds(tmp_path):
+    sweep = Sweep(tmp_path)
+    runs = sweep.runs()
+    sweep.end_all(runs, trial="failed")
+    assert runs.num_left == 0
+    result = sweep.finish()
+    assert result.error == "all 2 trials failed; the first: loss is not finite"
+    assert (result.best, result.seeds) == (None, ())
+    assert json.loads((tmp_path / "cells/a/nano/cell.json").read_text())["error"] == result.error
+
+
+def test_a_seed_that_failed_is_told(tmp_path):
+    sweep = Sweep(tmp_path)
+    sweep.end_all(sweep.runs(), seed="failed")
+    result = sweep.finish()
+    assert result.error == "2 of 2 seeds failed; the first: loss is not finite"
+    assert result.best is not None and result.seeds == ()
+
+
+def test_without_a_search_there_are_seeds_only(tmp_path):
+    sweep = Sweep(tmp_path, search={})
+    done = sweep.end_all(sweep.runs())
+    assert [suggested["settings"]["train"]["seed"] for suggested in done] == [1, 2]
+    result = sweep.finish()
+    assert isinstance(result, CellResult) and (result.trials, result.best, len(result.seeds)) == ((), None, 2)
+
+
+@pytest.mark.slow
+def test_every_run_of_a_cell_is_tracked(tmp_path):
+    pytest.importorskip("mlflow")
+    tracker = MlflowTracker(f"sqlite:///{tmp_path}/mlflow.db", "sweep")
+    sweep = Sweep(tmp_path / "run")
+    sweep.end_all(sweep.runs())
+    sweep.finish(tracker)
+    runs = tracker._client.search_runs([tracker._experiment])
+    assert sorted((run.data.tags["kind"], run.data.tags["number"]) for run in runs) == [
+        *(("seeds", "0"), ("seeds", "1")),
+        *(("trials", "0"), ("trials", "1")),
+    ]

@@ -1,0 +1,188 @@
+"""Labelled samples through Ray: decoded once into the object store where they fit, else on their way to the workers."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy
+
+from csat.columns import POSITION
+from csat.errors import DatasetError
+from csat.labels.datasets.contract import Sample
+from csat.labels.decoded import SCHEMA, DecodedTables, SampleDecoder, SampleSource, to_row
+from csat.labels.reader import LabelledReader
+from csat.labels.sets import LabelledConfig, LabelledData
+from csat.runs.checkpoints import Checkpoints
+from csat.runs.plan import Intervals, Plan
+from csat.words import printable
+from teachers.stage import TeacherStage
+from workflows.shell.config import PoolConfig, RayConfig, ReaderConfig
+from workflows.shell.data import configure_data
+
+logger = logging.getLogger(__name__)
+
+INDEX = "index"
+PROBES = 12  # samples that are decoded to estimate what all of them take
+SAMPLES_AT_ONCE = 16  # of one decoding task
+MOST_LISTED = 5
+STORE_SHARE = 0.6  # of the cluster's object store that decoded samples may take
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Labelled data ready to train on; small and picklable. Shared by every trial of a sweep that sees the same data.
+
+    Attributes:
+        data: The samples and their parts.
+        tables: References to the decoded samples; None: they are decoded when they are read.
+        unreadable: Index → "code: message" of samples that cannot be decoded.
+    """
+
+    data: LabelledData
+    config: LabelledConfig
+    tables: list[ray.ObjectRef] | None = field(default=None, repr=False)
+    unreadable: dict[int, str] = field(default_factory=dict)
+
+    def source(self) -> SampleSource:
+        """Decoded samples, for this process."""
+        return _decoder(self.config, self.data.samples) if self.tables is None else DecodedTables(ray.get(self.tables))
+
+
+def decode(config: LabelledConfig, data: LabelledData, *, cpus_per_task: float = 0.5) -> Prepared:
+    """Decode every sample once, through Ray Data, and keep the pixels where memory allows.
+
+    Raises:
+        DatasetError: too many samples cannot be read, or a mask does not fit its image.
+    """
+    samples = data.samples
+    total_bytes = _estimate_bytes(config, samples)
+    store_bytes = STORE_SHARE * ray.cluster_resources().get("object_store_memory", 0.0)
+    keeps = total_bytes <= min(config.memory_gb * 1e9, store_bytes)
+    logger.info(
+        "%d samples take about %.2f GB decoded: %s",
+        len(samples),
+        total_bytes / 1e9,
+        "kept in memory" if keeps else "checked now, decoded again in each epoch",
+    )
+    configure_data(RayConfig())
+    rows = ray.data.from_items([{INDEX: index} for index in range(len(samples))], override_num_blocks=-(-len(samples) // 64))
+    decoded = rows.map_batches(
+        _decode_rows,
+        fn_kwargs={"decoder": _decoder(config, samples), "keeps": keeps},
+        batch_size=SAMPLES_AT_ONCE,
+        batch_format="numpy",
+        num_cpus=cpus_per_task,
+    )
+    decoded = decoded.materialize()
+    faults = [row for row in decoded.select_columns([INDEX, "reason"]).take_all() if row["reason"]]
+    _refuse_contradictions([row["reason"] for row in faults])
+    unreadable = {row[INDEX]: row["reason"] for row in faults}
+    _report_unreadable(config, samples, unreadable)
+    return Prepared(data, config, decoded.to_arrow_refs() if keeps else None, unreadable)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledStream:
+    """Called by Ray Train whenever a worker group starts: decodes on the way what the committed checkpoint has not done.
+
+    With a teacher, a pool of actors answers the tiles after they were augmented: teacher and student see the same.
+    """
+
+    make_reader: Callable[[], LabelledReader]  # called in each actor: decoded samples are looked up there, not sent there
+    plan: Plan
+    readers: ReaderConfig
+    teacher: dict[str, Any] | None = None  # arguments of `TeacherStage`; None: there is no teacher
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    checkpoints_uri: str
+    settings: RayConfig
+    rows_at_once: int = 32
+
+    def __call__(self) -> ray.data.Dataset:
+        configure_data(self.settings)
+        done: Intervals = Checkpoints(self.checkpoints_uri).latest_cursor().done
+        rest = [
+            positions[~done.contains(positions)]
+            for epoch in range(self.plan.num_epochs)
+            for positions in (epoch * self.plan.num_tiles + np.arange(self.plan.num_tiles),)
+        ]
+        rest = np.concatenate(rest)
+        blocks = [pa.table({POSITION: block}) for block in np.array_split(rest, max(1, len(rest) // self.rows_at_once))]
+        rows = ray.data.from_arrow(blocks).map_batches(
+            _ReaderStage,
+            fn_constructor_args=(self.make_reader,),
+            batch_size=None,
+            num_cpus=self.readers.cpus_per_actor,
+            compute=ActorPoolStrategy(min_size=self.readers.min_actors, max_size=self.readers.max_actors),
+        )
+        if self.teacher is None:
+            return rows
+        return rows.map_batches(
+            TeacherStage,
+            fn_constructor_kwargs={**self.teacher, "device": "cuda" if self.pool.gpus_per_actor else "cpu"},
+            batch_size=self.pool.batch_size,
+            num_cpus=self.pool.cpus_per_actor,
+            num_gpus=self.pool.gpus_per_actor or None,
+            compute=ActorPoolStrategy(min_size=self.pool.min_actors, max_size=self.pool.max_actors),
+        )
+
+
+class _ReaderStage:
+    def __init__(self, make_reader: Callable[[], LabelledReader]):
+        self.reader = make_reader()
+
+    def __call__(self, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return self.reader(columns)
+
+
+def _decoder(config: LabelledConfig, samples: list[Sample]) -> SampleDecoder:
+    return SampleDecoder(samples, mpp=config.mpp, whole_px=config.tile_px if config.fit == "resize" else None)
+
+
+CONTRADICTION = "contradiction"  # in the place of a quarantine code: image and mask do not fit
+
+
+def _decode_rows(columns: dict[str, np.ndarray], decoder: SampleDecoder, keeps: bool) -> pa.Table:
+    rows = []
+    for index in columns[INDEX].tolist():
+        try:
+            row = to_row(index, decoder)
+        except DatasetError as error:
+            row = {"index": index, "reason": printable(f"{CONTRADICTION}: {error}")}
+        rows.append(row if keeps else {"index": index, "reason": row["reason"]})
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def _refuse_contradictions(reasons: list[str]) -> None:
+    wrong = [reason.removeprefix(f"{CONTRADICTION}: ") for reason in reasons if reason.startswith(CONTRADICTION)]
+    if wrong:
+        more = f"\nand {len(wrong) - MOST_LISTED} more" if len(wrong) > MOST_LISTED else ""
+        raise DatasetError("image and labels contradict each other:\n  " + "\n  ".join(wrong[:MOST_LISTED]) + more)
+
+
+def _report_unreadable(config: LabelledConfig, samples: list[Sample], unreadable: dict[int, str]) -> None:
+    if not unreadable:
+        return
+    lines = [f"{samples[index].key}: {reason}" for index, reason in list(unreadable.items())[:MOST_LISTED]]
+    more = f"\n  and {len(unreadable) - MOST_LISTED} more" if len(unreadable) > MOST_LISTED else ""
+    text = f"{len(unreadable)} of {len(samples)} samples cannot be read:\n  " + "\n  ".join(lines) + more
+    if len(unreadable) > config.max_unreadable * len(samples):
+        raise DatasetError(
+            f"{text}\nThat is more than data.max_unreadable {config.max_unreadable:g}: download them again, or raise it"
+        )
+    logger.warning("%s\nThey are quarantined: neither trained nor judged", text)
+
+
+def _estimate_bytes(config: LabelledConfig, samples: list[Sample]) -> float:
+    """Of all samples, decoded, from a few of them."""
+    decoder = _decoder(config, samples)
+    sizes: list[Any] = []
+    for index in np.unique(np.linspace(0, len(samples) - 1, PROBES).astype(int)).tolist():
+        try:
+            sizes.append(decoder.get(index).num_bytes)
+        except ValueError:  # told with all the others, when all of them are decoded
+            continue
+    return float(np.mean(sizes)) * len(samples) if sizes else 0.0

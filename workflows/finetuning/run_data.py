@@ -1,0 +1,120 @@
+"""Labelled images as a finished run sees them: those it was trained and judged on, or another set."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from csat import nuclei
+from csat.errors import ConfigError, DatasetError
+from csat.evaluation.comparison import JudgedRun
+from csat.evaluation.judging import View, predict, show
+from csat.evaluation.leakage import check_leakage
+from csat.evaluation.predictions import Predictions
+from csat.export.folder import exported_folder, load_exported, read_exported_config
+from csat.labels.datasets.contract import Sample
+from csat.labels.decoded import SampleSource
+from csat.labels.sets import LabelledConfig, assemble, assemble_to_judge
+from csat.settings import read_settings
+from csat.tasks import DatasetInfo, Task
+from workflows.finetuning.decode import Prepared, decode
+
+EVERY_PART = "all"
+MOST_LISTED = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunData:
+    """Samples that can be decoded, and how a run's model looks at them.
+
+    Attributes:
+        index_of: Key of a sample → its index in `source`.
+    """
+
+    info: DatasetInfo
+    samples: tuple[Sample, ...] = field(repr=False)
+    index_of: Mapping[str, int] = field(repr=False)
+    source: SampleSource = field(repr=False)
+    view: View
+
+    def select(self, keys: Sequence[str]) -> list[Sample]:
+        """Samples by their keys. Raises DatasetError for one that is not there."""
+        by_key = {sample.key: sample for sample in self.samples}
+        if lost := [key for key in keys if key not in by_key]:
+            raise DatasetError(f"the data have changed since the run: there is no {', '.join(lost[:MOST_LISTED])}")
+        return [by_key[key] for key in keys]
+
+
+def own_data(run: JudgedRun) -> RunData:
+    """The data of a run, decoded when they are asked for.
+
+    Raises:
+        ConfigError, DatasetError, StorageError: they are not where they were, or have changed.
+    """
+    config = read_settings(LabelledConfig, run.config["data"], what=f"data of {run.uri}")
+    data = assemble(config)
+    return _run_data(Prepared(data, config), tuple(data.samples), run)
+
+
+def other_data(run: JudgedRun, config: LabelledConfig, part: str, *, accept_leakage: bool) -> RunData:
+    """Another labelled set as a run's model looks at it: with the resolution, tile and fit that it was trained with.
+
+    Args:
+        config: The set; its `tile_px` and `fit` are the run's, and so is its `mpp` where it is None.
+        part: train, val, test or all.
+
+    Raises:
+        ConfigError: another task, or other classes.
+        DatasetError: nothing in that part, images that the run or what it was built on has seen, or data that do not fit.
+    """
+    mine = run.config["data"]
+    exported = read_exported_config(exported_folder(run.uri))["metadata"]
+    mpp = config.mpp or mine["mpp"] or (exported.get("mpp") if mine["fit"] == "crop" else None)
+    config = replace(config, task=run.task, tile_px=mine["tile_px"], fit=mine["fit"], mpp=mpp)
+    data = assemble_to_judge(config, None if part == EVERY_PART else part)
+    info = _common_info(run, data.info)
+    if not accept_leakage:
+        check_leakage(run.uri, data)
+    return _run_data(decode(config, replace(data, info=info)), data.parts["test"], run)
+
+
+def judge(run: JudgedRun, data: RunData, *, device: torch.device) -> Predictions:
+    """What a run's model says of all samples of `data`."""
+    model = _load(run, device)
+    indices = [data.index_of[sample.key] for sample in data.samples]
+    return predict(model, data.source, data.samples, indices, data.info, data.view, device=device)
+
+
+def look(run: JudgedRun, data: RunData, keys: Sequence[str], *, device: torch.device) -> list[dict[str, Any]]:
+    """Pictures of some samples with what a run's model says of them: see `predict.show`."""
+    model, samples = _load(run, device), data.select(keys)
+    indices = [data.index_of[sample.key] for sample in samples]
+    return show(model, data.source, samples, indices, data.info, data.view, device=device)
+
+
+def _load(run: JudgedRun, device: torch.device) -> torch.nn.Module:
+    return load_exported(exported_folder(run.uri)).to(device).eval()
+
+
+def _run_data(prepared: Prepared, samples: tuple[Sample, ...], run: JudgedRun) -> RunData:
+    view = View(
+        tile_px=prepared.config.tile_px,
+        fit=prepared.config.fit,
+        views=run.config["test_time_views"],
+        precision=run.config["train"]["precision"],
+    )
+    index_of = {sample.key: index for index, sample in enumerate(prepared.data.samples)}
+    return RunData(info=prepared.data.info, samples=samples, index_of=index_of, source=prepared.source(), view=view)
+
+
+def _common_info(run: JudgedRun, info: DatasetInfo) -> DatasetInfo:
+    """What can be judged: nuclei without types where either side has none."""
+    if nuclei.are_same(info.classes, run.classes):
+        return replace(info, classes=run.classes)  # in the run's spelling, by which its metrics are called
+    if run.task == Task.NUCLEI and not (info.classes and run.classes):
+        return replace(info, classes=())
+    raise ConfigError(
+        f"{run.uri} tells {', '.join(run.classes)} apart, and {info.name} has {', '.join(info.classes)}: give a set with the "
+        "same classes in the same order"
+    )

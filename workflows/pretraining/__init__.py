@@ -1,0 +1,1 @@
+"""What pretrain.py is made of."""

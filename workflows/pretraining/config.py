@@ -1,0 +1,42 @@
+"""The settings of pretrain.py."""
+
+from dataclasses import dataclass, field
+
+from csat.model.student import StudentConfig
+from csat.tiles.manifest import ManifestConfig
+from csat.tiles.tiling import TilingConfig
+from csat.training.loop import TrainConfig
+from teachers.response_cache import CacheConfig
+from workflows.shell.config import MethodConfig, PoolConfig, RayConfig, ReaderConfig, TeacherConfig, WorkerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """The synthetic slides of `--slides demo`."""
+
+    num_slides: int = 4  # slides
+    size_px: int = 2048  # edge of each, at 0.5 um/px
+    seed: int = 0  # of the tissue
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Settings of pretrain.py."""
+
+    run_folder: str  # local path or s3://…; the same folder and settings go on with an interrupted run
+    slides: list[str]  # files, folders, globs, .csv, .xlsx or .txt lists, parquet of tiles; local or s3://; or demo
+    teacher: TeacherConfig
+    data: TilingConfig = field(default_factory=TilingConfig)  # how slides become tiles
+    manifest: ManifestConfig = field(default_factory=lambda: ManifestConfig(holdout_fraction=0.1))  # order and held-out tiles
+    student: StudentConfig = field(default_factory=StudentConfig)  # what is trained
+    method: MethodConfig = field(default_factory=MethodConfig)  # how it learns from the responses
+    train: TrainConfig = field(default_factory=TrainConfig)  # for how long, at which rates
+    demo: DemoConfig = field(default_factory=DemoConfig)  # synthetic slides
+    readers: ReaderConfig = field(default_factory=ReaderConfig)  # actors that read tiles
+    pool: PoolConfig = field(default_factory=PoolConfig)  # actors that hold the teacher
+    cache: CacheConfig = field(default_factory=CacheConfig)  # keep the teacher's responses; off without a uri
+    workers: WorkerConfig = field(default_factory=WorkerConfig)  # processes that train
+    ray: RayConfig = field(default_factory=RayConfig)  # the cluster
+    student_pixels: str = "tile"  # tile: the student sees the tile shrunk; pyramid: the slide's own lower level
+    report_tiles: int = 8  # held-out tiles shown in the report
+    overwrite: bool = False  # delete a run of another configuration in run_folder

@@ -1,0 +1,216 @@
+"""Finding or starting a Ray cluster, and refusing what it cannot hold before anything is started on it."""
+
+import logging
+import os
+from pathlib import Path
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from csat.errors import ConfigError, StorageError
+from csat.storage import files
+from workflows.shell.config import PoolConfig, RayConfig, ReaderConfig, WorkerConfig
+
+logger = logging.getLogger(__name__)
+
+PROJECT_ROOT = str(Path(__file__).resolve().parents[2])
+LEAST_BLOCKS_IN_FLIGHT = 4  # of one slot each: one being read, one queued, one at the teacher, one at a worker
+NODE_CHECK_TIMEOUT_S = 120.0
+
+
+def connect(config: RayConfig, *, kept_gb: float = 0.0) -> None:
+    """Join the cluster that `config`, or else RAY_ADDRESS, names; start Ray on this machine where neither does.
+
+    Args:
+        kept_gb: Object-store memory that a store started here should have for what stays in it, beside the stream.
+    """
+    if ray.is_initialized():
+        return
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    # The project need not be installed on the nodes: its folder travels in the path (or as the job's working folder).
+    path = os.pathsep.join(filter(None, [PROJECT_ROOT, os.environ.get("PYTHONPATH")]))
+    # Ray Data tells of every pipeline that starts and ends; ours has one, and its progress is shown.
+    variables = {"PYTHONPATH": path, "RAY_DATA_LOG_LEVEL": os.environ.setdefault("RAY_DATA_LOG_LEVEL", "WARNING")}
+    logging.getLogger("ray.data").setLevel(os.environ["RAY_DATA_LOG_LEVEL"])
+    common = dict(log_to_driver=True, logging_level=logging.WARNING, runtime_env={"env_vars": variables})
+    if address and address != "local":
+        try:
+            ray.init(address=address, **common)
+        except ConnectionError as error:
+            raise ConfigError(
+                f"no Ray cluster answers at {address!r}: start one with `ray start --head`, or leave out --ray.address to use "
+                f"this machine ({error})"
+            ) from error
+        return
+    # Tiles on their way are bounded by stream_gb; the store gets room for the copies that workers hold beside it.
+    store_bytes = int(max(256e6, (2 * config.stream_gb + kept_gb) * 1e9))
+    ray.init(address="local", num_cpus=available_cpus(), object_store_memory=store_bytes, dashboard_host="127.0.0.1", **common)
+
+
+def available_cpus() -> int:
+    """CPUs that this process may use: the scheduler's and the container's word, not the machine's."""
+    limits = [len(os.sched_getaffinity(0))]
+    if slurm := os.environ.get("SLURM_CPUS_PER_TASK"):
+        limits.append(int(slurm))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            limits.append(max(1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        pass  # not Linux with cgroups v2
+    return min(limits)
+
+
+def check_resources(
+    *, readers: ReaderConfig, pool: PoolConfig, workers: WorkerConfig, ray_config: RayConfig, slot_bytes: int
+) -> None:
+    """Arithmetic of what is asked for against what the cluster has (or, autoscaling, can grow to).
+
+    Ray Train reserves its workers' share first and Ray Data takes what is left: with nothing left the run would wait for
+    ever without a word.
+
+    Args:
+        slot_bytes: Of one slot's tiles and responses on their way.
+
+    Raises:
+        ConfigError: with the sums, and what to change.
+    """
+    have, growable = _have(), _autoscaling_limits()
+    _check_sums(workers, pool, readers)
+    largest = max((node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
+    if not growable and max(workers.cpus_per_worker, pool.cpus_per_actor, readers.cpus_per_actor) > largest:
+        raise ConfigError(f"one worker or actor asks for more CPUs than the largest node has ({largest:g})")
+    needed_bytes = LEAST_BLOCKS_IN_FLIGHT * slot_bytes
+    if ray_config.stream_gb * 1e9 < needed_bytes:
+        raise ConfigError(
+            f"--ray.stream_gb {ray_config.stream_gb:g} is too little to keep the stream moving: {LEAST_BLOCKS_IN_FLIGHT} "
+            f"blocks of {slot_bytes / 1e6:.0f} MB are on their way at least. Set --ray.stream_gb "
+            f"{needed_bytes / 1e9 + 0.05:.1f}, or a smaller --manifest.chunk_tiles"
+        )
+    store_bytes = max(have.get("object_store_memory", 0.0), growable.get("object_store_memory", 0.0))
+    if ray_config.stream_gb * 1e9 > store_bytes:
+        raise ConfigError(
+            f"--ray.stream_gb {ray_config.stream_gb:g} is more than the cluster's object store holds "
+            f"({store_bytes / 1e9:.2f} GB): lower it, or start Ray with a larger --object-store-memory"
+        )
+
+
+def check_workers(workers: WorkerConfig, *, pool: PoolConfig | None = None, readers: ReaderConfig | None = None) -> None:
+    """Workers, and with a teacher its pool and the readers, against what the cluster has or can grow to.
+
+    Raises:
+        ConfigError: with the sums, and what to change.
+    """
+    _check_sums(workers, pool, readers if pool else None)
+
+
+def _check_sums(workers: WorkerConfig, pool: PoolConfig | None, readers: ReaderConfig | None) -> None:
+    """CPUs and GPUs that a run reserves at least. Raises ConfigError with the sums, and what to change."""
+    have, growable = _have(), _autoscaling_limits()
+    for resource, flag in (("CPU", "cpus"), ("GPU", "gpus")):
+        parts = {f"{workers.num_workers} workers x {flag} {_per(workers, flag):g}": workers.num_workers * _per(workers, flag)}
+        levers = ["--workers.num_workers", f"--workers.{flag}_per_worker"]
+        if pool is not None:
+            parts[f"{pool.min_actors} teacher actors x {_per(pool, flag):g}"] = pool.min_actors * _per(pool, flag)
+            levers += ["--pool.min_actors", f"--pool.{flag}_per_actor"]
+        if readers is not None and _per(readers, flag):
+            parts[f"{readers.min_actors} readers x {_per(readers, flag):g}"] = readers.min_actors * _per(readers, flag)
+            levers += ["--readers.min_actors", f"--readers.{flag}_per_actor"]
+        total, limit = sum(parts.values()), max(have.get(resource, 0.0), growable.get(resource, 0.0))
+        if total > limit + 1e-9:
+            sums = " + ".join(name for name, amount in parts.items() if amount)
+            raise ConfigError(
+                f"the run needs {total:g} {resource}s ({sums}) and the cluster has {limit:g}: lower "
+                f"{', '.join(levers[:-1])} or {levers[-1]}, or use a larger cluster"
+            )
+
+
+def _have() -> dict[str, float]:
+    return {name: max(value, 0.0) for name, value in ray.cluster_resources().items()}
+
+
+def check_trials(*, max_concurrent: int, cpus: float, gpus: float, workers: WorkerConfig | None = None) -> None:
+    """Trials of a sweep against what the cluster has, or can grow to: one that does not fit would be waited for in silence.
+
+    Args:
+        max_concurrent: Trials at once.
+        cpus, gpus: Of one trial.
+        workers: That a trial starts beside itself; None: it trains in its own process.
+
+    Raises:
+        ConfigError: with the sums, and what to change.
+    """
+    have, growable = ray.cluster_resources(), _autoscaling_limits()
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for resource, flag, own in (("CPU", "cpus", cpus), ("GPU", "gpus", gpus)):
+        beside = workers.num_workers * _per(workers, flag) if workers else 0.0
+        limit = max(have.get(resource, 0.0), growable.get(resource, 0.0))
+        largest = max((node.get(resource, 0.0) for node in nodes), default=0.0)
+        one = f"one trial needs {own + beside:g} {resource}s" + (f" ({own:g} + its workers' {beside:g})" if beside else "")
+        lower = f"--base.workers.{flag}_per_worker or num_workers" if beside else f"--{flag}_per_trial"
+        if own + beside > limit + 1e-9:
+            raise ConfigError(f"{one} and the cluster has {limit:g}: lower {lower}, or use a larger cluster")
+        if not growable and own > largest + 1e-9:
+            raise ConfigError(f"{one} and the largest node has {largest:g}: lower {lower}, or use larger nodes")
+        if max_concurrent * (own + beside) > limit + 1e-9:
+            fitting = int((limit + 1e-9) / (own + beside))
+            raise ConfigError(
+                f"{one}, {max_concurrent} at once {max_concurrent * (own + beside):g}, and the cluster has {limit:g}: set "
+                f"--max_concurrent {fitting}, or lower {lower}"
+            )
+
+
+def check_run_folder_is_shared(run_folder: str) -> None:
+    """Every node must see the run folder, because rank 0 and the driver may be on different ones.
+
+    Raises:
+        StorageError: names the nodes that do not see it.
+    """
+    check_is_shared("run folder", run_folder, file="config.yaml")
+
+
+def check_is_shared(what: str, folder: str, *, file: str) -> None:
+    """Every node must see this file in the folder.
+
+    Args:
+        what: For the message.
+
+    Raises:
+        StorageError: names the nodes that do not see it.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) < 2:
+        return
+    marker = files.join(folder, file)
+    checks = {
+        node["NodeManagerAddress"]: _exists.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(marker)
+        for node in nodes
+    }
+    blind = [address for address, check in checks.items() if not ray.get(check, timeout=NODE_CHECK_TIMEOUT_S)]
+    if blind:
+        raise StorageError(f"node {', '.join(blind)} cannot see the {what} {folder}: use an s3:// URI or a shared file system")
+
+
+@ray.remote(num_cpus=0)
+def _exists(uri: str) -> bool:
+    return files.exists(uri)
+
+
+def _per(config: ReaderConfig | PoolConfig | WorkerConfig, flag: str) -> float:
+    unit = "worker" if isinstance(config, WorkerConfig) else "actor"
+    return float(getattr(config, f"{flag}_per_{unit}", 0.0))
+
+
+def _autoscaling_limits() -> dict[str, float]:
+    """What the cluster can grow to, by resource; {} where it does not autoscale or does not say."""
+    raw = os.environ.get("CSAT_CLUSTER_LIMITS", "")  # such as CPU=256,GPU=16; set by the cluster's own configuration
+    limits = {}
+    for entry in filter(None, raw.split(",")):
+        name, _, amount = entry.partition("=")
+        try:
+            limits[name.strip()] = float(amount)
+        except ValueError as error:
+            raise ConfigError(f"CSAT_CLUSTER_LIMITS={raw!r}: expected NAME=NUMBER pairs such as CPU=256,GPU=16") from error
+    return limits

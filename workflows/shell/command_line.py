@@ -1,0 +1,241 @@
+"""The command line of a verb: a YAML recipe, dotted overrides, `--print_config`, and errors that say what would be valid."""
+
+import inspect
+import json
+import logging
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_type_hints
+
+import jsonargparse
+import yaml
+from ray.exceptions import RayError
+from ray.train import TrainingFailedError
+
+from csat.errors import ConfigError, DatasetError, NonFiniteLossError, StorageError, TeacherError
+from csat.settings import no_such_key, unknown_keys
+from csat.words import last_line, printable
+from workflows.shell import interruption
+
+logger = logging.getLogger(__name__)
+
+Config = TypeVar("Config")
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+# Short for the most frequent choices.
+SHORT_FORMS = {"--teacher": "--teacher.name", "--method": "--method.name"}
+EXIT_CODE = 2  # of a setting that cannot work, as argparse has it
+
+# What a mapping of settings becomes when dotted paths below it are set: (mapping, path → value) → mapping.
+Merge = Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]
+
+
+def run(
+    work: Callable[[Config, dict[str, Any]], int],
+    config_class: type[Config],
+    description: str,
+    argv: Sequence[str] | None = None,
+    *,
+    nested: Mapping[str, Merge] | None = None,
+    kept: Callable[[Config], str] = lambda config: "nothing, it starts afresh",
+) -> int:
+    """A verb from its command line to its exit code: what a user can mend ends in one sentence, never in a traceback.
+
+    Args:
+        work: The verb: (configuration, the same as plain values) → exit code.
+        config_class, description, argv, nested: As `parse` takes them.
+        kept: What is kept of a run of this configuration when it is interrupted, in words.
+
+    Returns:
+        That of `work`; 1 where training or Ray failed, 2 for a setting or an input that cannot work. A signal ends the process
+        with a code of its own: see `interruption`.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    code = _run(work, lambda: parse(config_class, description, argv, nested=nested), kept)
+    interruption.end()  # where a signal came, whatever it made of the run
+    return code
+
+
+def _run(
+    work: Callable[[Config, dict[str, Any]], int],
+    read: Callable[[], tuple[Config, dict[str, Any]]],
+    kept: Callable[[Config], str],
+) -> int:
+    try:
+        config, plain = read()
+        interruption.keeps(lambda: kept(config))
+        return work(config, plain)
+    except (ConfigError, DatasetError, StorageError, TeacherError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_CODE
+    except NonFiniteLossError as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        return 1
+    except (TrainingFailedError, RayError) as error:
+        interruption.end()
+        logger.debug("the whole story", exc_info=True)
+        what = "training failed" if isinstance(error, TrainingFailedError) else "Ray stopped"
+        print(f"{what}: {last_line(error)}\nWhat was committed is safe: run the same command to go on", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        interruption.end()
+        print("interrupted: run the same command to go on", file=sys.stderr)
+        return interruption.EXIT_CODES[signal.SIGINT]
+
+
+def parse(
+    config_class: type[Config],
+    description: str,
+    argv: Sequence[str] | None = None,
+    *,
+    nested: Mapping[str, Merge] | None = None,
+) -> tuple[Config, dict[str, Any]]:
+    """The configuration of a command line.
+
+    Args:
+        config_class: Frozen dataclass of the verb.
+        description: What `--help` says first.
+        argv: Arguments; those of this process where None.
+        nested: Settings that are mappings of free depth, for which `--NAME.a.b value` changes one value (jsonargparse would
+            put it in the place of everything that a recipe says below that name).
+
+    Returns:
+        The configuration, and the same as plain values for the run folder.
+
+    Raises:
+        ConfigError: anything about the arguments or the recipe that cannot be understood.
+    """
+    parser = jsonargparse.ArgumentParser(
+        prog=Path(sys.argv[0]).name,
+        description=description,
+        epilog=interruption.IN_WORDS,
+        exit_on_error=False,
+        formatter_class=jsonargparse.DefaultHelpFormatter,
+    )
+    parser.add_argument("--config", action="config", help=f"a recipe (YAML); by name, one of: {', '.join(recipe_names())}")
+    parser.add_class_arguments(config_class)
+    notes = field_notes(config_class)
+    for action in parser._actions:  # argparse's own list of options; no public way to add help to a dataclass's fields
+        if action.dest in notes:
+            action.help = notes[action.dest]
+    given = map(printable, sys.argv[1:] if argv is None else argv)  # a shell's pattern also matches names that are not UTF-8
+    arguments = _join_lists(given, config_class)
+    neighbours = zip(_with_previous(arguments), [*arguments[1:], ""], strict=True)
+    arguments = [_expand(argument, previous, following) for (argument, previous), following in neighbours]
+    _check_recipes(arguments, config_class)
+    try:
+        arguments = _set_nested(parser, arguments, nested or {})
+        parsed = parser.parse_args(arguments)
+    except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
+        raise ConfigError(_explain(str(error), config_class)) from error
+    parsed.pop("config", None)
+    config = config_class(**vars(parser.instantiate(parsed)))
+    return config, json.loads(json.dumps(asdict(config)))
+
+
+def field_notes(config_class: type, prefix: str = "") -> dict[str, str]:
+    """Dotted setting → the note that stands behind it in the source: one place for the code's reader and for `--help`."""
+    hints = get_type_hints(config_class)
+    notes = {}
+    for line in inspect.getsource(config_class).splitlines():
+        if found := re.match(r"    (\w+): .*?  # (.+)$", line):
+            notes[prefix + found[1]] = found[2]
+    for item in fields(config_class):
+        if is_dataclass(hints[item.name]):
+            notes |= field_notes(hints[item.name], f"{prefix}{item.name}.")
+    return notes
+
+
+def recipe_names() -> list[str]:
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def _join_lists(arguments: Iterable[str], config_class: type) -> list[str]:
+    """`--slides a b` and `--slides a` as the one list that they mean: `--slides=["a", "b"]`."""
+    hints = get_type_hints(config_class)
+    flags = {f"--{name}" for name, hint in hints.items() if list[str] in (hint, *get_args(hint))}
+    joined: list[str] = []
+    rest = list(arguments)
+    while rest:
+        flag, equals, value = rest.pop(0).partition("=")
+        if flag not in flags:
+            joined.append(flag + equals + value)
+            continue
+        values = [value] if equals else []
+        while not equals and rest and not rest[0].startswith("--"):
+            values.append(rest.pop(0))
+        is_written_out = len(values) == 1 and values[0].lstrip().startswith(("[", "{"))
+        joined.append(f"{flag}={values[0] if is_written_out else json.dumps(values)}")
+    return joined
+
+
+def _set_nested(parser: jsonargparse.ArgumentParser, arguments: list[str], nested: Mapping[str, Merge]) -> list[str]:
+    """Arguments in which each `--NAME.a.b value` is part of one `--NAME={…}` that holds what the recipe says, too."""
+    changes: dict[str, dict[str, Any]] = {}
+    others, rest = [], list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        flag, equals, value = argument.partition("=")
+        name, dot, path = flag.removeprefix("--").partition(".")
+        if not (flag.startswith("--") and name in nested and dot):
+            others.append(argument)
+            continue
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise ConfigError(f"{flag} needs a value")
+            value = rest.pop(0)
+        try:
+            changes.setdefault(name, {})[path] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{flag}: {value!r} is not YAML: {error}") from error
+    if not changes:
+        return others
+    # First, so that what a recipe says takes its place: a setting may be on the command line alone.
+    others = [*(f"--{name}={{}}" for name in changes), *others]
+    said = parser.parse_args([argument for argument in others if not argument.startswith("--print_config")])
+    merged = {name: nested[name](said[name], change) for name, change in changes.items()}
+    return [*others, *(f"--{name}={json.dumps(value)}" for name, value in merged.items())]
+
+
+def _with_previous(arguments: Sequence[str]) -> list[tuple[str, str]]:
+    return list(zip(arguments, ["", *arguments], strict=False))
+
+
+def _expand(argument: str, previous: str, following: str) -> str:
+    """Short forms of flags, and recipes by name. `--teacher null` is no name: it switches off what a recipe says."""
+    if previous == "--config" and argument in recipe_names():
+        return str(RECIPES / f"{argument}.yaml")
+    name, equals, value = argument.partition("=")
+    if name == "--config" and value in recipe_names():
+        return f"--config={RECIPES / value}.yaml"
+    is_off = (value if equals else following) == "null"
+    return (name if is_off else SHORT_FORMS.get(name, name)) + equals + value
+
+
+def _check_recipes(arguments: Sequence[str], config_class: type) -> None:
+    """Keys of a recipe that no setting has: said with the nearest and all valid ones."""
+    for argument, previous in _with_previous(arguments):
+        path = argument if previous == "--config" else argument.partition("=")[2] if argument.startswith("--config=") else None
+        if path is None:
+            continue
+        if not Path(path).is_file():
+            raise ConfigError(f"there is no recipe {path!r}: give a YAML file, or one of: {', '.join(recipe_names())}")
+        try:
+            recipe = yaml.safe_load(Path(path).read_text())
+        except yaml.YAMLError as error:
+            raise ConfigError(f"recipe {path} is not YAML: {error}") from error
+        if not isinstance(recipe, dict):
+            raise ConfigError(f"recipe {path} must be a mapping of settings, not {type(recipe).__name__}")
+        for key in unknown_keys(config_class, recipe):
+            raise ConfigError(f"recipe {path}: {no_such_key(config_class, key)}")
+
+
+def _explain(message: str, config_class: type) -> str:
+    for argument in message.replace("'", " ").replace('"', " ").split():
+        if argument.startswith("--") and "nrecognized" in message:
+            return no_such_key(config_class, argument.lstrip("-").partition("=")[0])
+    return message

@@ -1,0 +1,106 @@
+"""The cells of a sweep: every data set from every start, each with the settings of finetune.py that its runs share."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any
+
+from csat.errors import ConfigError
+from csat.settings import merge, unfold
+from csat.storage import files
+from csat.sweeps.space import Dimension, corners
+from workflows.finetuning.config import FinetuneConfig, read_config
+from workflows.shell.places import absolute
+from workflows.sweep.config import SweepConfig
+
+OWN = ("run_folder", "overwrite", "prepare_only", "ray")  # settings of finetune.py that the sweep gives
+# Data settings that change nothing about what is decoded: trials that differ in them share the decoded images.
+AFTER_DECODING = ("augment", "sampling")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One data set from one start.
+
+    Attributes:
+        folder: URI of the cell's folder.
+        settings: Nested settings of finetune.py, all but the searched ones and the run folder.
+    """
+
+    data_set: str
+    start: str
+    folder: str
+    settings: dict[str, Any] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        return f"{self.data_set} x {self.start}"
+
+    @cached_property
+    def config(self) -> FinetuneConfig:
+        """What its runs have in common; searched settings have the values that finetune.py or the recipe gives them."""
+        return self.read({})
+
+    @cached_property
+    def data_key(self) -> str:
+        """Equal for cells that train on the same decoded images."""
+        data = {name: value for name, value in asdict(self.config.data).items() if name not in AFTER_DECODING}
+        return json.dumps(data, sort_keys=True)
+
+    def run_settings(self, params: Mapping[str, Any], run_folder: str) -> dict[str, Any]:
+        """All settings of one run of the cell. `params`: dotted searched setting → value."""
+        return merge(self.settings, unfold(params), {"run_folder": run_folder})
+
+    def read(self, params: Mapping[str, Any]) -> FinetuneConfig:
+        """What a run with these searched values would do. Raises ConfigError that names the cell."""
+        try:
+            return read_config(self.run_settings(params, self.folder))[0]
+        except ConfigError as error:
+            raise ConfigError(f"{self.name}: {error}") from error
+
+
+def make_cells(config: SweepConfig, space: tuple[Dimension, ...]) -> list[Cell]:
+    """All cells of a sweep, data set by data set, settings checked at every corner of the search space.
+
+    Raises:
+        ConfigError: a name that cannot be a folder, settings that cannot work; names the cell.
+    """
+    for what, names in (("data_sets", config.data_sets), ("starts", config.starts)):
+        if not names:
+            raise ConfigError(f"{what} is empty: give at least one NAME with settings of finetune.py")
+        for name, settings in names.items():
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", str(name)):
+                raise ConfigError(f"{what}.{name}: a name becomes a folder: use letters, digits, _ and -")
+            _check_mapping(f"{what}.{name}", settings)
+    _check_mapping("base", config.base)
+    root = files.normalise(config.run_folder)
+    cells = []
+    for data_set, data_settings in config.data_sets.items():
+        for start, start_settings in config.starts.items():
+            settings = merge(unfold(config.base), unfold(data_settings), unfold(start_settings))
+            settings = absolute(settings, data_root=config.data_root)
+            settings = merge(settings, _resources(settings, config))
+            folder = files.join(root, "cells", data_set, start)
+            cell = Cell(data_set=str(data_set), start=str(start), folder=folder, settings=settings)
+            for point in corners(space):
+                run = cell.read(point)
+                run.train.rows_per_worker(run.workers.num_workers)
+            cells.append(cell)
+    return cells
+
+
+def _check_mapping(name: str, settings: Any) -> None:
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f"{name} is a mapping of settings of finetune.py, not {settings!r}")
+    if own := [key for key in OWN if key in settings]:
+        raise ConfigError(f"{name}.{own[0]}: the sweep gives this setting to its runs: leave it out")
+
+
+def _resources(settings: dict[str, Any], config: SweepConfig) -> dict[str, Any]:
+    """A trial that trains in its own process uses what the sweep gives it."""
+    workers = settings.get("workers")
+    if isinstance(workers, Mapping) and workers.get("num_workers", 1) != 1:
+        return {}
+    return {"workers": {"cpus_per_worker": config.cpus_per_trial, "gpus_per_worker": config.gpus_per_trial}}

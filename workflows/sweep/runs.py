@@ -1,0 +1,181 @@
+"""One cell of a sweep, start to end: search, seeds with the best setting, tidying up, and the record that says it is done."""
+
+import logging
+from typing import Any
+
+from csat.runs.folder import RunFolder
+from csat.storage import files
+from csat.sweeps.space import Dimension
+from csat.sweeps.study import SEEDS, TRIALS, Study, trial_name
+from csat.sweeps.tracking import MlflowTracker
+from csat.sweeps.trial import FAILED, FINISHED, CellResult, Trial, read_trial
+from workflows.sweep.cells import Cell
+from workflows.sweep.config import SweepConfig
+from workflows.sweep.search import RAY_FOLDER, Progress, Resources, make_scheduler, run_trials
+
+logger = logging.getLogger(__name__)
+
+RESULT = "cell.json"  # written last: the cell is done
+NOT_KEPT = ("checkpoints", "exported")  # of trials that were not the best
+# What a trial of the search does less of: nobody reads its intervals and pictures.
+TRIAL_SETTINGS = {"num_bootstraps": 200, "report_samples": 4}
+
+
+def finished_result(cell: Cell) -> CellResult | None:
+    """Of a cell that is done; None: there is something left to do."""
+    raw = RunFolder(cell.folder).read_json(RESULT)
+    return None if raw is None else CellResult.from_json(raw)
+
+
+def run_cell(
+    cell: Cell,
+    config: SweepConfig,
+    space: tuple[Dimension, ...],
+    *,
+    data_name: str,
+    progress: Progress,
+    tracker: MlflowTracker | None,
+) -> CellResult:
+    """Do what is left of a cell.
+
+    Args:
+        data_name: Under which the cell's data are shared.
+    """
+    train, is_group = cell.config.train, cell.config.workers.num_workers > 1
+    num_trials = config.num_trials if space else 0
+    study = Study(cell.folder, space, searcher=config.searcher, num_trials=num_trials, seed=config.seed)
+    runs = CellRuns(cell, study, num_seeds=config.final_seeds, progress=progress)
+    if runs.num_left:
+        run_trials(
+            runs,
+            folder=cell.folder,
+            data=data_name,
+            progress=progress,
+            scheduler=make_scheduler(config.scheduler, config.asha, epochs=train.epochs, history=study.ended()),
+            resources=Resources(
+                max_concurrent=config.max_concurrent, cpus=config.cpus_per_trial, gpus=config.gpus_per_trial, is_group=is_group
+            ),
+        )
+    study.save()
+    trials, best, seeds = study.ended(), study.best(), runs.seeds()
+    _tidy(cell, trials, best)
+    if tracker is not None:
+        _track(tracker, cell, trials, seeds)
+    result = CellResult(
+        data_set=cell.data_set,
+        start=cell.start,
+        trials=tuple(trials),
+        best=None if best is None else best.number,
+        seeds=tuple(_place(cell, SEEDS, run.number) for run in seeds if run.state == FINISHED),
+        error=_what_failed(trials, seeds),
+        wall_s=study.wall_s,
+    )
+    if result.error:
+        logger.warning("%s: %s", cell.name, result.error)
+    RunFolder(cell.folder).write_json(RESULT, result.to_json())
+    return result
+
+
+class CellRuns:
+    """The runs of a cell: the trials of its study, and when they are over, the best setting with several seeds.
+
+    The seeds are others than the trials': the best of those may owe it to its seed.
+    """
+
+    def __init__(self, cell: Cell, study: Study, *, num_seeds: int, progress: Progress):
+        self.cell, self.study, self.num_seeds, self.progress = cell, study, num_seeds, progress
+        self._numbers: dict[str, int] = {}  # run folder → number of a trial that runs
+        self._seeds: dict[int, Trial] | None = None
+        progress.begin(f"{cell.name}: trials", total=study.num_trials, ended=study.ended())
+        if not study.num_left:
+            self._begin_seeds()
+
+    @property
+    def num_left(self) -> int:
+        """Runs that have not ended. Seeds count as soon as they may come, and no more when no trial came to anything."""
+        if self._seeds is None:
+            return self.study.num_left + self.num_seeds
+        return sum(not run.has_ended for run in self._seeds.values())
+
+    def suggest(self) -> dict[str, Any] | None:
+        if self._seeds is None:
+            suggested = self.study.suggest()
+            if suggested is None:
+                return None
+            number, params = suggested
+            place = _place(self.cell, TRIALS, number)
+            self._numbers[place] = number
+            return {"settings": {**self.cell.run_settings(params, place), **TRIAL_SETTINGS}, "stands": False}
+        if not self._waiting:
+            return None
+        number = self._waiting.pop(0)
+        place, seed = _place(self.cell, SEEDS, number), self.cell.config.train.seed + 1 + number
+        self._numbers[place] = number
+        return {"settings": self.cell.run_settings({**self._params, "train.seed": seed}, place), "stands": True}
+
+    def tell(self, run_folder: str, *, seconds: float) -> None:
+        number = self._numbers.pop(run_folder)
+        if self._seeds is None:
+            run = self.study.tell(number, seconds=seconds)
+        else:
+            run = self._seeds[number] = self._read_seed(number)
+            self.study.save()
+        if run.has_ended:
+            self.progress.ended(run)
+        if self._seeds is None and not self.study.num_left:
+            self._begin_seeds()
+
+    def seeds(self) -> list[Trial]:
+        """Seeds that have ended."""
+        return [run for run in (self._seeds or {}).values() if run.has_ended]
+
+    def _begin_seeds(self) -> None:
+        best = self.study.best()
+        if best is None and self.study.num_trials:
+            self._seeds, self._waiting = {}, []
+            self.progress.skip(self.num_seeds)
+            return
+        self._params = {} if best is None else best.params
+        self._seeds = {number: self._read_seed(number) for number in range(self.num_seeds)}
+        self._waiting = [number for number, run in self._seeds.items() if not run.has_ended]
+        self.progress.begin(f"{self.cell.name}: seeds", total=self.num_seeds, ended=self.seeds())
+
+    def _read_seed(self, number: int) -> Trial:
+        return read_trial(_place(self.cell, SEEDS, number), number=number, params=self._params)
+
+
+def _place(cell: Cell, kind: str, number: int) -> str:
+    return files.join(cell.folder, kind, trial_name(number))
+
+
+def _tidy(cell: Cell, trials: list[Trial], best: Trial | None) -> None:
+    """Weights of all trials but the best go; their settings, curves and figures stay."""
+    for trial in trials:
+        if best is None or trial.number != best.number:
+            for name in NOT_KEPT:
+                files.delete(files.join(_place(cell, TRIALS, trial.number), name))
+    files.delete(files.join(cell.folder, RAY_FOLDER))
+
+
+def _what_failed(trials: list[Trial], seeds: list[Trial]) -> str | None:
+    """Why a cell has no seeds, or not all; None where it has."""
+    failed = [trial for trial in trials if trial.state == FAILED]
+    if trials and len(failed) == len(trials):
+        return f"all {len(trials)} trials failed; the first: {failed[0].error}"
+    if trials and not seeds:
+        return f"no trial of {len(trials)} was ever validated"
+    lost = [run for run in seeds if run.state == FAILED]
+    return f"{len(lost)} of {len(seeds)} seeds failed; the first: {lost[0].error}" if lost else None
+
+
+def _track(tracker: MlflowTracker, cell: Cell, trials: list[Trial], seeds: list[Trial]) -> None:
+    for kind, runs in ((TRIALS, trials), (SEEDS, seeds)):
+        for run in runs:
+            tags = {
+                "data_set": cell.data_set,
+                "start": cell.start,
+                "kind": kind,
+                "number": str(run.number),
+                "state": run.state,
+            }
+            tracker.log(_place(cell, kind, run.number), params=run.params, tags=tags)
