@@ -32,6 +32,7 @@ from csat.labels.sets import LabelledConfig
 from csat.labels.splits import PARTS
 from csat.runs.folder import RunFolder
 from csat.storage import files
+from csat.storage.uris import has_magic
 from csat.tasks import Task
 from workflows.finetuning.run_data import EVERY_PART, RunData, judge, look, other_data, own_data
 from workflows.shell import cluster, command_line
@@ -124,7 +125,7 @@ def name_runs(runs: Sequence[str] | Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def _matches(pattern: str) -> list[str]:
-    if not files.has_magic(pattern):
+    if not has_magic(pattern):
         return [files.normalise(pattern)]
     if not (found := [uri for uri in files.glob(pattern) if files.is_dir(uri)]):
         raise ConfigError(f"no folder matches {pattern}")

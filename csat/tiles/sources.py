@@ -14,7 +14,7 @@ from csat.slides.mpp import check_mpp
 from csat.slides.parquet import describe_parquet, lists_slides
 from csat.storage import dicom, files
 from csat.storage.tables import Row, read_rows
-from csat.storage.uris import suffix_of
+from csat.storage.uris import has_magic, suffix_of
 from csat.words import counted, is_empty, number, text
 
 logger = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ def _expand(place: str) -> list[SlideRow]:
     """The rows of one place that the user named."""
     uri = files.normalise(place)
     suffix = suffix_of(uri)
-    if files.has_magic(place) and not files.exists(uri):  # a real name may hold a bracket
+    if has_magic(place) and not files.exists(uri):  # a real name may hold a bracket
         matches = files.glob(place)
         if not matches:
             raise ConfigError(f"no file matches {place!r}; {_nearest(uri)}")
@@ -222,7 +222,7 @@ def _kind(uri: str) -> str | None:
 def _nearest(uri: str) -> str:
     """What there is in the nearest folder that exists, for an error message."""
     folder = files.parent(uri)
-    while not (files.has_magic(folder) is False and files.is_dir(folder)):
+    while not (has_magic(folder) is False and files.is_dir(folder)):
         above = files.parent(folder)
         if above == folder or above.endswith(":/"):
             return "nor does any folder above it exist"
