@@ -8,14 +8,15 @@ import torch
 
 from csat import nuclei
 from csat.errors import ConfigError, DatasetError
+from csat.evaluation import judging
 from csat.evaluation.comparison import JudgedRun
-from csat.evaluation.judging import View, predict, show
 from csat.evaluation.leakage import check_leakage
 from csat.evaluation.predictions import Predictions
 from csat.export.folder import exported_folder, load_exported, read_exported_config
 from csat.labels.datasets.contract import Sample
 from csat.labels.decoded import SampleSource
 from csat.labels.sets import LabelledConfig, assemble, assemble_to_judge
+from csat.prediction.windows import View
 from csat.settings import read_settings
 from csat.tasks import DatasetInfo, Task
 from workflows.finetuning.decode import Prepared, decode
@@ -83,14 +84,14 @@ def judge(run: JudgedRun, data: RunData, *, device: torch.device) -> Predictions
     """What a run's model says of all samples of `data`."""
     model = _load(run, device)
     indices = [data.index_of[sample.key] for sample in data.samples]
-    return predict(model, data.source, data.samples, indices, data.info, data.view, device=device)
+    return judging.judge(model, data.source, data.samples, indices, data.info, data.view, device=device)
 
 
 def look(run: JudgedRun, data: RunData, keys: Sequence[str], *, device: torch.device) -> list[dict[str, Any]]:
-    """Pictures of some samples with what a run's model says of them: see `predict.show`."""
+    """Pictures of some samples with what a run's model says of them: see `judging.show`."""
     model, samples = _load(run, device), data.select(keys)
     indices = [data.index_of[sample.key] for sample in samples]
-    return show(model, data.source, samples, indices, data.info, data.view, device=device)
+    return judging.show(model, data.source, samples, indices, data.info, data.view, device=device)
 
 
 def _load(run: JudgedRun, device: torch.device) -> torch.nn.Module:

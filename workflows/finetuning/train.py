@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from csat.errors import NonFiniteLossError, StoppedError
-from csat.evaluation import scores
-from csat.evaluation.judging import View, predict, show
+from csat.evaluation import judging, scores
 from csat.evaluation.predictions import Predictions, concatenate, write_predictions
 from csat.evaluation.reports.finetuning import write_downstream_report
 from csat.export.folder import export_model, exported_folder, load_exported, read_exported_config
@@ -26,6 +25,7 @@ from csat.methods.contract import Method
 from csat.methods.registry import build_labelled_method, labelled_responses
 from csat.model.cost import count_cost, measure_speed
 from csat.model.registry import ModelConfig, build_model
+from csat.prediction.windows import View
 from csat.responses import ResponseSpec, TeacherSpec
 from csat.runs.checkpoints import Checkpoints
 from csat.runs.folder import RunFolder
@@ -260,7 +260,7 @@ class _Judge:
         view = replace(self._view, views=config.test_time_views) if is_final else self._view
         mine = self.job.prepared.data.parts[part][self.context.rank :: self.context.world_size]
         try:
-            said = self._ask(predict, model, mine, view, self._until_stopped, with_instances=needs_instances)
+            said = self._ask(judging.judge, model, mine, view, self._until_stopped, with_instances=needs_instances)
         except StoppedError:
             said = None
         parts = self.context.gather(said)
@@ -273,7 +273,7 @@ class _Judge:
         worst = np.argsort(-predictions.loss, kind="stable")[: self.job.config.report_samples]
         keys = [predictions.keys[row] for row in worst]
         samples = [self.job.prepared.data.samples[self._index_of[key]] for key in keys]
-        return self._ask(show, model, samples, self._view, self._source)
+        return self._ask(judging.show, model, samples, self._view, self._source)
 
     def _ask(
         self, how: Callable, model: nn.Module, samples: Sequence[Sample], view: View, source: SampleSource, **options: Any

@@ -1,4 +1,4 @@
-"""Predictions of whole images: windows cover every pixel once, symmetries are undone, bad samples are named."""
+"""What a model says of labelled images, as rows: bad samples are named, pictures show what was counted."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 
 from csat.errors import SlideError
-from csat.evaluation.judging import Answer, View, _look, _starts, predict, show
+from csat.evaluation.judging import Answer, judge, show
 from csat.evaluation.predictions import concatenate
 from csat.evaluation.scores import figures_of
 from csat.instances import hv_targets
@@ -17,55 +17,17 @@ from csat.labels.augment import resize_labels
 from csat.labels.datasets.contract import Decoded, Sample
 from csat.labels.datasets.registry import read_dataset
 from csat.labels.decoded import SampleDecoder
-from csat.model.segmentation_nets import SegmentationNet
-from csat.responses import Kind, ResponseSpec, Symmetry
+from csat.prediction.windows import View
+from csat.responses import Kind, ResponseSpec
 from csat.tasks import IGNORE, DatasetInfo, Task
+from tests.csat.prediction.by_colour import ByColour, responses_of
 
 CPU = torch.device("cpu")
 SIZES = [(16, 16), (10, 12), (40, 16), (33, 51), (17, 90)]  # height, width; the tile has 16 px
 
 
-class ByColour(nn.Module):
-    """Says what the colours say: `mask` class 1 where red is above half, `np` likewise, `hv` is (green, blue) - 1/2."""
-
-    downsample = 1
-
-    def __init__(self, responses, outside: float = 0.0):
-        super().__init__()
-        self.responses, self.outside = responses, outside
-        self.num_tiles = 0
-
-    def forward(self, images):
-        self.num_tiles += len(images)
-        red = (images[:, :1] - 0.5) * 40
-        said = {
-            "mask": torch.cat([torch.zeros_like(red), red], 1),
-            "np": red,
-            "hv": images[:, 1:] - 0.5,
-            "label": torch.stack([torch.zeros(len(images)), red.mean((1, 2, 3)) / 4], 1),
-        }
-        for spec in self.responses:
-            if spec.crop_px:  # as HoVer-Net: nothing on the margin
-                inner = torch.full_like(said[spec.name], self.outside)
-                inside = slice(spec.crop_px, -spec.crop_px)
-                inner[..., inside, inside] = said[spec.name][..., inside, inside]
-                said[spec.name] = inner
-        return {spec.name: said[spec.name] for spec in self.responses}
-
-
 def info_of(task, classes=("other", "red")):
     return DatasetInfo(name="toy", task=task, classes=classes, mpp=None, licence="", source="", group="image")
-
-
-def responses_of(task, crop_px=0):
-    return {
-        Task.CLASSIFICATION: (ResponseSpec(name="label", kind=Kind.LOGITS, channels=2, stride_px=None),),
-        Task.SEGMENTATION: (ResponseSpec(name="mask", kind=Kind.LOGITS, channels=2, crop_px=crop_px),),
-        Task.NUCLEI: (
-            ResponseSpec(name="np", kind=Kind.PROBABILITY, channels=1, crop_px=crop_px),
-            ResponseSpec(name="hv", kind=Kind.REGRESSION, channels=2, crop_px=crop_px, symmetry=Symmetry.HV),
-        ),
-    }[task]
 
 
 class Images:
@@ -91,23 +53,7 @@ def say(task, sizes, *, model=None, source=None, info=None, **view):
     view = View(**{"tile_px": 16, "fit": "crop", "batch_size": 5, **view})
     samples = samples_of(sizes)
     indices = range(len(sizes))
-    return predict(model, source or Images(sizes), samples, indices, info or info_of(task), view, device=CPU)
-
-
-@pytest.mark.parametrize("crop_px", [0, 3])
-@pytest.mark.parametrize("size", SIZES)
-def test_windows_cover_every_pixel_of_an_image(size, crop_px):
-    model = ByColour(responses_of(Task.SEGMENTATION, crop_px), outside=-99.0)  # its margin is always wrong
-    said = say(Task.SEGMENTATION, [size], model=model)
-    confusion = said.arrays["confusion"][0]
-    assert confusion.sum() == size[0] * size[1]
-    assert np.trace(confusion) == confusion.sum()
-
-
-def test_an_image_that_fits_is_seen_once():
-    model = ByColour(responses_of(Task.SEGMENTATION))
-    say(Task.SEGMENTATION, [(16, 16), (9, 16)], model=model)
-    assert model.num_tiles == 2
+    return judge(model, source or Images(sizes), samples, indices, info or info_of(task), view, device=CPU)
 
 
 def test_batches_do_not_matter_nor_who_judges_what():
@@ -116,7 +62,7 @@ def test_batches_do_not_matter_nor_who_judges_what():
     model, view = ByColour(responses_of(Task.SEGMENTATION)), View(tile_px=16, fit="crop")
     samples = samples_of(SIZES)
     parts = [
-        predict(model, Images(SIZES), samples[r::2], range(len(SIZES))[r::2], info_of(Task.SEGMENTATION), view, device=CPU)
+        judge(model, Images(SIZES), samples[r::2], range(len(SIZES))[r::2], info_of(Task.SEGMENTATION), view, device=CPU)
         for r in (0, 1)
     ]
     for other in (one_by_one, concatenate(parts)):
@@ -198,25 +144,6 @@ def test_single_nuclei_are_found_and_matched():
     assert figures["pq"] > 0.9
 
 
-def test_eight_views_agree_for_a_model_that_turns_with_the_image():
-    class Slopes(ByColour):
-        """`hv` is the slope of the green channel: a field that turns and changes sign with the image."""
-
-        def forward(self, images):
-            rows, columns = torch.gradient(images[:, 1], dim=(1, 2))
-            return {**super().forward(images), "hv": torch.stack([columns, rows], 1)}
-
-    sizes = [(16, 16), (33, 51)]
-    once, often = (
-        list(_look(Slopes(responses_of(Task.NUCLEI)), Images(sizes), samples_of(sizes), [0, 1], view, CPU, []))
-        for view in (View(tile_px=16, fit="crop", views=views) for views in (1, 8))
-    )
-    for before, after in zip(once, often, strict=True):
-        assert np.abs(before.maps["hv"]).max() > 0.2
-        for name in ("np", "hv"):  # a field turned back with a wrong sign would average to nothing
-            np.testing.assert_allclose(before.maps[name], after.maps[name], atol=1e-5)
-
-
 def test_types_are_matched_where_a_set_has_them():
     responses = (*responses_of(Task.NUCLEI), ResponseSpec(name="tp", kind=Kind.LOGITS, channels=3))
 
@@ -288,11 +215,11 @@ def ask(field, how, fit, mpp, **view):
 
 def test_a_stretched_image_gives_the_nuclei_of_a_window_at_that_resolution(field):
     """Post-processing sees what the model answered, at the resolution that it has there, not the file's."""
-    window, same_grid = ask(field, predict, "crop", 0.75), ask(field, predict, "resize", 0.75)
+    window, same_grid = ask(field, judge, "crop", 0.75), ask(field, judge, "resize", 0.75)
     assert window.arrays.keys() == same_grid.arrays.keys()
     for name, counts in window.arrays.items():
         np.testing.assert_array_equal(same_grid.arrays[name], counts, err_msg=name)
-    file_grid = ask(field, predict, "resize", None)  # judged on 1.5 times the tile's pixels
+    file_grid = ask(field, judge, "resize", None)  # judged on 1.5 times the tile's pixels
     figures, expected = figures_of(file_grid), figures_of(window)
     assert expected["dq"] > 0.95
     for name in ("dice", "pq", "dq", "aji", "detection_f1", "hovernet_fd"):  # areas lose a little on the finer pixels
@@ -343,7 +270,7 @@ def test_centroids_are_compared_at_the_resolution_of_the_decoded_image():
 
 def test_a_sample_whose_types_are_not_known_is_judged_without(field):
     """In a set that has types: its nuclei count, and for no type."""
-    said = ask(field, predict, "crop", 0.75)  # pairs know no types
+    said = ask(field, judge, "crop", 0.75)  # pairs know no types
     assert said.arrays["match"][0, 0] > 50 and not said.arrays["match_by_type"].any()
 
 
@@ -373,25 +300,3 @@ def test_pictures_say_what_was_labelled_and_what_was_said(task):
         assert ((picture["true"] > 0) == (picture["said"] > 0)).mean() > 0.99
     if task == Task.NUCLEI:
         assert picture["title"].startswith("3 nuclei, said 3")
-
-
-@pytest.mark.parametrize("network", ["mobile_unet", "enet"])
-def test_a_network_for_segmentation_is_stitched_from_overlapping_windows(network):
-    """A window inside the image: its inner part is what the network says of that window, less a margin."""
-    torch.manual_seed(0)
-    model = SegmentationNet(responses_of(Task.SEGMENTATION), network=network).eval()
-    source, view, size = Images([(160, 160)]), View(tile_px=64, fit="crop"), 160
-    (answer,) = _look(model, source, samples_of([(size, size)]), [0], view, CPU, [])
-    _, start, following, *_ = _starts(size, 64, 0, 8)  # where the following window begins to be used, this one ends
-    seen, used = slice(start, start + 64), slice(start + 8, following + 8)
-    inner = slice(8, following + 8 - start)
-    with torch.no_grad():
-        alone = (
-            model(torch.from_numpy(answer.decoded.image[seen, seen]).permute(2, 0, 1)[None] / 255)["mask"]
-            .softmax(1)[0]
-            .numpy()
-        )
-    assert 0 <= start <= size - 64
-    np.testing.assert_allclose(answer.maps["mask"][:, used, used], alone[:, inner, inner], atol=1e-5)
-    said = say(Task.SEGMENTATION, [(size, size)], model=model, tile_px=64)
-    assert said.arrays["confusion"].sum() == size * size

@@ -1,0 +1,1 @@
+"""A trained model over images and slides that are larger than its tile."""
