@@ -35,7 +35,8 @@ from csat.runs.folder import RunFolder
 from csat.runs.plan import Plan
 from csat.slides.synthetic import make_slides
 from csat.storage import files
-from csat.tiles.manifest import Manifest, ManifestConfig, as_begun
+from csat.tiles.manifest import Manifest, ManifestConfig
+from csat.tiles.manifest_writer import as_begun
 from csat.tiles.resolutions import resolution_summary
 from csat.tiles.sources import SlideRow, list_slides
 from csat.words import last_line

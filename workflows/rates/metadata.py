@@ -15,7 +15,8 @@ import pyarrow as pa
 from csat.runs.checkpoints import Cursor
 from csat.runs.plan import Intervals, Plan
 from csat.storage import files
-from csat.tiles.manifest import ManifestConfig, ManifestWriter, read_manifest
+from csat.tiles.manifest import ManifestConfig, read_manifest
+from csat.tiles.manifest_writer import ManifestWriter
 from csat.tiles.sources import SlideRow
 from csat.tiles.tiling import TILE_SCHEMA, TilingConfig
 

@@ -13,16 +13,8 @@ from tqdm import tqdm
 from csat.errors import ConfigError, SlideError
 from csat.storage import files
 from csat.storage.node_cache import SlideCache
-from csat.tiles.manifest import (
-    INDEX,
-    Manifest,
-    ManifestConfig,
-    ManifestWriter,
-    fingerprint,
-    holdout_choices,
-    read_manifest,
-    write_as_held_out,
-)
+from csat.tiles.manifest import INDEX, Manifest, ManifestConfig, fingerprint, read_manifest
+from csat.tiles.manifest_writer import ManifestWriter, holdout_choices, write_as_held_out
 from csat.tiles.sources import SlideRow
 from csat.tiles.tiling import Cut, TilingConfig, cut_slide
 from csat.words import last_line

@@ -15,7 +15,8 @@ from csat.labels.datasets.contract import Sample
 from csat.labels.sets import LabelledData
 from csat.storage import files
 from csat.tasks import DatasetInfo, Task
-from csat.tiles.manifest import ManifestConfig, ManifestWriter
+from csat.tiles.manifest import ManifestConfig
+from csat.tiles.manifest_writer import ManifestWriter
 from csat.tiles.sources import SlideRow
 from csat.tiles.tiling import TILE_SCHEMA, TilingConfig
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pyarrow as pa
 
-from csat.tiles.manifest import ManifestConfig, ManifestWriter
+from csat.tiles.manifest import ManifestConfig
+from csat.tiles.manifest_writer import ManifestWriter
 from csat.tiles.sources import SlideRow
 from csat.tiles.tiling import TILE_SCHEMA, TilingConfig
 

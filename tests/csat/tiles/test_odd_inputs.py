@@ -5,7 +5,8 @@ from collections import Counter
 from csat.columns import OK, STATUS
 from csat.errors import SlideError
 from csat.storage import files
-from csat.tiles.manifest import ManifestConfig, ManifestWriter, fingerprint
+from csat.tiles.manifest import ManifestConfig, fingerprint
+from csat.tiles.manifest_writer import ManifestWriter
 from csat.tiles.reader import TileReader
 from csat.tiles.sources import list_slides
 from csat.tiles.tiling import TilingConfig, cut_slide
