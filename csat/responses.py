@@ -8,15 +8,21 @@ for a square holds for each edge of a rectangle. A dense response covers the til
 `stride_px` pixels: `[channels, n, n]` with `n = (tile_px - 2 * crop_px) // stride_px`. A response with `stride_px=None`
 describes the tile as a whole: `[channels]`. The student may see the same tile at another resolution: alignment goes through
 the covered fraction of the tile, never through pixel counts.
+
+torch is named for types alone: readers and whoever else moves tiles without computing do not load it.
 """
 
+from __future__ import annotations
+
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from csat.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Kind(StrEnum):
@@ -86,7 +92,7 @@ class ResponseSpec:
 
     def num_bytes(self, tile_px: int | tuple[int, int]) -> int:
         """Bytes of this response for one tile as it travels (float16)."""
-        return 2 * torch.Size(self.shape(tile_px)).numel()
+        return 2 * math.prod(self.shape(tile_px))
 
 
 @dataclass(frozen=True, kw_only=True)

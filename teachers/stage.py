@@ -1,7 +1,7 @@
 """The teacher in an actor pool: rows with pixels in, the same rows with responses out.
 
 Ray Data makes the actors (`workflows/pretraining/stream.py` sets how many, their CPUs or GPUs and the batch size); nothing
-here needs Ray.
+here needs Ray. torch is loaded where it computes: Ray's coordinator of the stream imports this file too, and does without.
 One bad tile costs one quarantine row. A broken teacher stops the run: else it would quarantine the whole data set.
 """
 
@@ -12,7 +12,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
 
 from csat.columns import (
     OK,
@@ -30,8 +29,6 @@ from csat.columns import (
 )
 from csat.errors import ConfigError, TeacherError
 from csat.responses import ResponseSpec
-from csat.views.colour import ColourAugment, ColourConfig
-from csat.views.symmetries import apply_d4_tiles, d4_of
 from csat.words import printable
 from teachers.contract import Teacher, check_responses
 from teachers.registry import load_teacher
@@ -55,7 +52,7 @@ class TeacherStage:
         device: str = "cpu",
         expected_sha256: str | None = None,
         view_seed: int | None = None,
-        colour: ColourConfig | None = None,
+        colour: Mapping[str, float] | None = None,
         colour_seed: int = 0,
         loader: Callable[..., Teacher] = load_teacher,
     ):
@@ -66,8 +63,8 @@ class TeacherStage:
             expected_sha256: Of the weights that the driver saw; None: not compared.
             view_seed: Tiles are put into their view (`d4_of`) *before* the teacher sees them, and leave the stage in it: for
                 responses that cannot be carried through a transform afterwards. None: tiles stay as they are.
-            colour: Colours of tiles are changed by this before the teacher sees them, and they leave the stage so: for methods
-                that show teacher and student the same colours. None: they stay as they are.
+            colour: Fields of a `ColourConfig`: colours of tiles are changed by it before the teacher sees them, and they leave
+                the stage so, for methods that show teacher and student the same colours. None: they stay as they are.
             colour_seed: Says how, with the position of the tile.
             loader: `load_teacher`, or a stand-in of the same signature.
 
@@ -77,7 +74,7 @@ class TeacherStage:
         cv2.setNumThreads(1)  # OpenCV would take every core of the node, whatever Ray gave this actor
         self.teacher = loader(name, weights, options, device=device, wanted=wanted)
         self.view_seed = view_seed
-        self.colour, self.colour_seed = ColourAugment(colour) if colour else None, colour_seed
+        self.colour, self.colour_seed = None if colour is None else _recolouring(colour), colour_seed
         self._good_tile: np.ndarray | None = None  # one that this teacher has answered
         self._num_failed = 0
         spec = self.teacher.spec
@@ -123,12 +120,16 @@ class TeacherStage:
     def _as_seen(self, tiles: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """The tiles in their view and colours, where this stage gives them any."""
         if self.view_seed is not None:
+            from csat.views.symmetries import apply_d4_tiles, d4_of
+
             tiles = apply_d4_tiles(tiles, d4_of(positions, self.view_seed))
         return tiles if self.colour is None else self._recolour(tiles, positions)
 
     def _recolour(self, tiles: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """uint8 `[B, H, W, 3]`, or object `[B]` of images, in other colours: one at a time, since a batch in floats would be
         twelve times its bytes."""
+        import torch
+
         recoloured = np.empty_like(tiles)
         for index, (tile, position) in enumerate(zip(tiles, positions.tolist(), strict=True)):
             image = torch.tensor(tile).permute(2, 0, 1)[None].float() / 255
@@ -221,6 +222,12 @@ def response_column(spec: ResponseSpec, tiles: np.ndarray, answers: Mapping[int,
     for row, answer in answers.items():
         column[row] = answer[spec.name]
     return column
+
+
+def _recolouring(colour: Mapping[str, float]) -> Callable:
+    from csat.views.colour import ColourAugment, ColourConfig
+
+    return ColourAugment(ColourConfig(**colour))
 
 
 def _is_finite(values: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from csat.labels.datasets.contract import Sample
-from csat.views.name_draws import hash_text
+from csat.views.draws import hash_text
 
 MOST_TRIES = 200  # orders that are tried
 MOST_TRIED_GROUPS = 20_000  # in all tries together: of many groups any order fits

@@ -4,23 +4,29 @@
 names it, last. Both a local rename and an object store's PUT replace that small file at once: a save that dies half-way
 leaves the last good checkpoint in force. Nothing ever asks which folders exist. A store that fails is tried again for half a
 minute, see `files.insist`; then the save raises, and the workers start again from the last good checkpoint.
+
+torch is loaded where tensors are read or written: whoever only asks how far a run is (`latest_cursor`) does without.
 """
+
+from __future__ import annotations
 
 import copy
 import io
 import json
 import logging
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-from torch import nn
 
-from csat.storage import files
-from csat.runs.plan import Intervals
 from csat.errors import ConfigError
+from csat.runs.plan import Intervals
+from csat.storage import files
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +63,7 @@ class Cursor:
         return json.dumps({"step": self.step, "done": self.done.pairs(), "counts": self.counts, "meters": self.meters})
 
     @classmethod
-    def from_json(cls, text: str) -> "Cursor":
+    def from_json(cls, text: str) -> Cursor:
         raw = json.loads(text)
         counts = {int(epoch): list(count) for epoch, count in raw["counts"].items()}
         return cls(step=raw["step"], done=Intervals(raw["done"]), counts=counts, meters=raw["meters"])
@@ -119,6 +125,8 @@ class Checkpoints:
         record = self._latest()
         if record is None:
             return None
+        import torch
+
         path = files.join(self.folder, record["name"])
         state = torch.load(io.BytesIO(_read(files.join(path, "state.pt"))), map_location=map_location, weights_only=True)
         cursor = Cursor.from_json(_read(files.join(path, "cursor.json")).decode())
@@ -127,6 +135,8 @@ class Checkpoints:
 
     def save(self, checkpoint: Checkpoint) -> str:
         """Write and commit. Returns the checkpoint's name."""
+        import torch
+
         name = f"step-{checkpoint.cursor.step:08d}"
         path = files.join(self.folder, name)
         files.make_dir(path)

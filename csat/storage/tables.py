@@ -8,7 +8,6 @@ from itertools import zip_longest
 from typing import Any
 
 import numpy as np
-import openpyxl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -101,6 +100,8 @@ def _read_parquet(data: bytes) -> tuple[list[str], list[Row]]:
 
 
 def _read_xlsx(data: bytes) -> tuple[list[str], list[Row]]:
+    import openpyxl  # here alone: few runs have a spreadsheet
+
     book = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=True)
     try:
         lines = book.worksheets[0].iter_rows()

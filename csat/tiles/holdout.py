@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from csat.errors import ConfigError
 from csat.tiles.grid import TILE_SCHEMA
 from csat.tiles.sources import SlideRow
-from csat.views.name_draws import hash_text
+from csat.views.draws import hash_text
 
 PARQUET_BLOCK_ROWS = 16  # rows of a parquet file have no place: neighbours in the file stand in for neighbours in the slide
 ASPECT_ROUNDING_PX = 0.01  # of an edge worked out by `aspect`, which the manifest has in single precision

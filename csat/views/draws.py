@@ -2,14 +2,21 @@
 
 A tile's view and colours must not depend on the batch that it came in, the rank that trains it, how many workers read it,
 or whether the run was killed in between. So nothing is drawn: everything random about a tile is computed from its place in
-the run's plan. numpy (the teacher pool) and torch (the trainer) give the same bits.
+the run's plan. numpy (readers, the teacher pool) and torch (the trainer) give the same bits. What belongs to a name instead is
+drawn from the name (`hash_text`).
 
 The mixing function is splitmix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014).
 """
 
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: splitmix64's increment
 MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
@@ -29,10 +36,10 @@ def hash_positions(positions: np.ndarray | Tensor, *, seed: int, stream: int) ->
         The same shape and kind: uint64 in numpy; in torch int64, which holds the same bits.
     """
     key = _mix_int(_mix_int(seed & MASK_64) + stream * GOLDEN)
-    if isinstance(positions, Tensor):
-        return _mix_tensor(positions.to(torch.int64) * _signed(GOLDEN) + _signed(key))
-    with np.errstate(over="ignore"):  # wrapping is what is wanted
-        return _mix_array(np.asarray(positions).astype(np.int64).view(np.uint64) * np.uint64(GOLDEN) + np.uint64(key))
+    if isinstance(positions, np.ndarray):
+        with np.errstate(over="ignore"):  # wrapping is what is wanted
+            return _mix_array(positions.astype(np.int64).view(np.uint64) * np.uint64(GOLDEN) + np.uint64(key))
+    return _mix_tensor(positions.long() * _signed(GOLDEN) + _signed(key))
 
 
 def uniforms(positions: Tensor, num: int, *, seed: int, stream: int) -> Tensor:
@@ -47,10 +54,17 @@ def uniforms(positions: Tensor, num: int, *, seed: int, stream: int) -> Tensor:
     Returns:
         float32 `[B, num]`, on the device of `positions`.
     """
+    import torch  # here alone: readers hash positions without it
+
     state = hash_positions(positions, seed=seed, stream=stream)
     counter = torch.arange(1, num + 1, device=positions.device, dtype=torch.int64)
     bits = _mix_tensor(state[:, None] + counter * _signed(GOLDEN))
     return _shift_right(bits, 40).to(torch.float32) * 2.0**-24  # 24 bits: what a float32 holds exactly
+
+
+def hash_text(text: str, *, seed: int) -> float:
+    """A number in [0, 1) that follows from a name: for draws that must not change with the order of the names."""
+    return int.from_bytes(blake2b(f"{seed}|{text}".encode(), digest_size=7).digest(), "big") / 2.0**56
 
 
 def _mix_int(z: int) -> int:

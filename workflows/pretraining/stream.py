@@ -6,7 +6,7 @@ row is asked for and ends them after its last: the teacher's GPUs are free from 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -120,7 +120,7 @@ def _with_responses(pixels: ray.data.Dataset, config: StreamConfig, *, has_pool:
         device="cuda" if gpus else "cpu",
         expected_sha256=config.teacher_sha256,
         view_seed=config.view_seed,
-        colour=config.colour,
+        colour=None if config.colour is None else asdict(config.colour),  # plain: its class needs torch
         colour_seed=config.colour_seed,
     )
     pool = dict(

@@ -1,0 +1,32 @@
+"""Who loads which heavy library: what starts often, or answers at once, stays small."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TORCH = ("torch", "timm", "torchvision", "torchmetrics")
+# Modules → what importing them must not load.
+LIGHT = {
+    # What the readers of a stream import, and Ray's coordinator of it, which imports the classes of all its stages.
+    "csat.tiles.planned_reader, teachers.stage, teachers.cached_stage": (*TORCH, "ray", "skimage", "matplotlib", "openpyxl"),
+    "csat.labels.reader, csat.labels.sets": (*TORCH, "ray", "matplotlib", "openpyxl"),
+    # Tiling is many processes that each live for seconds; so is decoding, and asking how far a run is.
+    "workflows.shell.tile_slides": (*TORCH, "pandas", "matplotlib", "openpyxl"),
+    "workflows.finetuning.decode": (*TORCH, "matplotlib", "openpyxl"),
+    "csat.runs.checkpoints, csat.runs.folder, workflows.shell.kept": (*TORCH, "ray", "matplotlib"),
+}
+
+
+def loaded_by(code):
+    """Modules that a Python process has loaded after this code."""
+    shown = f"import sys\n{code}\nprint(*sorted(sys.modules))"
+    command = [sys.executable, "-c", shown]
+    return set(subprocess.run(command, check=True, cwd=ROOT, timeout=120, capture_output=True, text=True).stdout.split())
+
+
+@pytest.mark.parametrize("modules", LIGHT)
+def test_what_starts_often_loads_little(modules):
+    assert not loaded_by(f"import {modules}") & set(LIGHT[modules])
