@@ -1,14 +1,12 @@
-"""timm backbones by name, checked for what a student needs of them."""
+"""timm backbones by name, checked for what a student needs of them.
+
+timm is imported where it is used: it takes seconds, and this module lies under every model's settings.
+"""
 
 import difflib
 
-import timm
-from timm.models import group_parameters
-from timm.optim import auto_group_layers
 from torch import nn
 
-import csat.model.networks.csat  # registers csat with timm
-import csat.model.networks.resnet10  # noqa: F401  (registers resnet10_gn)
 from csat.errors import ConfigError
 
 FINEST_LEVEL_PX = 4  # feature maps of a finer stride are not used: each would multiply the decoder's cost by four
@@ -28,6 +26,8 @@ def create_backbone(
     Raises:
         ConfigError: an unknown name (with those that look like it), an option that it lacks, no feature maps.
     """
+    import timm
+
     if not timm.is_model(name):
         known = timm.list_models()
         close = difflib.get_close_matches(name, known, n=6, cutoff=0.5) or [m for m in known if name and name[:4] in m][:6]
@@ -62,6 +62,9 @@ def layers_of(backbone: nn.Module, name: str) -> dict[str, int]:
     Raises:
         ConfigError: timm cannot tell this model's layers apart.
     """
+    from timm.models import group_parameters
+    from timm.optim import auto_group_layers
+
     if hasattr(backbone, "group_matcher"):
         layers = group_parameters(backbone, backbone.group_matcher(coarse=False), reverse=True)
     else:
@@ -72,6 +75,8 @@ def layers_of(backbone: nn.Module, name: str) -> dict[str, int]:
 
 
 def _create(name: str, pretrained: bool, options: dict) -> nn.Module:
+    import timm
+
     pretrained_cfg = timm.get_pretrained_cfg(name)
     if pretrained_cfg is not None and pretrained_cfg.fixed_input_size:
         try:  # a plain vision transformer takes other sizes only when told so; others don't know the option

@@ -10,7 +10,6 @@ transposed convolutions for every position of their output, which is four times 
 (`tests/csat/model/published_count.py`). Counted their way the two networks agree to the last digit.
 """
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -36,6 +35,8 @@ class MobileUNet(nn.Module):
 
     def __init__(self, num_classes: int, *, in_channels: int = 3, pretrained: bool = False):
         super().__init__()
+        import timm  # takes seconds, and this module lies under the settings of its model
+
         self.encoder = timm.create_model(ENCODER, num_classes=0, in_chans=in_channels, pretrained=pretrained)
         descending = WIDTHS[::-1]
         below = (BOTTLENECK, *descending)

@@ -8,12 +8,9 @@ slice and a convolution of stride 1 have the same numbers and never meet it. Thi
 oneDNN has that issue closed.
 """
 
-from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 BLOCK_CHANNELS = 16  # the widest block; a layer with fewer input channels (of a group) overruns the workspace
-# Their 1x1 forms compute the same: "same" padding of one pixel's kernel is none.
-PLAIN = (nn.Conv2d, Conv2dSame)
 
 
 class StridedPointwise(nn.Conv2d):
@@ -28,7 +25,7 @@ class StridedPointwise(nn.Conv2d):
 def guard_pointwise(module: nn.Module) -> None:
     """Make every such layer inside the module (itself included) a `StridedPointwise`, in place: no tensor or name changes."""
     for _, layer in overrunning_layers(module):
-        assert type(layer) in PLAIN, f"{type(layer).__name__}: what does this 1x1 convolution compute besides?"
+        assert _is_plain(layer), f"{type(layer).__name__}: what does this 1x1 convolution compute besides?"
         layer.__class__ = StridedPointwise
 
 
@@ -41,3 +38,12 @@ def _overruns(layer: nn.Conv2d) -> bool:
     is_pointwise = layer.kernel_size == (1, 1) and layer.padding in ((0, 0), "valid")
     few = layer.in_channels // layer.groups < BLOCK_CHANNELS
     return is_pointwise and few and max(layer.stride) > 1 and not isinstance(layer, StridedPointwise)
+
+
+def _is_plain(layer: nn.Conv2d) -> bool:
+    """Whether its 1x1 form computes what torch's does: so does timm's, for "same" padding of one pixel's kernel is none."""
+    if type(layer) is nn.Conv2d:
+        return True
+    from timm.layers import Conv2dSame  # loaded long since, where a layer is neither
+
+    return type(layer) is Conv2dSame

@@ -1,0 +1,34 @@
+"""timm knows our backbones once csat.model is imported, in whatever order, and csat.model loads no timm."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+CHECK = "assert timm.is_model('csat') and timm.is_model('resnet10_gn'), 'not registered'"
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import csat.model, timm",
+        "import timm, csat.model",
+        "import csat.model.networks.csat, timm",
+        "import csat.model, timm.layers; import timm",
+        "import csat.model, importlib.util; assert importlib.util.find_spec('timm'); import timm",
+    ],
+)
+def test_timm_knows_the_backbones(imports):
+    code = f"{imports}; {CHECK}; import sys; assert not any('csat' in type(f).__module__ for f in sys.meta_path)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)
+
+
+def test_settings_of_models_load_neither_timm_nor_torchvision():
+    code = (
+        "import sys; from csat.model.registry import ModelConfig; from csat.model.student import StudentConfig;"
+        "ModelConfig(name='hovernet'); StudentConfig(backbone='resnet18');"
+        "loaded = {'timm', 'torchvision', 'torchmetrics'} & sys.modules.keys(); assert not loaded, loaded"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)
