@@ -66,13 +66,13 @@ class CachedTeacherStage:
 
     def _answer(self, chunk: int, rows: np.ndarray, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Rows of one chunk."""
-        window, is_ok = int(self.plan.chunk_window[chunk]), columns[STATUS] == OK
-        known = self.cache.read(window, chunk) if is_ok.any() else {}
+        shard, is_ok = int(self.plan.chunk_shard[chunk]), columns[STATUS] == OK
+        known = self.cache.read(shard, chunk) if is_ok.any() else {}
         missing = np.flatnonzero(is_ok & ~np.isin(rows, list(known)))
         seconds: dict[int, float] = {}
         if len(missing):
             answers = self._ask(missing, rows, columns, seconds)
-            known |= self.cache.write(window, chunk, answers)
+            known |= self.cache.write(shard, chunk, answers)
         return self._with_answers(columns, rows, known, seconds)
 
     def _ask(

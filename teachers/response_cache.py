@@ -1,7 +1,7 @@
 """A teacher's responses kept in storage, so that it answers a tile only once: an option with a budget, never the default.
 
     URI/KEY/key.json                                  what the responses depend on; KEY is its hash
-    URI/KEY/00012/0001543-SHA256.safetensors.zst      tiles of chunk 1543, which lies in window 12 of the manifest
+    URI/KEY/00012/0001543-SHA256.safetensors.zst      tiles of chunk 1543, which lies in shard 12 of the manifest
     URI/KEY/complete.json                             every tile of the manifest has been through the teacher
 
 A file holds, per tile, its responses, or the reason why the teacher has none for it. It appears whole or not at all, and its
@@ -36,7 +36,7 @@ KEY, COMPLETE = "key.json", "complete.json"
 PROBABILITY_ERROR = 0.5 / 255 + 2.0**-12  # rounding to 255 steps, and the float16 in which k / 255 travels on
 PROBABILITY_SLACK = 1e-3  # how far a probability may lie outside [0, 1], for float16's sake
 HEADER_BYTES = 128  # at most, of one tensor in a file: its name, shape and place
-MAX_LISTINGS = 64  # windows whose files one process remembers
+MAX_LISTINGS = 64  # shards whose files one process remembers
 FILE = re.compile(r"(?P<chunk>\d{7,})-(?P<digest>[0-9a-f]{64})\.safetensors\.zst")
 
 Answer = dict[str, np.ndarray] | str  # responses of one tile (float16), or the reason why the teacher has none
@@ -130,7 +130,7 @@ class ResponseCache:
 
     def __init__(self, uri: str, key: Mapping[str, Any], responses: Sequence[ResponseSpec]):
         self.uri, self.key, self.responses = uri, key, tuple(responses)
-        self._listings = lru_cache(maxsize=MAX_LISTINGS)(self._list_window)
+        self._listings = lru_cache(maxsize=MAX_LISTINGS)(self._list_shard)
 
     def __reduce__(self):
         return ResponseCache, (self.uri, self.key, self.responses)
@@ -165,21 +165,21 @@ class ResponseCache:
         """Every tile of the manifest has been through the teacher; saying it twice is fine."""
         files.insist(lambda: files.write_bytes(files.join(self.folder, COMPLETE), b"{}\n"))
 
-    def read(self, window: int, chunk: int) -> dict[int, Answer]:
+    def read(self, shard: int, chunk: int) -> dict[int, Answer]:
         """What is known of a chunk: row in the chunk → responses (float16) or reason. Empty where nothing is.
 
         Raises:
             StorageError: the store is out of reach.
         """
         known: dict[int, Answer] = {}
-        for uri in self._listings(window).get(chunk, ()):
+        for uri in self._listings(shard).get(chunk, ()):
             data = self._read_file(uri)
             if data is not None:
                 for row, answer in _decode(data).items():
                     known.setdefault(row, answer)
         return known
 
-    def write(self, window: int, chunk: int, answers: Mapping[int, Answer]) -> dict[int, Answer]:
+    def write(self, shard: int, chunk: int, answers: Mapping[int, Answer]) -> dict[int, Answer]:
         """Keep the answers for some rows of a chunk. When it returns they are committed.
 
         Returns:
@@ -191,9 +191,9 @@ class ResponseCache:
         """
         data = _encode(answers, self.responses)
         name = f"{chunk:07d}-{sha256(data).hexdigest()}.safetensors.zst"
-        uri = files.join(self.folder, f"{window:05d}", name)
+        uri = files.join(self.folder, f"{shard:05d}", name)
         files.insist(lambda: files.write_bytes(uri, data))
-        paths = self._listings(window)
+        paths = self._listings(shard)
         paths[chunk] = sorted({*paths.get(chunk, ()), uri})
         return _decode(data)
 
@@ -211,10 +211,10 @@ class ResponseCache:
         files.insist(lambda: files.delete(uri))
         return None
 
-    def _list_window(self, window: int) -> dict[int, list[str]]:
+    def _list_shard(self, shard: int) -> dict[int, list[str]]:
         """Chunk → its files, sorted, so that of two answers for a tile everybody takes the same."""
         paths: dict[int, list[str]] = {}
-        for uri in files.insist(lambda: files.list_dir(files.join(self.folder, f"{window:05d}"))):
+        for uri in files.insist(lambda: files.list_dir(files.join(self.folder, f"{shard:05d}"))):
             if match := FILE.fullmatch(files.base_name(uri)):
                 paths.setdefault(int(match["chunk"]), []).append(uri)
         return paths

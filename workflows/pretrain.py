@@ -187,7 +187,7 @@ def _tile(config: PretrainConfig, folder: RunFolder, slides: list[SlideRow]) -> 
 
 def _plan(config: PretrainConfig, manifest: Manifest) -> Plan:
     chunks = manifest.chunks
-    return Plan(chunks["rows"], chunks["part"], num_epochs=config.train.epochs, seed=config.train.seed)
+    return Plan(chunks["rows"], chunks["shard"], num_epochs=config.train.epochs, seed=config.train.seed)
 
 
 def _make_job(config: PretrainConfig, folder: RunFolder, spec: TeacherSpec, plan: Plan) -> Job:

@@ -20,12 +20,12 @@ FAITHFUL = "student_vs_teacher."  # prefix of the figures of `measure`
 KNOWN = {"student": "student_vs_known.nuclei.counts", "teacher": "teacher_vs_known.nuclei.counts"}
 
 
-class Judge:
+class FidelityStage:
     """Rows with pixels and responses in, figures per tile out.
 
     Args:
-        student_uri: Folder of an exported student: what is judged is what the user gets.
-        tile_px: Edge of the tiles; of whole images, which are judged in groups of one size, what their edges are multiples of.
+        student_uri: Folder of an exported student: what is measured is what the user gets.
+        tile_px: Edge of the tiles; of whole images, measured in groups of one size, what their edges are multiples of.
         num_pictures: Tiles (the first of the plan, which is shuffled) that come back as pictures.
         device: Where the student runs.
     """
@@ -47,10 +47,10 @@ class Judge:
             responses = {RESPONSE_PREFIX + spec.name: spec.shape(self.tile_px) for spec in self.student.responses}
             shapes = {TILE: (self.tile_px, self.tile_px, 3), **responses}
             columns = {**columns, **{name: np.zeros((count, *shape), np.uint8) for name, shape in shapes.items()}}
-        parts = [self._judge({name: take_rows(column, rows) for name, column in columns.items()}) for rows in groups]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        by_size = [self._measure({name: take_rows(column, rows) for name, column in columns.items()}) for rows in groups]
+        return {name: np.concatenate([each[name] for each in by_size]) for name in by_size[0]}
 
-    def _judge(self, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _measure(self, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Tiles of one size, all of them good."""
         size = columns[TILE].shape[1:3]
         out = {SLIDE: columns[SLIDE], POSITION: columns[POSITION]}

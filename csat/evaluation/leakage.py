@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 EXPORTED = "exported"  # the folder of a run's model
 JUDGED = ("val", "test")
 MOST_LISTED = 5
-NUM_READERS = 16  # parts of a manifest read at once: they are waited for, not computed
+NUM_READERS = 16  # shards of a manifest read at once: they are waited for, not computed
 FOLDER_PARTS = 2  # of a path, that stand for a set where a name alone says too little
 LEAST_DIGITS = 6  # in a name that is nobody else's: TCGA-06-0125
 
@@ -154,13 +154,15 @@ def _read_manifest(uri: str) -> pa.Table:
     """Each trained slide or image once: a table of image, sample, group (null where it is not known)."""
     manifest = read_manifest(uri)
 
-    def read(part: str) -> pa.Table:
-        store, path = files.arrow_filesystem(files.join(uri, part))
+    def read(shard: str) -> pa.Table:
+        store, path = files.arrow_filesystem(files.join(uri, shard))
         table = pq.read_table(path, columns=["slide", "patient"], filesystem=store)
         return table.group_by(["slide", "patient"], use_threads=False).aggregate([])
 
     with ThreadPoolExecutor(NUM_READERS) as pool:
-        table = pa.concat_tables(pool.map(read, manifest.parts)) if manifest.parts else pa.table({"slide": [], "patient": []})
+        table = (
+            pa.concat_tables(pool.map(read, manifest.shards)) if manifest.shards else pa.table({"slide": [], "patient": []})
+        )
     return pa.table({"image": table["slide"], "sample": table["slide"], "group": table["patient"]})
 
 

@@ -1,8 +1,8 @@
 """The order in which a run visits its tiles, and the cursor that says which of them are done.
 
 A run is one line of *positions*: `position = epoch * num_tiles + rank`, where rank is the tile's place in that epoch's order.
-Nothing of the line is stored. An epoch's order follows from (seed, epoch) and the manifest's chunk table: the windows are
-permuted, then the chunks inside each window, then the rows inside each chunk. So only one window's slides are live at a time
+Nothing of the line is stored. An epoch's order follows from (seed, epoch) and the manifest's chunk table: the shards are
+permuted, then the chunks inside each shard, then the rows inside each chunk. So only one shard's slides are live at a time
 (which is what a node-local slide cache needs), no pixel and no row is read to plan, and a worker can find the tile of any
 position by itself.
 
@@ -75,14 +75,14 @@ class Plan:
 
     Args:
         chunk_rows: int `[num_chunks]`, tiles of each chunk, in manifest order.
-        chunk_window: int `[num_chunks]`, the window (manifest part) of each chunk, ascending.
+        chunk_shard: int `[num_chunks]`, the manifest's shard of each chunk, ascending.
         num_epochs: Visits of every tile.
         seed: Of the order.
     """
 
-    def __init__(self, chunk_rows: np.ndarray, chunk_window: np.ndarray, *, num_epochs: int, seed: int):
+    def __init__(self, chunk_rows: np.ndarray, chunk_shard: np.ndarray, *, num_epochs: int, seed: int):
         self.chunk_rows = np.asarray(chunk_rows, dtype=np.int64)
-        self.chunk_window = np.asarray(chunk_window, dtype=np.int64)
+        self.chunk_shard = np.asarray(chunk_shard, dtype=np.int64)
         self.num_epochs = num_epochs
         self.seed = seed
         self.num_chunks = len(self.chunk_rows)
@@ -143,11 +143,11 @@ class Plan:
 
     def _order_and_offsets(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         rng = np.random.default_rng((self.seed, 1, epoch))
-        windows, first, counts = np.unique(self.chunk_window, return_index=True, return_counts=True)
-        place_of_window = np.empty(len(windows), dtype=np.int64)
-        place_of_window[rng.permutation(len(windows))] = np.arange(len(windows))
-        # Sort by (place of the window, random key): chunks stay inside their window, windows and chunks are both shuffled.
-        order = np.lexsort((rng.random(self.num_chunks), np.repeat(place_of_window, counts)))
+        shards, first, counts = np.unique(self.chunk_shard, return_index=True, return_counts=True)
+        place_of_shard = np.empty(len(shards), dtype=np.int64)
+        place_of_shard[rng.permutation(len(shards))] = np.arange(len(shards))
+        # Sort by (place of the shard, random key): chunks stay inside their shard, shards and chunks are both shuffled.
+        order = np.lexsort((rng.random(self.num_chunks), np.repeat(place_of_shard, counts)))
         offsets = np.concatenate([[0], np.cumsum(self.chunk_rows[order])[:-1]])
         return order, offsets
 

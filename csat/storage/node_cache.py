@@ -43,7 +43,7 @@ class SlideCache:
         """
         Args:
             folder: On a disk of this node, the same for every process. Made when first needed.
-            budget_bytes: Most bytes that cached slides may take. Best above the sum of the slides that one window of the
+            budget_bytes: Most bytes that cached slides may take. Best above the sum of the slides that one shard of the
                 manifest holds (its tiles are shuffled among themselves), or slides are downloaded again and again.
         """
         self._folder = str(folder)

@@ -1,11 +1,11 @@
 """The tile manifest: all that exists before pixels are read. A folder, local or in a bucket, written once and streamed.
 
-    part-00000.parquet …   one per *window* of slides, whose tiles are shuffled among themselves
+    part-00000.parquet …   a *shard* each: the tiles of `slides_per_window` slides, shuffled among themselves
     quarantine.parquet     slides, and rows of a parquet, that gave no tiles, each with its reason
     holdout/               tiles kept from training, laid out the same way
     index.json             written last: a folder without it is no manifest
 
-A part's row groups are *chunks*: the unit that the plan orders and a reader opens. `csat.tiles.manifest_writer` writes one.
+A shard's row groups are *chunks*: the unit that the plan orders and a reader opens. `csat.tiles.manifest_writer` writes one.
 """
 
 import io
@@ -30,7 +30,7 @@ from csat.tiles.sources import SlideRow
 VERSION = 1  # of the layout: another version is another manifest
 INDEX, QUARANTINE, HOLDOUT = "index.json", "quarantine.parquet", "holdout"
 
-CHUNK_DTYPE = np.dtype([("part", np.int32), ("chunk", np.int32), ("first_tile_index", np.int64), ("rows", np.int32)])
+CHUNK_DTYPE = np.dtype([("shard", np.int32), ("chunk", np.int32), ("first_tile_index", np.int64), ("rows", np.int32)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +63,8 @@ class Manifest:
     """A committed manifest. Small, picklable, holds no open files.
 
     Attributes:
-        chunks: structured array of CHUNK_DTYPE, one entry per chunk in manifest order: number of the part, number of the
-            chunk in that part, running number of its first tile, rows (tiles).
+        chunks: structured array of CHUNK_DTYPE, one entry per chunk in manifest order: number of the shard, number of the
+            chunk in that shard, running number of its first tile, rows (tiles).
         slides: how many were "given", "tiled" and "quarantined".
         largest_px: (width, height) of the tiles as the teacher sees them that no other exceeds in both: the largest is one of
             these, whatever they are padded to; (tile_px, tile_px) alone where all are squares.
@@ -76,23 +76,23 @@ class Manifest:
     num_tiles: int
     tile_px: int
     mpp: float | None
-    parts: tuple[str, ...]
+    shards: tuple[str, ...]
     chunks: np.ndarray
     slides: dict[str, int]
     largest_px: tuple[tuple[int, int], ...]
     index: dict
 
     def locate(self, chunk_index: int) -> tuple[int, int]:
-        """(part, chunk in that part) of the chunk at this place of `chunks`."""
-        return int(self.chunks["part"][chunk_index]), int(self.chunks["chunk"][chunk_index])
+        """(shard, chunk in that shard) of the chunk at this place of `chunks`."""
+        return int(self.chunks["shard"][chunk_index]), int(self.chunks["chunk"][chunk_index])
 
-    def read_chunk(self, part: int, chunk: int) -> pa.Table:
+    def read_chunk(self, shard: int, chunk: int) -> pa.Table:
         """The rows of one chunk, and no others: a table of TILE_SCHEMA.
 
         Raises:
-            StorageError: the part is not there any more, or cannot be read.
+            StorageError: the shard is not there any more, or cannot be read.
         """
-        uri = files.join(self.uri, self.parts[part])
+        uri = files.join(self.uri, self.shards[shard])
         store, path = files.arrow_filesystem(uri)
         try:
             footer = _footer(uri, self.fingerprint)
@@ -149,15 +149,16 @@ def read_manifest(uri: str, fingerprint: str | None = None, *, missing_ok: bool 
             f"{uri} was made from other slides or other --data or --manifest settings, or by an earlier version (fingerprint "
             f"{index['fingerprint'][:12]}, now {fingerprint[:12]}): choose another folder, or delete this one"
         )
-    counts = [count for part in index["parts"] for count in part["chunks"]]
+    shards = index["parts"]
+    counts = [count for shard in shards for count in shard["chunks"]]
     chunks = np.zeros(len(counts), dtype=CHUNK_DTYPE)
-    chunks["part"] = np.repeat(np.arange(len(index["parts"])), [len(part["chunks"]) for part in index["parts"]])
-    chunks["chunk"] = [number for part in index["parts"] for number in range(len(part["chunks"]))]
+    chunks["shard"] = np.repeat(np.arange(len(shards)), [len(shard["chunks"]) for shard in shards])
+    chunks["chunk"] = [number for shard in shards for number in range(len(shard["chunks"]))]
     chunks["rows"] = counts
     chunks["first_tile_index"] = np.cumsum(counts, dtype=np.int64) - counts
     return Manifest(
         uri=uri,
-        parts=tuple(part["file"] for part in index["parts"]),
+        shards=tuple(shard["file"] for shard in shards),
         chunks=chunks,
         largest_px=tuple(tuple(size) for size in index.get("largest_px", [[index["tile_px"]] * 2])),
         index=index,
@@ -196,7 +197,7 @@ def fingerprint(
 
 @lru_cache(maxsize=8)
 def _footer(uri: str, fingerprint: str) -> pq.FileMetaData:
-    """A part's footer, kept because every chunk of the part needs it. Another manifest at that place has another key."""
+    """A shard's footer, kept because every chunk of the shard needs it. Another manifest at that place has another key."""
     store, path = files.arrow_filesystem(uri)
     with store.open_input_file(path) as file:
         return pq.read_metadata(file)

@@ -1,6 +1,6 @@
 """Writes a tile manifest, slide by slide. What it looks like: `csat.tiles.manifest`.
 
-The rows of a window are metadata, so the shuffle costs a few bytes a tile, and writing never holds more than one window,
+The rows of a shard are metadata, so the shuffle costs a few bytes a tile, and writing never holds more than one shard,
 whatever the number of slides. The same slides and settings give the same bytes.
 """
 
@@ -98,8 +98,8 @@ class ManifestWriter:
             self._choose = BlockHoldout(config.holdout_fraction, config.seed, config.holdout_block_tiles, slides)
         elif config.holdout_fraction > 0:
             self._choose = SlideHoldout(config.holdout_fraction, config.seed, slides)
-        self._window: list[pa.Table] = []
-        self._parts: list[dict] = []
+        self._open: list[pa.Table] = []
+        self._shards: list[dict] = []
         self._held = TileSample(config.max_holdout_tiles, config.seed)
         self._num_between = 0
         self._largest_px: list[tuple[int, int]] = []
@@ -125,10 +125,10 @@ class ManifestWriter:
             table = table.filter(pa.array(side == TRAIN))
         if not table.num_rows:
             return
-        self._window.append(_compact(table))
-        num_tiles = sum(held.num_rows for held in self._window)
-        if len(self._window) >= self.config.slides_per_window or num_tiles >= self.config.max_window_tiles:
-            self._close_window()
+        self._open.append(_compact(table))
+        num_tiles = sum(held.num_rows for held in self._open)
+        if len(self._open) >= self.config.slides_per_window or num_tiles >= self.config.max_window_tiles:
+            self._close_shard()
 
     def quarantine(self, slide_row: SlideRow, reason: str, message: str) -> None:
         """The next slide gives no tiles, and why: a code of `csat.errors.QUARANTINE_REASONS` and a sentence."""
@@ -143,8 +143,8 @@ class ManifestWriter:
             ConfigError: no slide gave a tile.
         """
         assert self._slides["tiled"] + self._slides["quarantined"] == self._slides["given"], self._slides
-        if self._window:
-            self._close_window()
+        if self._open:
+            self._close_shard()
         files.write_bytes(files.join(self.uri, QUARANTINE), self._quarantine.to_bytes())
         self._check_not_empty()
         holdout = {}
@@ -152,26 +152,26 @@ class ManifestWriter:
             holdout = {"num_tiles": self._held.num_kept, "not_kept": self._held.num_seen - self._held.num_kept}
             holdout["on_the_border"] = self._num_between
             folder = files.join(self.uri, HOLDOUT)
-            part = _write_part(folder, 0, _compact(self._held.table), self.config.chunk_tiles)
-            self._write_index(folder, [part], holdout={})
-        self._write_index(self.uri, self._parts, holdout=holdout)
+            shard = _write_shard(folder, 0, _compact(self._held.table), self.config.chunk_tiles)
+            self._write_index(folder, [shard], holdout={})
+        self._write_index(self.uri, self._shards, holdout=holdout)
         return read_manifest(self.uri)
 
-    def _close_window(self) -> None:
-        number = len(self._parts)
-        table = pa.concat_tables(self._window).combine_chunks()
-        self._window = []
+    def _close_shard(self) -> None:
+        number = len(self._shards)
+        table = pa.concat_tables(self._open).combine_chunks()
+        self._open = []
         rng = np.random.Generator(np.random.PCG64([self.config.seed, number]))
         table = table.take(_shuffled(table, rng))
-        self._parts.append(_write_part(self.uri, number, table, self.config.chunk_tiles))
+        self._shards.append(_write_shard(self.uri, number, table, self.config.chunk_tiles))
 
     def _check_not_empty(self) -> None:
-        if self._choose is not None and not self._held.num_seen and self._parts:
+        if self._choose is not None and not self._held.num_seen and self._shards:
             raise HoldoutError(
                 f"--manifest.holdout_fraction {self.config.holdout_fraction} of these slides holds out no tile at all: use "
                 "--manifest.holdout_by tile, a smaller --manifest.holdout_block_tiles or a larger fraction"
             )
-        if self._parts:
+        if self._shards:
             return
         if self._held.num_seen:
             raise HoldoutError(
@@ -185,11 +185,11 @@ class ManifestWriter:
             + "\n  ".join(self._quarantine.examples())
         )
 
-    def _write_index(self, folder: str, parts: list[dict], *, holdout: dict) -> None:
+    def _write_index(self, folder: str, shards: list[dict], *, holdout: dict) -> None:
         index = {
             "version": VERSION,
             "fingerprint": self.fingerprint,
-            "num_tiles": sum(sum(part["chunks"]) for part in parts),
+            "num_tiles": sum(sum(shard["chunks"]) for shard in shards),
             "tile_px": self.tiling.tile_px,
             "largest_px": self._largest_px,
             "mpp": self.tiling.mpp,
@@ -198,7 +198,7 @@ class ManifestWriter:
             "resolutions": self._resolutions.to_dict(),
             "quarantine_reasons": dict(sorted(self._quarantine.counts.items())),
             "holdout": holdout,
-            "parts": parts,
+            "parts": shards,
         }
         files.write_bytes(files.join(folder, INDEX), json.dumps(index, indent=1).encode())
 
@@ -232,8 +232,8 @@ def _shuffled(table: pa.Table, rng: np.random.Generator) -> np.ndarray:
     return np.lexsort((rng.random(table.num_rows), rng.permutation(run_of.max() + 1)[run_of]))
 
 
-def _write_part(folder: str, number: int, table: pa.Table, chunk_tiles: int) -> dict:
-    """Write a part; its entry in the index."""
+def _write_shard(folder: str, number: int, table: pa.Table, chunk_tiles: int) -> dict:
+    """Write a shard; its entry in the index."""
     file = f"part-{number:05d}.parquet"
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, row_group_size=chunk_tiles, **PARQUET_OPTIONS)

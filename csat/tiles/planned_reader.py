@@ -42,8 +42,8 @@ class PlannedReader:
             todo = ~self.done.contains(positions)
             if not todo.any():
                 continue
-            part, chunk = self.manifest.locate(slot.chunk_index)
-            table = self.manifest.read_chunk(part, chunk)
+            shard, chunk = self.manifest.locate(slot.chunk_index)
+            table = self.manifest.read_chunk(shard, chunk)
             rows, positions = self.plan.row_order(slot)[todo], positions[todo]
             for start in range(0, len(rows), self.rows_at_once):
                 taken = slice(start, start + self.rows_at_once)

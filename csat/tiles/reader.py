@@ -41,7 +41,7 @@ class TileReader:
         Args:
             tile_px: Edge of every tile that comes out; of a whole image, what its edges are made multiples of.
             cache: Of slides in buckets.
-            max_open_slides: Readers kept open. Best no fewer than a window of the manifest has slides: its tiles are mixed.
+            max_open_slides: Readers kept open. Best no fewer than a shard of the manifest has slides: its tiles are mixed.
             max_background: Tiles with a larger share of near-white pixels are filtered; None: none is.
             whole: Each row is an image of its own size (`width_px`, `height_px` of the manifest), which is padded with white,
                 to the right and below, to multiples of `tile_px`.

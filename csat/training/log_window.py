@@ -7,7 +7,7 @@ from torch import Tensor
 from csat.training.context import TrainContext
 
 
-class Window:
+class LogWindow:
     """What happened since the last log line, and for rows since the accounts were settled."""
 
     def __init__(self):

@@ -29,7 +29,7 @@ from csat.runs.recorder import Recorder
 from csat.storage import files
 from csat.training.accounting import Accounts
 from csat.training.context import Columns, TrainContext
-from csat.training.log_window import Window
+from csat.training.log_window import LogWindow
 from csat.training.optim import OptimConfig, WeightAverage, get_lr, make_optimiser, make_own_optimiser, set_lr
 from csat.training.stoppable import StoppableStream, Waiting
 from csat.training.validation import Validation
@@ -112,7 +112,7 @@ class Trainer:
         self._restore()
         self.recorder = Recorder(run_folder, last_step=self.step) if context.rank == 0 else None
         self._model = self._wrap()
-        self._window = Window()
+        self._window = LogWindow()
         self._last_save = self._last_asked = time.monotonic()
         self._is_saved = True  # whether the committed checkpoint has all that there is
         self._last_batch: Batch | None = None

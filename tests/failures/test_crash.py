@@ -52,7 +52,7 @@ def test_a_slide_that_crashes_its_reader_costs_its_own_tiles_and_no_other(cluste
     for slide in slides:
         writer.add(slide, tile_slide(slide, tiling))
     manifest = writer.close()
-    plan = Plan(manifest.chunks["rows"], manifest.chunks["part"], num_epochs=1, seed=0)
+    plan = Plan(manifest.chunks["rows"], manifest.chunks["shard"], num_epochs=1, seed=0)
     reader = CrashingReader(tile_px=64, crashes=CrashLog("run", str(tmp_path / "crashes")))
 
     rows = (

@@ -134,9 +134,9 @@ def test_a_damaged_file_is_told_and_never_used(cache, caplog, damage):
 
 def _rows_in(cache, uri):
     """Rows that one file holds, told from the others by reading it alone."""
-    window_of = fresh(cache)
-    window_of._listings = lambda window: {3: [uri]}
-    return window_of.read(0, 3)
+    broken = fresh(cache)
+    broken._listings = lambda shard: {3: [uri]}
+    return broken.read(0, 3)
 
 
 def test_a_file_that_went_away_is_a_miss(cache):

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from ray.data import ActorPoolStrategy
 
 from csat.evaluation.fidelity import summarise
-from csat.evaluation.held_out import KNOWN, PICTURE, SLIDE, Judge
+from csat.evaluation.held_out import KNOWN, PICTURE, SLIDE, FidelityStage
 from csat.evaluation.reports.pretraining import write_report
 from csat.export.folder import export_student
 from csat.model.cost import count_cost
@@ -159,11 +159,11 @@ def _evaluate(
 ) -> tuple[dict[str, Any], list[dict[str, np.ndarray]]]:
     """The exported student against the teacher on the held-out tiles, through the same readers and teacher pool."""
     chunks = holdout.chunks
-    plan = Plan(chunks["rows"], chunks["part"], num_epochs=1, seed=seed)
+    plan = Plan(chunks["rows"], chunks["shard"], num_epochs=1, seed=seed)
     as_scanned = {"view_seed": None, "colour": None, "cache": None}
     held_out = replace(stream, manifest_uri=folder.path("manifest", "holdout"), plan=plan, **as_scanned)
-    judged = make_stream(held_out, Intervals()).map_batches(
-        Judge,
+    measured = make_stream(held_out, Intervals()).map_batches(
+        FidelityStage,
         fn_constructor_kwargs=dict(
             student_uri=folder.path("exported"),
             tile_px=stream.tile_px,
@@ -175,7 +175,7 @@ def _evaluate(
         num_gpus=workers.gpus_per_worker or None,
         compute=ActorPoolStrategy(size=1),
     )
-    rows = judged.take_all()
+    rows = measured.take_all()
     if not rows:
         logger.warning("no held-out tile could be read: there is no evaluation")
         return {}, []

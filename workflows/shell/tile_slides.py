@@ -86,7 +86,7 @@ def _tile_one(slide: SlideRow, shared: tuple[TilingConfig, SlideCache]) -> Cut |
 
 
 def _shuffled(slides: Sequence[SlideRow], seed: int) -> list[SlideRow]:
-    """In an order that follows from the seed: a window holds neighbours, which in a list by tissue would all be alike."""
+    """In an order that follows from the seed: a shard holds neighbours, which in a list by tissue would all be alike."""
     return [slides[index] for index in np.random.default_rng(seed).permutation(len(slides))]
 
 

@@ -1,4 +1,4 @@
-"""The judge on tiles whose answer is known: a student is exported, loaded again and compared."""
+"""Fidelity on tiles whose answer is known: a student is exported, loaded again and compared."""
 
 import io
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from csat.columns import OK, POSITION, QUARANTINED, RESPONSE_PREFIX, STATUS, TILE, of_arrays
-from csat.evaluation.held_out import KNOWN, PICTURE, Judge
+from csat.evaluation.held_out import KNOWN, PICTURE, FidelityStage
 from csat.model.student import Student, StudentConfig, save_student
 from csat.responses import Kind, ResponseSpec, Symmetry
 from csat.slides.synthetic import make_slides, read_truth
@@ -49,37 +49,37 @@ def rows(slide, places, *, status=None):
 
 
 def test_a_teacher_that_knows_the_truth_is_perfect(slide, student_folder):
-    judged = Judge(str(student_folder), tile_px=TILE_PX, num_pictures=1)(rows(slide, [(200, 200), (264, 200)]))
-    teacher, student = judged[KNOWN["teacher"]], judged[KNOWN["student"]]
+    measured = FidelityStage(str(student_folder), tile_px=TILE_PX, num_pictures=1)(rows(slide, [(200, 200), (264, 200)]))
+    teacher, student = measured[KNOWN["teacher"]], measured[KNOWN["student"]]
     assert teacher[:, 0].sum() > 100, "there are nuclei here"
     assert teacher[:, 1].sum() == teacher[:, 3].sum() == 0
     assert (student.sum(1) == TILE_PX**2).all()
-    np.testing.assert_array_equal(judged["student_vs_teacher.np.counts"], student)
+    np.testing.assert_array_equal(measured["student_vs_teacher.np.counts"], student)
 
 
 def test_pictures_come_for_the_first_positions_only(slide, student_folder):
-    judged = Judge(str(student_folder), tile_px=TILE_PX, num_pictures=1)(rows(slide, [(200, 200), (264, 200)]))
-    assert judged[PICTURE][1] == b""
-    with np.load(io.BytesIO(judged[PICTURE][0])) as picture:
+    measured = FidelityStage(str(student_folder), tile_px=TILE_PX, num_pictures=1)(rows(slide, [(200, 200), (264, 200)]))
+    assert measured[PICTURE][1] == b""
+    with np.load(io.BytesIO(measured[PICTURE][0])) as picture:
         assert set(picture) == {"tile", "teacher.np", "student.np", "teacher.hv", "student.hv", "known"}
         assert 0 <= picture["student.np"].min() <= picture["student.np"].max() <= 1
 
 
 def test_tiles_without_an_answer_leave_no_row(slide, student_folder):
-    judge = Judge(str(student_folder), tile_px=TILE_PX, num_pictures=0)
+    stage = FidelityStage(str(student_folder), tile_px=TILE_PX, num_pictures=0)
     places = [(200, 200), (264, 200), (200, 264)]
-    assert judge(rows(slide, places, status=[OK, QUARANTINED, OK]))[POSITION].tolist() == [0, 2]
-    assert len(judge(rows(slide, places, status=[QUARANTINED] * 3))[POSITION]) == 0
+    assert stage(rows(slide, places, status=[OK, QUARANTINED, OK]))[POSITION].tolist() == [0, 2]
+    assert len(stage(rows(slide, places, status=[QUARANTINED] * 3))[POSITION]) == 0
 
 
 def test_slides_without_truth_have_no_known_nuclei(slide, student_folder):
     columns = rows(slide, [(200, 200)])
     columns["slide"] = np.array(["/elsewhere/a.svs"], dtype=object)
-    judged = Judge(str(student_folder), tile_px=TILE_PX, num_pictures=0)(columns)
-    assert (judged[KNOWN["student"]] == -1).all()
+    measured = FidelityStage(str(student_folder), tile_px=TILE_PX, num_pictures=0)(columns)
+    assert (measured[KNOWN["student"]] == -1).all()
 
 
-def test_whole_images_are_judged_each_at_its_own_size(tmp_path, slide):
+def test_whole_images_are_measured_each_at_its_own_size(tmp_path, slide):
     grid = ResponseSpec(name="tokens", kind=Kind.FEATURES, channels=4, stride_px=32, symmetry=Symmetry.NONE)
     logits = ResponseSpec(name="logits", kind=Kind.LOGITS, channels=3, stride_px=None)
     torch.manual_seed(0)
@@ -91,8 +91,8 @@ def test_whole_images_are_judged_each_at_its_own_size(tmp_path, slide):
     columns = rows(slide, [(0, 0)] * 4, status=[OK, OK, OK, QUARANTINED])
     columns |= {TILE: of_arrays(tiles), RESPONSE_PREFIX + "logits": np.eye(3, dtype=np.float16)[[0, 1, 2, 0]]}
     columns[RESPONSE_PREFIX + "tokens"] = of_arrays([np.ones((4, h // 32, w // 32), np.float16) for h, w in sizes])
-    judge = Judge(str(tmp_path), tile_px=32, num_pictures=4)
-    out = judge(columns)
+    stage = FidelityStage(str(tmp_path), tile_px=32, num_pictures=4)
+    out = stage(columns)
     assert out[POSITION].tolist() == [0, 2, 1], "in groups of one size"
     for position, agreement in zip(out[POSITION], out["student_vs_teacher.logits.agreement"], strict=True):
         image = torch.from_numpy(tiles[position]).permute(2, 0, 1)[None].float() / 255
@@ -101,5 +101,5 @@ def test_whole_images_are_judged_each_at_its_own_size(tmp_path, slide):
     assert out["student_vs_teacher.tokens.cosine"].shape == (3,)
     with np.load(io.BytesIO(out[PICTURE][1])) as picture:
         assert picture["tile"].shape == (64, 96, 3)
-    nothing = judge({**columns, STATUS: np.full(4, QUARANTINED, np.uint8)})
+    nothing = stage({**columns, STATUS: np.full(4, QUARANTINED, np.uint8)})
     assert all(len(column) == 0 for column in nothing.values())

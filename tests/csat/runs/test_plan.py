@@ -60,11 +60,11 @@ def test_order_follows_from_the_seed_alone():
     assert tiles_by_position(make_plan(seed=4)) != tiles_by_position(make_plan())
 
 
-def test_windows_are_visited_one_after_the_other():
+def test_shards_are_visited_one_after_the_other():
     plan = make_plan(epochs=4)
     for epoch in range(4):
-        windows = [plan.chunk_window[plan.slot(i).chunk_index] for i in range(epoch * 7, epoch * 7 + 7)]
-        changes = sum(a != b for a, b in zip(windows, windows[1:], strict=False))
+        shards = [plan.chunk_shard[plan.slot(i).chunk_index] for i in range(epoch * 7, epoch * 7 + 7)]
+        changes = sum(a != b for a, b in zip(shards, shards[1:], strict=False))
         assert changes == 2
 
 

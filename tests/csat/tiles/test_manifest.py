@@ -80,9 +80,9 @@ def test_settings_that_cannot_work_are_refused_by_name(wrong):
 def test_a_manifest_of_an_earlier_version_is_of_squares_and_of_square_pixels(tmp_path):
     manifest = write(tmp_path, rows_of(2), [5, 5])
     assert manifest.largest_px == ((256, 256),)
-    part, index = tmp_path / manifest.parts[0], tmp_path / "index.json"
-    old = pq.read_table(part).drop_columns(["width_px", "height_px", "aspect", "mpp_source"])
-    pq.write_table(old, part)
+    shard, index = tmp_path / manifest.shards[0], tmp_path / "index.json"
+    old = pq.read_table(shard).drop_columns(["width_px", "height_px", "aspect", "mpp_source"])
+    pq.write_table(old, shard)
     index.write_text(
         json.dumps(
             {

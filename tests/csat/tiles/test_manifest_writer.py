@@ -27,7 +27,7 @@ from tests.csat.tiles.manifests import PRINT, read, rows_of, table_of, write
     chunk_tiles=st.integers(1, 40),
     max_window_tiles=st.integers(1, 200),
 )
-def test_every_tile_comes_back_once_in_its_window(tmp_path_factory, sizes, slides_per_window, chunk_tiles, max_window_tiles):
+def test_every_tile_comes_back_once_in_its_shard(tmp_path_factory, sizes, slides_per_window, chunk_tiles, max_window_tiles):
     rows = rows_of(len(sizes), patients=3)
     options = dict(slides_per_window=slides_per_window, chunk_tiles=chunk_tiles, max_window_tiles=max_window_tiles)
     manifest = write(tmp_path_factory.mktemp("m"), rows, sizes, ManifestConfig(**options))
@@ -40,24 +40,24 @@ def test_every_tile_comes_back_once_in_its_window(tmp_path_factory, sizes, slide
     chunks = manifest.chunks
     assert chunks.dtype == CHUNK_DTYPE and chunks["rows"].sum() == manifest.num_tiles and chunks["rows"].max() <= chunk_tiles
     assert chunks["first_tile_index"].tolist() == [0, *np.cumsum(chunks["rows"])[:-1].tolist()]
-    assert (np.diff(chunks["part"]) >= 0).all() and chunks["part"][-1] == len(manifest.parts) - 1
-    slides_of_part = [set() for _ in manifest.parts]
+    assert (np.diff(chunks["shard"]) >= 0).all() and chunks["shard"][-1] == len(manifest.shards) - 1
+    slides_of_shard = [set() for _ in manifest.shards]
     for index, first in enumerate(chunks["first_tile_index"]):
-        slides_of_part[chunks["part"][index]] |= {row["slide"] for row in read_rows[first : first + chunks["rows"][index]]}
-    assert all(len(slides) <= slides_per_window for slides in slides_of_part)
-    assert [slide for slides in slides_of_part for slide in sorted(slides)] == [row.slide for row in rows]  # windows in order
-    Plan(chunks["rows"], chunks["part"], num_epochs=2, seed=0)  # the plan takes the table as it is
+        slides_of_shard[chunks["shard"][index]] |= {row["slide"] for row in read_rows[first : first + chunks["rows"][index]]}
+    assert all(len(slides) <= slides_per_window for slides in slides_of_shard)
+    assert [slide for slides in slides_of_shard for slide in sorted(slides)] == [row.slide for row in rows]  # shards in order
+    Plan(chunks["rows"], chunks["shard"], num_epochs=2, seed=0)  # the plan takes the table as it is
 
 
-def test_the_shuffle_mixes_the_window_and_follows_the_seed(tmp_path):
+def test_the_shuffle_mixes_the_shard_and_follows_the_seed(tmp_path):
     first = [r["slide"] for r in read(write(tmp_path / "a", rows_of(4), [50] * 4))]
-    assert len(set(first[:50])) == 4  # all slides of the window among the first tiles
+    assert len(set(first[:50])) == 4  # all slides of the shard among the first tiles
     other = [r["slide"] for r in read(write(tmp_path / "b", rows_of(4), [50] * 4, ManifestConfig(seed=1)))]
     assert first != other and sorted(first) == sorted(other)
     config = ManifestConfig(slides_per_window=1)
-    by_window = read(write(tmp_path / "c", rows_of(2), [50, 50], config))
-    orders = [[(r["x_px"], r["y_px"]) for r in rows] for rows in (by_window[:50], by_window[50:])]
-    assert orders[0] != orders[1]  # each window has its own order
+    by_shard = read(write(tmp_path / "c", rows_of(2), [50, 50], config))
+    orders = [[(r["x_px"], r["y_px"]) for r in rows] for rows in (by_shard[:50], by_shard[50:])]
+    assert orders[0] != orders[1]  # each shard has its own order
 
 
 def test_rows_of_a_parquet_are_shuffled_in_runs_that_are_read_together(tmp_path):
@@ -93,7 +93,7 @@ def test_writing_anew_takes_the_earlier_manifest_away_first(tmp_path):
     assert read_manifest(str(tmp_path / "holdout"), missing_ok=True) is None
     writer.add(rows_of(1)[0], table_of(rows_of(1)[0], 7))
     manifest = writer.close()
-    assert sorted(path.name for path in tmp_path.glob("part-*")) == list(manifest.parts) == ["part-00000.parquet"]
+    assert sorted(path.name for path in tmp_path.glob("part-*")) == list(manifest.shards) == ["part-00000.parquet"]
     assert manifest.num_tiles == 7 and manifest.holdout() is None
 
 
@@ -191,7 +191,7 @@ def test_a_slide_that_was_forgotten_is_our_bug(tmp_path):
 
 
 def test_memory_is_flat_at_any_number_of_slides(tmp_path):
-    """A million tiles of 2,000 slides: what is held is one window (32,000 tiles), not the slides gone by."""
+    """A million tiles of 2,000 slides: what is held is one shard (32,000 tiles), not the slides gone by."""
 
     def peaks(num_slides: int) -> tuple[int, int]:
         rows = rows_of(num_slides)

@@ -29,7 +29,7 @@ def manifest(tmp_path_factory):
 
 
 def read_all(manifest, done=None, **options):
-    plan = Plan(manifest.chunks["rows"], manifest.chunks["part"], num_epochs=2, seed=0)
+    plan = Plan(manifest.chunks["rows"], manifest.chunks["shard"], num_epochs=2, seed=0)
     done = done or Intervals()
     stage = PlannedReader(manifest.uri, plan, done, TileReader(tile_px=TILE_PX), **options)
     batches = list(stage({SLOT: np.arange(plan.first_slot(done), plan.num_slots)}))
