@@ -1,8 +1,8 @@
-"""Text that can be written anywhere, whatever it came as: ids in tables, names of files, messages of libraries."""
+"""Text that can be written anywhere, whatever it came as: ids in tables, names of files, messages of libraries, lists."""
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from numbers import Real
 from typing import Any
@@ -48,6 +48,19 @@ def text(cell: Any) -> str:
 def number(cell: Any) -> float:
     """A cell as a number; a decimal comma counts as a point. Raises ValueError for what is none."""
     return float(text(cell).replace(",", "."))
+
+
+def some(names: Iterable[Any], most: int = 5, *, between: str = ", ") -> str:
+    """The first few of what may be many: "a.png, b.png and 3 more"; "nothing" where there is none.
+
+    Args:
+        between: What stands between two of them; more than a comma where each has a line of its own.
+    """
+    names = [printable(name) for name in names]
+    if len(names) <= most:
+        return between.join(names) or "nothing"
+    rest = f"and {len(names) - most:,} more"
+    return between.join(names[:most]) + (between if "\n" in between else " ") + rest
 
 
 def counted(counts: Mapping[str, int]) -> str:

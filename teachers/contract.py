@@ -12,6 +12,7 @@ will use: the teacher's spec is reduced to those (`select_responses`), and nothi
 
 import hashlib
 import json
+import os
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,7 @@ from csat.errors import SlideError, StorageError, TeacherError
 from csat.responses import ResponseSpec, TeacherSpec
 from csat.storage.node_cache import SlideCache
 from csat.storage.uris import is_local, local_path
+from csat.words import some
 
 REMOTE_WEIGHTS_CACHE_BYTES = 64 * 2**30  # of downloaded weights kept on a node; the largest public encoders have 5 GB
 
@@ -153,17 +155,12 @@ def _size(tile_px: int | tuple[int, int]) -> str:
 def _no_such_file(path: Path, *, teacher: str, expected: str) -> str:
     folder = path.parent
     if path.is_dir():
-        found = f"that is a folder, holding: {_listing(path)}"
+        found = f"that is a folder, holding: {some(sorted(os.listdir(path)))}"
     elif folder.is_dir():
-        found = f"{folder} holds: {_listing(folder)}"
+        found = f"{folder} holds: {some(sorted(os.listdir(folder)))}"
     else:
         found = f"the folder {folder} does not exist on this machine"
     return (
         f"teacher {teacher!r}: there is no weights file {path} ({found}). Expected {expected}. Correct --teacher.weights; "
         "on a cluster, the path must exist on every node, or be an s3:// URI"
     )
-
-
-def _listing(folder: Path, most: int = 5) -> str:
-    names = sorted(entry.name for entry in folder.iterdir())
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "") if names else "nothing"

@@ -30,6 +30,7 @@ from csat import nuclei
 from csat.errors import ConfigError, TeacherError
 from csat.model.networks.hovernet import MARGIN_PX, SMALLEST_PX, HoVerNet, Mode
 from csat.responses import Kind, ResponseSpec, Symmetry, TeacherSpec
+from csat.words import some
 from teachers.contract import Teacher, select_responses, sha256_of, sha256_of_settings, weights_file
 from teachers.torch_teacher import Precision, TorchTeacher
 from teachers.weights import load_strictly, read_state_dict
@@ -167,7 +168,7 @@ def _kind_of(state: Mapping[str, Tensor], path: Path) -> dict[str, str | int | N
     if kernel_of is None or first is None or kernel_of.ndim != 4 or kernel_of.shape[-1] not in modes:
         raise TeacherError(
             f"teacher {NAME!r}: {path.name} is not a HoVer-Net checkpoint: its {len(state)} tensors begin with "
-            f"{', '.join(list(state)[:3])}. Expected {EXPECTED}"
+            f"{some(state, 3)}. Expected {EXPECTED}"
         )
     types = state.get("decoder.tp.u0.conv.weight")
     return {

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from csat.errors import TeacherError
+from csat.words import some
 
 WRAPPERS = (
     "desc",
@@ -47,7 +48,7 @@ def read_state_dict(path: Path, *, teacher: str) -> dict[str, Tensor]:
     tensors = _unwrap(content)
     if not tensors:
         found = (
-            f"a dictionary with the keys {_some(content)}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
+            f"a dictionary with the keys {some(content, 3)}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
         )
         raise TeacherError(
             f"teacher {teacher!r}: {path} holds {found}; expected a state_dict, flat or under one of: {', '.join(WRAPPERS)}"
@@ -74,7 +75,7 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], *, teacher: st
     ]
     if missing or unexpected or misshaped:
         parts = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshaped))
-        found = "; ".join(f"{len(names)} {what}: {_some(names)}" for what, names in parts if names)
+        found = "; ".join(f"{len(names)} {what}: {some(names, 3)}" for what, names in parts if names)
         raise TeacherError(
             f"teacher {teacher!r}: {path.name} ({len(state)} tensors) does not fit the network ({len(wanted)}): "
             f"{found}. {hint}"
@@ -99,11 +100,6 @@ def _unwrap(content: object) -> dict[str, Tensor]:
             return _unwrap(content[key])
     are_tensors = all(isinstance(value, Tensor) for value in content.values())
     return dict(content) if are_tensors else {}
-
-
-def _some(names: object, most: int = 3) -> str:
-    names = [str(name) for name in names]
-    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
 def _first_line(error: Exception) -> str:

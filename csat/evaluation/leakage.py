@@ -10,7 +10,7 @@ Images are recognised by the last parts of their path, so that a set that moved 
 import io
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -26,12 +26,12 @@ from csat.errors import DatasetError, StorageError
 from csat.labels.sets import LabelledData
 from csat.storage import files
 from csat.tiles.manifest import read_manifest
+from csat.words import some
 
 logger = logging.getLogger(__name__)
 
 EXPORTED = "exported"  # the folder of a run's model
 JUDGED = ("val", "test")
-MOST_LISTED = 5
 NUM_READERS = 16  # shards of a manifest read at once: they are waited for, not computed
 FOLDER_PARTS = 2  # of a path, that stand for a set where a name alone says too little
 LEAST_DIGITS = 6  # in a name that is nobody else's: TCGA-06-0125
@@ -78,9 +78,9 @@ def check_leakage(initial: str | None, data: LabelledData, *, teacher: str | Non
         images = [image_of[key] for key in sorted(image_of.keys() & seen.images)]
         groups = sorted({group_of[key] for key in group_of.keys() & seen.groups})
         if images:
-            lines.append(f"{len(images)} images were {seen.where}: {_some(images)}. {seen.remedy}")
+            lines.append(f"{len(images)} images were {seen.where}: {some(images)}. {seen.remedy}")
         elif groups:
-            lines.append(f"other images of {len(groups)} groups were {seen.where}: {_some(groups)}. {seen.remedy}")
+            lines.append(f"other images of {len(groups)} groups were {seen.where}: {some(groups)}. {seen.remedy}")
     if lines:
         raise DatasetError(
             "the model would be judged on what it has seen:\n  "
@@ -206,8 +206,3 @@ def _is_unique(name: str) -> bool:
     words = re.findall(r"[^\W_]+", name)
     is_plain = all(re.fullmatch(r"[^\W\d_]*\d{0,4}", word) for word in words)
     return not is_plain or sum(character.isdigit() for character in name) >= LEAST_DIGITS
-
-
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:MOST_LISTED]) + (f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else "")

@@ -21,6 +21,7 @@ from csat.evaluation.metrics.instances import compare_instances, instance_figure
 from csat.evaluation.metrics.segmentation import segmentation_figures
 from csat.evaluation.predictions import LATER, Predictions
 from csat.tasks import Task
+from csat.words import some
 
 MAIN_METRIC = {Task.CLASSIFICATION: "balanced_accuracy", Task.SEGMENTATION: "miou", Task.NUCLEI: "dice"}
 PROTOCOLS = {
@@ -243,11 +244,10 @@ def _difference(first: dict[str, Any], other: dict[str, Any], number: int) -> st
     lines = []
     for whose, keys in (("only run 1", first.keys() - other.keys()), (f"only run {number}", other.keys() - first.keys())):
         if keys:
-            more = ", …" if len(keys) > MOST_LISTED else ""
-            lines.append(f"{whose} has {len(keys)}: {', '.join(sorted(keys)[:MOST_LISTED])}{more}")
+            lines.append(f"{whose} has {len(keys)}: {some(sorted(keys), MOST_LISTED)}")
     changed = sorted(key for key in first.keys() & other.keys() if first[key] != other[key])
     if changed:
-        lines.append(f"{len(changed)} have another group or label: {', '.join(changed[:MOST_LISTED])}")
+        lines.append(f"{len(changed)} have another group or label: {some(changed, MOST_LISTED)}")
     return "\n  ".join(lines)
 
 

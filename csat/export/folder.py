@@ -30,6 +30,7 @@ from csat.model.tapped import TappedClassifier
 from csat.model.unet import UNetModel
 from csat.responses import ResponseSpec
 from csat.storage import files
+from csat.words import some
 
 FORMAT_VERSION = 1
 WEIGHTS = {"hovernet": "hovernet.safetensors", **dict.fromkeys(("unet", "tapped", *NETWORKS), "model.safetensors")}
@@ -139,8 +140,7 @@ def exported_folder(run: str) -> str:
 def _found_in(folder: str, most: int = 8) -> str:
     if not files.is_dir(folder):
         return "there is no such folder"
-    names = [files.base_name(name) for name in files.list_dir(folder)]
-    return f"it holds {', '.join(names[:most]) or 'nothing'}" + (" and more" if len(names) > most else "")
+    return f"it holds {some(map(files.base_name, files.list_dir(folder)), most)}"
 
 
 def _save_other(model: nn.Module, folder: Path, metadata: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from csat.errors import ConfigError, DatasetError
 from csat.labels.datasets.contract import LabelledSet, Sample
 from csat.labels.group_draw import GroupDraw
 from csat.tasks import Task
+from csat.words import some
 
 PARTS = ("train", "val", "test")
 MOST_LISTED = 8
@@ -72,9 +73,9 @@ def check_groups(parts: Parts, name: str, group: str) -> None:
     for one, other in (("train", "test"), ("train", "val"), ("val", "test")):
         if shared := sorted(groups[one] & groups[other]):
             raise DatasetError(
-                f"{name}: {len(shared)} groups ({group}) are in both {one} and {other}: {_listed(shared)}. A model would be "
-                "judged on what it has seen. Correct the split column, or say --data.split.official false to draw parts of "
-                "whole groups"
+                f"{name}: {len(shared)} groups ({group}) are in both {one} and {other}: {some(shared, MOST_LISTED)}. A model "
+                "would be judged on what it has seen. Correct the split column, or say --data.split.official false to draw "
+                "parts of whole groups"
             )
 
 
@@ -88,8 +89,8 @@ def check_images(parts: Parts) -> None:
                 doubled.append(f"{sample.image} ({first} and {part})")
     if doubled:
         raise DatasetError(
-            f"{len(doubled)} images are in two parts: {_listed(doubled)}. A model would be judged on what it has seen. "
-            "Do two of data.sets contain the same files? Give each image once"
+            f"{len(doubled)} images are in two parts: {some(doubled, MOST_LISTED)}. A model would be judged on what it has "
+            "seen. Do two of data.sets contain the same files? Give each image once"
         )
 
 
@@ -146,8 +147,3 @@ def renamed(samples: Sequence[Sample], prefix: str) -> list[Sample]:
 def class_counts(samples: Sequence[Sample], num_classes: int) -> np.ndarray:
     """int64 `[num_classes]`: samples by class."""
     return np.bincount([sample.label for sample in samples], minlength=num_classes)
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
-    return ", ".join(names[:MOST_LISTED]) + more

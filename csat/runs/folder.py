@@ -24,6 +24,7 @@ from typing import Any
 
 import yaml
 
+from csat.words import some
 from csat.storage import files
 from csat.errors import ConfigError
 from csat.settings import completed
@@ -121,7 +122,7 @@ class RunFolder:
             files.delete(self.uri)
         elif others := [files.base_name(name) for name in files.list_dir(self.uri)]:
             raise ConfigError(
-                f"{self.uri} is not empty and is no run folder (it holds {', '.join(others[:4])}): choose an empty or new "
+                f"{self.uri} is not empty and is no run folder (it holds {some(others, 4)}): choose an empty or new "
                 "--run_folder"
             )
         files.make_dir(self.uri)

@@ -26,6 +26,7 @@ from csat.storage import files
 from csat.tiles.grid import TILE_SCHEMA, TilingConfig
 from csat.tiles.quarantine import QUARANTINE_SCHEMA
 from csat.tiles.sources import SlideRow
+from csat.words import some
 
 VERSION = 1  # of the layout: another version is another manifest
 INDEX, QUARANTINE, HOLDOUT = "index.json", "quarantine.parquet", "holdout"
@@ -137,10 +138,8 @@ def read_manifest(uri: str, fingerprint: str | None = None, *, missing_ok: bool 
     if not files.exists(place):
         if missing_ok:
             return None
-        found = [files.base_name(name) for name in files.list_dir(uri)][:5]
-        raise StorageError(
-            f"{uri} is no finished tile manifest: it has no {INDEX} (it holds: {', '.join(found) or 'nothing'})"
-        )
+        found = some(map(files.base_name, files.list_dir(uri)))
+        raise StorageError(f"{uri} is no finished tile manifest: it has no {INDEX} (it holds: {found})")
     index = json.loads(files.read_bytes(place))
     if index.get("version") != VERSION:
         raise StorageError(f"{uri}: a manifest of version {index.get('version')}, expected {VERSION}: make it anew elsewhere")

@@ -15,7 +15,7 @@ from csat.slides.parquet import describe_parquet, lists_slides
 from csat.storage import dicom, files
 from csat.storage.tables import Row, read_rows
 from csat.storage.uris import has_magic, suffix_of
-from csat.words import counted, is_empty, number, text
+from csat.words import counted, is_empty, number, some, text
 
 logger = logging.getLogger(__name__)
 
@@ -227,6 +227,4 @@ def _nearest(uri: str) -> str:
         if above == folder or above.endswith(":/"):
             return "nor does any folder above it exist"
         folder = above
-    names = [files.base_name(child) for child in files.list_dir(folder)]
-    have = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "nothing"
-    return f"the nearest folder that exists, {folder}, holds {have}"
+    return f"the nearest folder that exists, {folder}, holds {some(map(files.base_name, files.list_dir(folder)))}"

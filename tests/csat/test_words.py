@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from csat.words import counted, is_empty, last_line, number, printable, text
+from csat.words import counted, is_empty, last_line, number, printable, some, text
 
 
 @pytest.mark.parametrize(
@@ -59,6 +59,15 @@ def test_what_is_printable_already_stays():
 def test_counts_in_one_line():
     assert counted(Counter({".b": 2, ".a": 2, ".c": 1000})) == "1,000 x .c, 2 x .a, 2 x .b"
     assert counted({f".{index:02d}": 1 for index in range(23)}).endswith("1 x .19 and 3 of other kinds")
+
+
+def test_the_first_few_of_many():
+    assert some(["a", "b", "c"], 3) == "a, b, c"
+    assert some("abcdef") == "a, b, c, d, e and 1 more"
+    assert some(range(2000), 1) == "0 and 1,999 more"
+    assert some(iter([])) == "nothing"
+    assert some(["raw \udce4 byte"]) == r"raw \xe4 byte"
+    assert some(["one", "two", "three"], 2, between="\n  ") == "one\n  two\n  and 1 more"
 
 
 @pytest.mark.parametrize(

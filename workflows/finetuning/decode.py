@@ -18,7 +18,7 @@ from csat.labels.reader import LabelledReader
 from csat.labels.sets import LabelledConfig, LabelledData
 from csat.runs.checkpoints import Checkpoints
 from csat.runs.plan import Intervals, Plan
-from csat.words import printable
+from csat.words import printable, some
 from teachers.stage import TeacherStage
 from workflows.shell.config import PoolConfig, RayConfig, ReaderConfig
 from workflows.shell.data import configure_data
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 INDEX = "index"
 PROBES = 12  # samples that are decoded to estimate what all of them take
 SAMPLES_AT_ONCE = 16  # of one decoding task
-MOST_LISTED = 5
+NEW_LINE = "\n  "
 STORE_SHARE = 0.6  # of the cluster's object store that decoded samples may take
 
 
@@ -159,16 +159,14 @@ def _decode_rows(columns: dict[str, np.ndarray], decoder: SampleDecoder, keeps: 
 def _refuse_contradictions(reasons: list[str]) -> None:
     wrong = [reason.removeprefix(f"{CONTRADICTION}: ") for reason in reasons if reason.startswith(CONTRADICTION)]
     if wrong:
-        more = f"\nand {len(wrong) - MOST_LISTED} more" if len(wrong) > MOST_LISTED else ""
-        raise DatasetError("image and labels contradict each other:\n  " + "\n  ".join(wrong[:MOST_LISTED]) + more)
+        raise DatasetError(f"image and labels contradict each other:\n  {some(wrong, between=NEW_LINE)}")
 
 
 def _report_unreadable(config: LabelledConfig, samples: list[Sample], unreadable: dict[int, str]) -> None:
     if not unreadable:
         return
-    lines = [f"{samples[index].key}: {reason}" for index, reason in list(unreadable.items())[:MOST_LISTED]]
-    more = f"\n  and {len(unreadable) - MOST_LISTED} more" if len(unreadable) > MOST_LISTED else ""
-    text = f"{len(unreadable)} of {len(samples)} samples cannot be read:\n  " + "\n  ".join(lines) + more
+    lines = (f"{samples[index].key}: {reason}" for index, reason in unreadable.items())
+    text = f"{len(unreadable)} of {len(samples)} samples cannot be read:\n  {some(lines, between=NEW_LINE)}"
     if len(unreadable) > config.max_unreadable * len(samples):
         raise DatasetError(
             f"{text}\nThat is more than data.max_unreadable {config.max_unreadable:g}: download them again, or raise it"

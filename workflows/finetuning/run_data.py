@@ -19,10 +19,10 @@ from csat.labels.sets import LabelledConfig, assemble, assemble_to_judge
 from csat.prediction.windows import View
 from csat.settings import read_settings
 from csat.tasks import DatasetInfo, Task
+from csat.words import some
 from workflows.finetuning.decode import Prepared, decode
 
 EVERY_PART = "all"
-MOST_LISTED = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class RunData:
         """Samples by their keys. Raises DatasetError for one that is not there."""
         by_key = {sample.key: sample for sample in self.samples}
         if lost := [key for key in keys if key not in by_key]:
-            raise DatasetError(f"the data have changed since the run: there is no {', '.join(lost[:MOST_LISTED])}")
+            raise DatasetError(f"the data have changed since the run: there is no {some(lost)}")
         return [by_key[key] for key in keys]
 
 

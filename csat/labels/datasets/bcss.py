@@ -29,7 +29,7 @@ from csat.slides.mpp import STATED
 from csat.storage import files
 from csat.storage.tables import read_rows
 from csat.tasks import IGNORE, DatasetInfo, Task
-from csat.words import text
+from csat.words import some, text
 
 TASKS = (Task.SEGMENTATION,)
 CLASSES = ("tumor", "stroma", "inflammatory", "necrosis", "other")
@@ -134,5 +134,5 @@ def _check_codes(table: str) -> None:
     ours = {label: str(code) for code, label in enumerate(CODES)}
     if theirs != ours:
         differ = sorted(label for label in theirs.keys() | ours.keys() if theirs.get(label) != ours.get(label))
-        listed = (f"{label}: {theirs.get(label, 'missing')} instead of {ours.get(label, 'none')}" for label in differ[:5])
-        raise DatasetError(f"{table}: its codes are not those of BCSS ({', '.join(listed)}); is it another release?")
+        listed = (f"{label}: {theirs.get(label, 'missing')} instead of {ours.get(label, 'none')}" for label in differ)
+        raise DatasetError(f"{table}: its codes are not those of BCSS ({some(listed)}); is it another release?")

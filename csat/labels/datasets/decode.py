@@ -6,7 +6,7 @@ Everything takes URIs, local or remote, and nothing is read before it is asked f
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from csat.slides.pixels import decode_image, decode_labels
 from csat.storage import files
 from csat.storage.node_cache import SlideCache, fetch_bytes
 from csat.storage.uris import suffix_of
-from csat.words import counted
+from csat.words import counted, some
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def read_binary(uri: str, *, advice: str) -> np.ndarray:
     labels = read_label_image(uri)
     values = np.unique(labels).tolist()
     if not any(set(values) <= {0, foreground} for foreground in (1, 255)):
-        found = ", ".join(map(str, values[:MOST_LISTED]))
+        found = some(values, MOST_LISTED)
         raise DatasetError(f"{uri}: a mask that says yes or no holds 0 and 1, or 0 and 255; found {found}. {advice}")
     return labels > 0
 
@@ -175,7 +175,7 @@ def missing_layout(name: str, root: str, *, looked_for: str, advice: str) -> Dat
     else:
         children = files.list_dir(root)
         nothing = "the folder is empty" if files.is_dir(root) else "there is no such folder"
-        found = f"found {_listed(children)}" if children else nothing
+        found = f"found {some(map(files.base_name, children), MOST_LISTED)}" if children else nothing
     return DatasetError(f"data set {name!r}: {root} does not fit: looked for {looked_for}; {found}. {advice}")
 
 
@@ -231,8 +231,3 @@ def check_numbered(instances: np.ndarray, sample: Sample) -> None:
             f"{num_pieces[most]} separate pieces. Expected 0 for background and a number for each nucleus; masks that "
             "say nucleus or not are for the layout 'pairs' with `instances: components`"
         )
-
-
-def _listed(uris: Sequence[str]) -> str:
-    names = ", ".join(map(files.base_name, uris[:MOST_LISTED]))
-    return names + (f" and {len(uris) - MOST_LISTED} more" if len(uris) > MOST_LISTED else "")

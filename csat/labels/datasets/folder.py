@@ -12,6 +12,7 @@ from csat.labels.datasets.name_groups import check_pattern, describe, group_of, 
 from csat.settings import read_settings
 from csat.storage import files
 from csat.tasks import DatasetInfo, Task
+from csat.words import some
 
 TASKS = (Task.CLASSIFICATION,)
 
@@ -50,7 +51,7 @@ def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
     depth = 2 if official else 1
     if loose := [key for key in images if key.count("/") < depth]:
         raise DatasetError(
-            f"data set 'folder': {len(loose)} images lie outside a class folder: {', '.join(loose[:5])}. Expected "
+            f"data set 'folder': {len(loose)} images lie outside a class folder: {some(loose)}. Expected "
             f"{'part/class/image' if official else 'class/image'} below {root}"
         )
     found = {folder for part in official for folder in _folders(files.join(root, part), ())} if official else tops

@@ -21,6 +21,7 @@ from csat.settings import read_settings
 from csat.storage import files
 from csat.storage.node_cache import fetch_bytes
 from csat.tasks import DatasetInfo, Task
+from csat.words import some
 
 TASKS = (Task.NUCLEI,)
 MPP = 0.25  # 40x
@@ -46,7 +47,7 @@ def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
     if odd := sorted(images.keys() ^ outlines.keys()):
         raise DatasetError(
             f"data set 'monuseg': {root}: {len(images)} tif and {len(outlines)} xml files, of which {len(odd)} have no "
-            f"partner: {', '.join(odd[:5])}. Complete the folders"
+            f"partner: {some(odd)}. Complete the folders"
         )
     info = DatasetInfo(
         name="monuseg",

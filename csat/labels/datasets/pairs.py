@@ -28,6 +28,7 @@ from csat.labels.datasets.name_groups import check_pattern, describe, group_of, 
 from csat.settings import read_settings
 from csat.storage import files
 from csat.tasks import DatasetInfo, Task
+from csat.words import some
 
 TASKS = (Task.SEGMENTATION, Task.NUCLEI)
 BINARY, COMPONENTS = "binary", "components"  # forms of masks that do not hold class indices or numbered nuclei
@@ -64,7 +65,7 @@ def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
         if odd := sorted(images.keys() ^ masks.keys()):
             raise DatasetError(
                 f"data set 'pairs': {folder}: {len(images)} images and {len(masks)} masks, of which {len(odd)} have no "
-                f"partner: {', '.join(odd[:5])}. Set image_suffix or mask_suffix, or complete the folders"
+                f"partner: {some(odd)}. Set image_suffix or mask_suffix, or complete the folders"
             )
         samples += [_sample(images[stem], masks[stem], root, part, task, chosen) for stem in images]
     if not samples:

@@ -12,8 +12,8 @@ from csat.errors import ConfigError, DatasetError
 from csat.labels.datasets.contract import Decoded, LabelledSet, Sample
 from csat.labels.datasets.decode import check_numbered, check_same_size
 from csat.tasks import IGNORE, Task
+from csat.words import some
 
-MOST_LISTED = 5  # unknown values that an error shows
 # name → module of its layout. Several names may share one: `info.name` says which was asked for.
 DATASETS: dict[str, str] = {
     "folder": "csat.labels.datasets.folder",
@@ -92,7 +92,7 @@ def load_sample(sample: Sample) -> Decoded:
 
 def _check_values(labels: np.ndarray, largest: int, uri: str, sample: Sample) -> None:
     if labels.max(initial=0) > largest:
-        unknown = ", ".join(map(str, np.unique(labels[labels > largest])[:MOST_LISTED].tolist()))
+        unknown = some(np.unique(labels[labels > largest]).tolist())
         raise DatasetError(
             f"sample {sample.key}: its labels hold {unknown} ({uri}), and the set's classes are 0 to {largest}. Name all "
             "classes in the set's options, or correct the file"

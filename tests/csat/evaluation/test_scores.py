@@ -209,7 +209,7 @@ def test_several_groups_at_once_are_each_as_alone():
 def test_runs_on_other_samples_are_refused():
     with pytest.raises(DatasetError, match=r"(?s)different samples.*only run 1 has 2: images/000.png, images/001.png"):
         scores.evaluate([classified(), classified(1).select(range(2, 60))])
-    with pytest.raises(DatasetError, match="only run 2 has 57: .*, …"):
+    with pytest.raises(DatasetError, match="only run 2 has 57: .* and 54 more"):
         scores.evaluate([classified().select(range(3)), classified(1)])
     with pytest.raises(DatasetError, match="only run 2 has 1"):
         scores.compare([classified()], [classified(num_samples=60).select(range(59))])
