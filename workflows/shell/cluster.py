@@ -10,10 +10,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from csat.errors import ConfigError, StorageError
 from csat.storage import files
 from workflows.shell.config import PoolConfig, RayConfig, ReaderConfig, WorkerConfig
+from workflows.shell.installation import python_path
 
 logger = logging.getLogger(__name__)
 
-PROJECT_ROOT = str(Path(__file__).resolve().parents[2])
 LEAST_BLOCKS_IN_FLIGHT = 4  # of one slot each: one being read, one queued, one at the teacher, one at a worker
 NODE_CHECK_TIMEOUT_S = 120.0
 
@@ -27,10 +27,9 @@ def connect(config: RayConfig, *, kept_gb: float = 0.0) -> None:
     if ray.is_initialized():
         return
     address = config.address or os.environ.get("RAY_ADDRESS")
-    # The project need not be installed on the nodes: its folder travels in the path (or as the job's working folder).
-    path = os.pathsep.join(filter(None, [PROJECT_ROOT, os.environ.get("PYTHONPATH")]))
     # Ray Data tells of every pipeline that starts and ends; ours has one, and its progress is shown.
-    variables = {"PYTHONPATH": path, "RAY_DATA_LOG_LEVEL": os.environ.setdefault("RAY_DATA_LOG_LEVEL", "WARNING")}
+    variables = {"RAY_DATA_LOG_LEVEL": os.environ.setdefault("RAY_DATA_LOG_LEVEL", "WARNING")}
+    variables |= {"PYTHONPATH": path} if (path := python_path()) else {}
     logging.getLogger("ray.data").setLevel(os.environ["RAY_DATA_LOG_LEVEL"])
     common = dict(log_to_driver=True, logging_level=logging.WARNING, runtime_env={"env_vars": variables})
     if address and address != "local":

@@ -1,5 +1,6 @@
 """The command line of a verb: a YAML recipe, dotted overrides, `--print_config`, and errors that say what would be valid."""
 
+import argparse
 import inspect
 import json
 import logging
@@ -60,6 +61,17 @@ def run(
     return code
 
 
+class _Formatter(argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter):
+    """A description keeps its lines: the commands in it are not reflowed."""
+
+
+class _Parser(jsonargparse.ArgumentParser):
+    """A parser whose help calls the verbs as this process was called."""
+
+    def format_help(self) -> str:
+        return as_called(super().format_help())
+
+
 def _run(
     work: Callable[[Config, dict[str, Any]], int],
     read: Callable[[], tuple[Config, dict[str, Any]]],
@@ -70,7 +82,7 @@ def _run(
         interruption.keeps(lambda: kept(config))
         return work(config, plain)
     except (ConfigError, DatasetError, StorageError, TeacherError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {as_called(str(error))}", file=sys.stderr)
         return EXIT_CODE
     except NonFiniteLossError as error:
         print(f"stopped: {error}", file=sys.stderr)
@@ -109,12 +121,12 @@ def parse(
     Raises:
         ConfigError: anything about the arguments or the recipe that cannot be understood.
     """
-    parser = jsonargparse.ArgumentParser(
+    parser = _Parser(
         prog=Path(sys.argv[0]).name,
         description=description,
         epilog=interruption.IN_WORDS,
         exit_on_error=False,
-        formatter_class=jsonargparse.DefaultHelpFormatter,
+        formatter_class=_Formatter,
     )
     parser.add_argument("--config", action="config", help=f"a recipe (YAML); by name, one of: {', '.join(recipe_names())}")
     parser.add_class_arguments(config_class)
@@ -135,6 +147,15 @@ def parse(
     parsed.pop("config", None)
     config = config_class(**vars(parser.instantiate(parsed)))
     return config, json.loads(json.dumps(asdict(config)))
+
+
+def as_called(text: str) -> str:
+    """A text in which verbs are called as this process was: `csat tune` for `tune.py` where the installed command runs."""
+    program = Path(sys.argv[0]).name.rpartition(" ")[0]
+    if not program:  # a page, run as a script
+        return text
+    pages = "|".join(path.stem for path in RECIPES.parent.glob("[!_]*.py"))
+    return re.sub(rf"(?:python\s+workflows/)?\b({pages})\.py\b", rf"{program} \1", text)
 
 
 def field_notes(config_class: type, prefix: str = "") -> dict[str, str]:

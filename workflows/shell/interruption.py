@@ -11,12 +11,14 @@ Only the standard library is loaded here: a page listens before its imports, whi
 
 import os
 import shlex
+import shutil
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+COMMAND = "csat"  # as pyproject.toml installs it
 EXIT_CODES = {
     signal.SIGINT: 130,
     signal.SIGTERM: 143,
@@ -127,8 +129,13 @@ def end() -> None:
 
 
 def command() -> str:
-    """This process's command line, as a shell takes it."""
-    return shlex.join(sys.orig_argv)
+    """This process's command line, as a shell takes it: without the interpreter where it was the installed command."""
+    _, *called = sys.orig_argv
+    if not called or os.path.basename(called[0]) != COMMAND:
+        return shlex.join(sys.orig_argv)
+    found = shutil.which(COMMAND)
+    is_on_path = found is not None and os.path.realpath(found) == os.path.realpath(called[0])
+    return shlex.join([COMMAND if is_on_path else called[0], *called[1:]])
 
 
 def _within(seconds: float, ask: Callable[[], object]) -> object | None:

@@ -19,7 +19,7 @@ from workflows.shell.interruption import EXIT_CODES
 SCRIPT = """
 import subprocess, sys, threading, time
 sys.path.insert(0, {root!r})
-from workflows import interruption
+from workflows.shell import interruption
 interruption.listen()
 interruption.STOP_WITHIN_S = {within}
 child = subprocess.Popen([sys.executable, "-c", "import time; print('child', flush=True); time.sleep(60)"])
