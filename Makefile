@@ -10,14 +10,23 @@ COMPILE := $(BIN)/python -m compileall -q -j 0 $(VENV)/lib > /dev/null || true
 # Named by their content: the environment is completed when the requirements change, and only then.
 RUN_STAMP := $(VENV)/run-$(shell cksum < requirements.txt | tr ' ' '-').stamp
 TEST_STAMP := $(VENV)/test-$(shell cat requirements.txt tests/requirements.txt | cksum | tr ' ' '-').stamp
+PURELIB := "import sysconfig; print(sysconfig.get_path('purelib'))"
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-lowest lint clean
 
 demo: $(RUN_STAMP)
 	$(BIN)/python workflows/pretrain.py --config demo --run_folder $(RUN)
 
 test: $(TEST_STAMP)
 	$(BIN)/python -m pytest -m "not gpu"
+
+# The plain tests at the lower ends of the ranges in pyproject.toml. torch is not installed twice: the pinned environment lies below.
+test-lowest: $(TEST_STAMP)
+	$(PYTHON) -m venv $(VENV)/lowest
+	$(BIN)/python -c $(PURELIB) > $$($(VENV)/lowest/bin/python -c $(PURELIB))/pinned.pth
+	$(BIN)/python tests/lowest_versions.py | grep -Ev '^torch(vision)?==' > $(VENV)/lowest/lowest.txt
+	$(VENV)/lowest/bin/python -m pip install --quiet --disable-pip-version-check -r $(VENV)/lowest/lowest.txt
+	$(VENV)/lowest/bin/python -m pytest -m "not gpu and not ray and not slow"
 
 lint: $(TEST_STAMP)
 	$(BIN)/ruff check .
