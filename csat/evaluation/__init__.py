@@ -1,1 +1,1 @@
-"""evaluation"""
+"""How models are judged: fidelity, scores, comparisons, leakage, and the reports that show them."""
