@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from csat.errors import ConfigError
 from csat.runs.plan import Intervals
+from csat.runs.quarantine import read_quarantine
 from csat.storage import files
 
 if TYPE_CHECKING:
@@ -29,18 +30,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 logger = logging.getLogger(__name__)
-
-QUARANTINE_SCHEMA = pa.schema(
-    [
-        ("position", pa.int64()),  # in the plan; null: a slide that never got tiles
-        ("slide", pa.string()),
-        ("x_px", pa.int64()),  # level 0
-        ("y_px", pa.int64()),
-        ("status", pa.string()),  # quarantined or filtered
-        ("reason", pa.string()),
-        ("message", pa.string()),
-    ]
-)
 
 
 @dataclass
@@ -130,7 +119,7 @@ class Checkpoints:
         path = files.join(self.folder, record["name"])
         state = torch.load(io.BytesIO(_read(files.join(path, "state.pt"))), map_location=map_location, weights_only=True)
         cursor = Cursor.from_json(_read(files.join(path, "cursor.json")).decode())
-        quarantine = pq.read_table(io.BytesIO(_read(files.join(path, "quarantine.parquet"))))
+        quarantine = read_quarantine(_read(files.join(path, "quarantine.parquet")))
         return Checkpoint(cursor, state, quarantine)
 
     def save(self, checkpoint: Checkpoint) -> str:

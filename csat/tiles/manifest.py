@@ -8,7 +8,6 @@
 A shard's row groups are *chunks*: the unit that the plan orders and a reader opens. `csat.tiles.manifest_writer` writes one.
 """
 
-import io
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,9 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from csat.errors import ConfigError, StorageError
+from csat.runs.quarantine import read_quarantine
 from csat.storage import files
 from csat.tiles.grid import TILE_SCHEMA, TilingConfig
-from csat.tiles.quarantine import QUARANTINE_SCHEMA
 from csat.tiles.sources import SlideRow
 from csat.words import some
 
@@ -117,9 +116,9 @@ class Manifest:
         return read_manifest(files.join(self.uri, HOLDOUT)) if self.index["holdout"] else None
 
     def quarantine(self) -> pa.Table:
-        """The slides, and rows of a parquet, that gave no tiles: a table of QUARANTINE_SCHEMA."""
+        """The slides, and rows of a parquet, that gave no tiles: see `csat.runs.quarantine`."""
         data = files.insist(lambda: files.read_bytes(files.join(self.uri, QUARANTINE)))
-        return pq.read_table(io.BytesIO(data)).cast(QUARANTINE_SCHEMA)
+        return read_quarantine(data)
 
 
 def read_manifest(uri: str, fingerprint: str | None = None, *, missing_ok: bool = False) -> Manifest | None:

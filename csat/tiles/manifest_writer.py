@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from csat.errors import ConfigError
+from csat.runs.quarantine import PARQUET_OPTIONS, QuarantineBuffer
 from csat.storage import files
 from csat.tiles.grid import TILE_SCHEMA, TilingConfig
 from csat.tiles.holdout import HELD_OUT, LEFT_OUT, TRAIN, BlockHoldout, HoldoutError, SlideHoldout, TileSample
 from csat.tiles.manifest import HOLDOUT, INDEX, QUARANTINE, VERSION, Manifest, ManifestConfig, read_manifest
-from csat.tiles.quarantine import PARQUET_OPTIONS, QuarantineBuffer
 from csat.tiles.resolutions import ResolutionCounts
 from csat.tiles.sources import SlideRow
 

@@ -6,8 +6,9 @@ import numpy as np
 import pyarrow as pa
 
 from csat.columns import FILTERED, OK, POSITION, QUARANTINED, READ_S, REASON, STATUS, TEACHER_S
-from csat.runs.checkpoints import QUARANTINE_SCHEMA, Cursor
+from csat.runs.checkpoints import Cursor
 from csat.runs.plan import Intervals, Plan
+from csat.runs.quarantine import QUARANTINE_SCHEMA
 from csat.training.context import Columns, TrainContext
 from csat.words import printable
 

@@ -23,8 +23,9 @@ from csat.columns import OK, POSITION, RESPONSE_PREFIX, STATUS, STUDENT_TILE, TA
 from csat.errors import ConfigError, NonFiniteLossError, StoppedError
 from csat.methods.contract import Method
 from csat.responses import Batch
-from csat.runs.checkpoints import QUARANTINE_SCHEMA, Checkpoint, Checkpoints, Cursor
+from csat.runs.checkpoints import Checkpoint, Checkpoints, Cursor
 from csat.runs.plan import Plan
+from csat.runs.quarantine import QUARANTINE_SCHEMA
 from csat.runs.recorder import Recorder
 from csat.storage import files
 from csat.training.accounting import Accounts

@@ -5,8 +5,9 @@ from dataclasses import asdict
 
 import pytest
 
-from csat.runs.checkpoints import QUARANTINE_SCHEMA, Checkpoint, Checkpoints, Cursor
+from csat.runs.checkpoints import Checkpoint, Checkpoints, Cursor
 from csat.runs.plan import Intervals
+from csat.runs.quarantine import QUARANTINE_SCHEMA
 from tests.failures.kills import PROMISES, kill
 from tests.failures.lab import Lab, Outcome, count_tiles, read_file
 from tests.failures.table import as_markdown

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from csat.errors import SlideError, StorageError
-from csat.runs.checkpoints import QUARANTINE_SCHEMA, Checkpoint, Checkpoints, Cursor
+from csat.runs.checkpoints import Checkpoint, Checkpoints, Cursor
 from csat.runs.plan import Intervals
+from csat.runs.quarantine import QUARANTINE_SCHEMA
 from csat.storage import files
 from csat.storage.node_cache import SlideCache, fetch_bytes
 from tests.failures.proxy import Fault, FaultyStore

@@ -15,9 +15,10 @@ from csat.evaluation.held_out import KNOWN, PICTURE, SLIDE, FidelityStage
 from csat.evaluation.reports.pretraining import write_report
 from csat.export.folder import export_student
 from csat.model.cost import count_cost
-from csat.runs.checkpoints import QUARANTINE_SCHEMA, Checkpoint, Checkpoints
+from csat.runs.checkpoints import Checkpoint, Checkpoints
 from csat.runs.folder import RunFolder
 from csat.runs.plan import Intervals, Plan
+from csat.runs.quarantine import read_quarantine
 from csat.runs.recorder import read_metrics
 from csat.storage import files
 from csat.tiles.manifest import Manifest
@@ -75,9 +76,7 @@ def write_accounts(folder: RunFolder, plan: Plan, checkpoint: Checkpoint, *, is_
     tables = [checkpoint.quarantine]
     slides_path = folder.path("manifest", "quarantine.parquet")
     if files.insist(lambda: files.exists(slides_path)):
-        slides = pq.read_table(io.BytesIO(files.insist(lambda: files.read_bytes(slides_path))))
-        rows = [{"status": "quarantined", **row} for row in slides.to_pylist()]
-        tables.insert(0, pa.Table.from_pylist(rows, schema=QUARANTINE_SCHEMA))
+        tables.insert(0, read_quarantine(files.insist(lambda: files.read_bytes(slides_path))))
     table = pa.concat_tables(tables)
     buffer = io.BytesIO()
     pq.write_table(table, buffer)

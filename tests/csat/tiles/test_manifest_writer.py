@@ -150,7 +150,8 @@ def test_slides_without_tiles_are_rows_and_counts(tmp_path):
     assert manifest.index["quarantine_reasons"] == {"no_mpp": 2} and manifest.num_tiles == 30
     rows = manifest.quarantine().to_pylist()
     message = "/slides/0001.svs: states no resolution"
-    assert rows[0] == dict(slide="/slides/0001.svs", x_px=None, y_px=None, reason="no_mpp", message=message)
+    place = dict(position=None, slide="/slides/0001.svs", x_px=None, y_px=None)
+    assert rows[0] == dict(**place, status="quarantined", reason="no_mpp", message=message)
     assert write(tmp_path, rows_of(1), [3]).quarantine().num_rows == 0
 
 

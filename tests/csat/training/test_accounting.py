@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from csat.columns import OK, QUARANTINED
-from csat.runs.checkpoints import QUARANTINE_SCHEMA, Cursor
+from csat.runs.checkpoints import Cursor
 from csat.runs.plan import Intervals
+from csat.runs.quarantine import QUARANTINE_SCHEMA
 from csat.training.accounting import Accounts
 from csat.training.context import TrainContext
 from tests.support.toy import toy_plan, toy_rows

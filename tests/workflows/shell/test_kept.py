@@ -2,9 +2,10 @@
 
 import pytest
 
-from csat.runs.checkpoints import QUARANTINE_SCHEMA, Checkpoint, Checkpoints, Cursor
+from csat.runs.checkpoints import Checkpoint, Checkpoints, Cursor
 from csat.runs.folder import RunFolder
 from csat.runs.plan import Intervals
+from csat.runs.quarantine import QUARANTINE_SCHEMA
 from workflows.shell.kept import kept_of_run, kept_of_sweep
 
 

@@ -1,5 +1,6 @@
-"""Slides and tiles that could not be used, and why: rows of `quarantine.parquet`."""
+"""Slides and tiles that could not be used, and why: rows of `quarantine.parquet`, of a manifest, a checkpoint and a run."""
 
+import io
 from collections import Counter
 
 import pyarrow as pa
@@ -11,8 +12,29 @@ from csat.words import printable
 PARQUET_OPTIONS = dict(compression="zstd", store_schema=False, write_statistics=False)
 
 QUARANTINE_SCHEMA = pa.schema(
-    [("slide", pa.string()), ("x_px", pa.int32()), ("y_px", pa.int32()), ("reason", pa.string()), ("message", pa.string())]
+    [
+        ("position", pa.int64()),  # in the plan; null: a slide, or a row of a parquet, that never got tiles
+        ("slide", pa.string()),
+        ("x_px", pa.int64()),  # level 0
+        ("y_px", pa.int64()),
+        ("status", pa.string()),  # quarantined or filtered
+        ("reason", pa.string()),
+        ("message", pa.string()),
+    ]
 )
+
+
+def read_quarantine(data: bytes) -> pa.Table:
+    """A quarantine.parquet: a table of QUARANTINE_SCHEMA.
+
+    Earlier versions wrote those of a manifest without `position` and `status`, and places as int32.
+    """
+    table = pq.read_table(io.BytesIO(data))
+    for name, value in (("position", None), ("status", "quarantined")):
+        if name not in table.column_names:
+            column = pa.repeat(pa.scalar(value, QUARANTINE_SCHEMA.field(name).type), table.num_rows)
+            table = table.append_column(name, column)
+    return table.select(QUARANTINE_SCHEMA.names).cast(QUARANTINE_SCHEMA)
 
 
 class QuarantineBuffer:
@@ -34,7 +56,7 @@ class QuarantineBuffer:
         examples = self._messages.setdefault(reason, [])
         if len(examples) < self.NUM_EXAMPLES:
             examples.append(message)
-        self._rows.append(dict(slide=slide, reason=reason, message=message))
+        self._rows.append(dict(slide=slide, status="quarantined", reason=reason, message=message))
         if len(self._rows) >= self.FLUSH_ROWS:
             self._flush()
 
