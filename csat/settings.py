@@ -1,6 +1,7 @@
 """Plain settings, as from a YAML recipe, into a frozen config dataclass: types checked, unknown keys refused."""
 
 import difflib
+import importlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
@@ -37,6 +38,14 @@ def read_settings(config_class: type[Config], settings: Mapping[str, Any] | None
         raise
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
         raise ConfigError(f"{what} ({', '.join(valid_keys(config_class))}): {error}") from error
+
+
+def resolve(reference: str | Any) -> Any:
+    """What "module:attribute" names, imported when it is asked for; anything but a string is itself."""
+    if not isinstance(reference, str):
+        return reference
+    module, _, attribute = reference.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def completed(config_class: type, plain: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,12 +1,11 @@
 """Which teachers there are. A new one is its file and one line in `TEACHERS`."""
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from csat.errors import ConfigError
 from csat.responses import TeacherSpec
-from csat.settings import read_settings
+from csat.settings import read_settings, resolve
 from csat.storage import files
 from teachers.contract import Teacher
 
@@ -46,7 +45,7 @@ def load_teacher(
     name, weights = find_teacher(name, weights)
     options = build_options(name, options)
     _, loader = TEACHERS[name]
-    return _resolve(loader)(options, weights=weights, device=device, wanted=wanted)
+    return resolve(loader)(options, weights=weights, device=device, wanted=wanted)
 
 
 def describe_teacher(name: str, weights: str | None = None, options: Mapping[str, Any] | None = None) -> TeacherSpec:
@@ -87,11 +86,4 @@ def build_options(name: str, options: Mapping[str, Any] | None = None) -> Any:
     """
     if name not in TEACHERS:
         raise ConfigError(f"there is no teacher {name!r}; there are: {', '.join(TEACHERS)}")
-    return read_settings(_resolve(TEACHERS[name][0]), options, what=f"options of teacher {name!r}")
-
-
-def _resolve(reference: str | Any) -> Any:
-    if not isinstance(reference, str):
-        return reference
-    module, _, attribute = reference.partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    return read_settings(resolve(TEACHERS[name][0]), options, what=f"options of teacher {name!r}")

@@ -29,10 +29,9 @@ Differs, or is decided here:
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
-import numpy as np
 from torch import Tensor, nn
 
 from csat.errors import ConfigError
@@ -40,9 +39,9 @@ from csat.losses.attention import attention_distance, attention_maps
 from csat.losses.classes import cross_entropy
 from csat.losses.distribution import softened_cross_entropy
 from csat.losses.rms import rms_distance
-from csat.methods.contract import Method, check_same_classes, pick_responses
+from csat.methods.contract import Method, Setting, Source, check_same_classes, pick_responses
 from csat.responses import Batch, Kind, ResponseSpec, TeacherSpec
-from csat.tasks import DatasetInfo, Task, targets_of
+from csat.tasks import Task
 from csat.views.grid import downsample
 
 LABEL, FEATURES = "label", "features"
@@ -59,7 +58,7 @@ class AttentionConfig:
     alpha_fm: float = 0.1  # weight of the teacher's map; not 0 only where both layers have as many channels
     alpha_at: float = 10.0  # weight of the attention maps
     temperature: float = 1.0  # of the teacher's probabilities, above 1 softens
-    seed: int = 0  # unused: this method draws nothing at random
+    seed: int | None = None  # unused: this method draws nothing at random
 
     def __post_init__(self):
         if self.variant not in (*FORMS, "none"):
@@ -83,30 +82,24 @@ class AttentionConfig:
 class Attention(Method):
     """Learns classes from labels and from a teacher's logits, map and attention maps."""
 
-    def __init__(
-        self,
-        config: AttentionConfig,
-        model: nn.Module,
-        *,
-        info: DatasetInfo,
-        tile_px: int,
-        responses: Sequence[ResponseSpec],
-        class_counts: np.ndarray | None = None,
-    ):
+    Config = AttentionConfig
+    learns_from = Source.RESPONSES | Source.LABELS
+    changed_defaults = MappingProxyType({"alpha_kd": (1.0, 0.0)})
+
+    def __init__(self, config: AttentionConfig, model: nn.Module, setting: Setting):
         """
         Args:
             config: The settings.
             model: As `csat.model.registry.build_model` makes it with the option `layer`: a `TappedClassifier`.
-            info: Task and classes.
-            tile_px: Edge of the tiles.
-            responses: What `needs` chose.
-            class_counts: Unused.
+            setting: With a teacher, and the data's task and classes.
 
         Raises:
             ConfigError: another task, a single class, a model without a tapped layer, other classes or another number of
                 channels than the teacher's.
+            TeacherError: as `wanted`.
         """
-        super().__init__()
+        super().__init__(config, model, setting)
+        info = setting.data
         if info.task != Task.CLASSIFICATION:
             raise ConfigError(f"method attention learns a classification, and the task is {info.task}: choose another method")
         if len(info.classes) < 2:
@@ -119,16 +112,14 @@ class Attention(Method):
                 f"method attention compares the maps of a layer, and a {type(model).__name__} has none named: set "
                 "--model.name vgg16 --model.options.layer features.28, or another timm backbone with one of its layers"
             )
-        self.config, self.model, self.info, self.seed = config, model, info, config.seed
-        self.responses, self.targets = tuple(responses), targets_of(info)
+        self.model, self.info = model, info
         alphas = {"kd": config.alpha_kd, "fm": config.alpha_fm, "at": config.alpha_at if config.has_attention else 0.0}
         self.weights = {"ce": 1.0} | {name: float(alpha) for name, alpha in alphas.items() if alpha}
         for spec in self.responses:
-            spec.shape(tile_px)
             self._check_channels(spec)
 
     @classmethod
-    def needs(cls, config: AttentionConfig, teacher: TeacherSpec) -> tuple[ResponseSpec, ...]:
+    def wanted(cls, config: AttentionConfig, teacher: TeacherSpec) -> tuple[ResponseSpec, ...]:
         """Logits, the layer's map and the attention maps, each where its weight is not 0.
 
         Raises:
@@ -150,15 +141,16 @@ class Attention(Method):
             batch: Tiles, the teacher's responses, and the target `label`.
             turn: "student", the only one.
         """
+        responses = self.responses_in(batch)
         features, logits = self.model.tap(downsample(batch.tiles.float() / 255, self.model.downsample))
         terms = {"ce": cross_entropy(logits, batch.targets[LABEL])}
         if "kd" in self.weights:
-            terms["kd"] = softened_cross_entropy(logits, batch.responses[LABEL], self.config.temperature)
+            terms["kd"] = softened_cross_entropy(logits, responses[LABEL], self.config.temperature)
         if "fm" in self.weights:
-            terms["fm"] = rms_distance(features, batch.responses[FEATURES])
+            terms["fm"] = rms_distance(features, responses[FEATURES])
         if "at" in self.weights:
             maps = attention_maps(features, logits, FORMS[self.config.variant], keep_graph=True)
-            terms["at"] = attention_distance(maps, batch.responses[CAMS[self.config.variant]])
+            terms["at"] = attention_distance(maps, responses[CAMS[self.config.variant]])
         return terms
 
     def _check_channels(self, spec: ResponseSpec) -> None:

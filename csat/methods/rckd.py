@@ -15,7 +15,7 @@ each weighing 1, as HoVer-Net's own training weighs them (Graham et al. 2019).
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -26,13 +26,11 @@ from csat.losses.features import cosine_distance
 from csat.losses.hv import hv_gradient_error
 from csat.losses.probability import soft_bce, soft_dice
 from csat.losses.regression import squared_error
-from csat.methods.contract import Method
+from csat.methods.contract import Method, Setting, check_weights
 from csat.responses import Batch, Kind, ResponseSpec, Symmetry, TeacherSpec
 from csat.views.colour import ColourAugment, ColourConfig
 from csat.views.grid import align, downsample
 from csat.views.symmetries import apply_d4, d4_of, needs_view_in_pool
-
-DEFAULT_WEIGHT = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,16 +43,14 @@ class RCKDConfig:
     temperature: float = 1.0  # of the distributions (<name>_kl), above 1 softens
     flips_and_rotations: bool = True  # a random one of the eight symmetries per tile, for tile and responses alike
     augment: ColourConfig = field(default_factory=ColourConfig)  # of the student's tile only
-    seed: int = 0  # of every tile's view and colours
+    seed: int | None = None  # of every tile's view and colours; None: the run's
 
     def __post_init__(self):
         if not self.temperature > 0 or not math.isfinite(self.temperature):
             raise ConfigError(f"temperature must be positive, not {self.temperature}")
         if self.responses is not None and (isinstance(self.responses, str) or not self.responses):
             raise ConfigError(f"responses must be a list of names, not {self.responses!r}; leave it out to learn them all")
-        for term, weight in self.weights.items():
-            if not isinstance(weight, int | float) or not weight >= 0 or not math.isfinite(weight):
-                raise ConfigError(f"weights.{term} must be a number of 0 or more, not {weight!r}")
+        check_weights(self.weights)
 
 
 class RCKD(Method):
@@ -64,48 +60,32 @@ class RCKD(Method):
     augmented in colour; in evaluation mode neither happens. The student normalises for itself, and so did the teacher.
     """
 
-    def __init__(
-        self,
-        config: RCKDConfig,
-        student: nn.Module,
-        responses: Sequence[ResponseSpec],
-        *,
-        tile_px: int,
-        downsample: int = 1,
-    ):
-        """Check the settings against each other and list the loss terms.
+    Config = RCKDConfig
 
+    def __init__(self, config: RCKDConfig, model: nn.Module, setting: Setting):
+        """
         Args:
             config: The settings.
-            student: Images float `[B, 3, H, W]` in [0, 1] → raw predictions by response name: `[B, C, h, w]` over the whole
-                tile, or `[B, C]` for a response to the tile as a whole; logits where the response is a probability.
-            responses: What `needs` chose.
-            tile_px: Edge of the tiles.
-            downsample: The student sees the tile at 1 / downsample of the teacher's resolution.
+            model: The student: images float `[B, 3, H, W]` in [0, 1], shrunk by its `downsample` → raw predictions by response
+                name: `[B, C, h, w]` over the whole tile, or `[B, C]` for a response to the tile as a whole; logits where the
+                response is a probability.
+            setting: With a teacher.
 
         Raises:
-            ConfigError: a response does not fit the tile, a weight names no term, all weights are zero, or the tile cannot be
-                shrunk evenly.
+            ConfigError: a response does not fit the tile, a weight names no term, or all weights are zero.
+            TeacherError: as `wanted`.
         """
-        super().__init__()
-        if downsample < 1 or tile_px % downsample:
-            raise ConfigError(f"student.downsample {downsample} does not divide the {tile_px} px tile")
-        self.config = config
-        self.student = student
-        self.responses = tuple(responses)
-        self.downsample = downsample
-        self.seed = config.seed
+        super().__init__(config, model, setting)
+        self.student = model
         self.view_in_pool = config.flips_and_rotations and needs_view_in_pool(self.responses)
         self.augment = ColourAugment(config.augment)
-        for spec in self.responses:
-            spec.shape(tile_px)
         nucleus = next((spec for spec in self.responses if spec.name == config.nucleus), None)
         self.losses = {spec.name: _list_losses(spec, nucleus) for spec in self.responses}
         terms = [f"{name}_{loss}" for name, losses in self.losses.items() for loss in losses]
-        self.weights = _weigh(terms, config.weights)
+        self.weights = self.weigh(terms)
 
     @classmethod
-    def needs(cls, config: RCKDConfig, teacher: TeacherSpec) -> tuple[ResponseSpec, ...]:
+    def wanted(cls, config: RCKDConfig, teacher: TeacherSpec) -> tuple[ResponseSpec, ...]:
         """The responses to learn.
 
         Raises:
@@ -148,12 +128,12 @@ class RCKD(Method):
             TeacherError: a response is missing from the batch or not of the shape that its spec says.
         """
         tile_px = batch.tiles.shape[-1]
-        tiles, responses = batch.tiles, self._pick_responses(batch, tile_px)
+        tiles, responses = batch.tiles, self.responses_in(batch)
         if self.training and self.config.flips_and_rotations and not self.view_in_pool:
             index = d4_of(batch.positions, self.seed)
             tiles = apply_d4(tiles, index)
             responses = {spec.name: apply_d4(responses[spec.name], index, spec.symmetry) for spec in self.responses}
-        images = downsample(tiles.float() / 255, self.downsample)
+        images = downsample(tiles.float() / 255, self.student.downsample)
         if self.training:
             images = self.augment(images, batch.positions, self.seed)
         predictions = self.student(images)
@@ -185,17 +165,6 @@ class RCKD(Method):
                 return cosine_distance(prediction, response)
         raise AssertionError(loss)
 
-    def _pick_responses(self, batch: Batch, tile_px: int) -> dict[str, Tensor]:
-        picked = {}
-        for spec in self.responses:
-            expected = (len(batch), *spec.shape(tile_px))
-            response = batch.responses.get(spec.name)
-            if response is None or tuple(response.shape) != expected:
-                came = "nothing" if response is None else f"{list(response.shape)}"
-                raise TeacherError(f"response {spec.name!r} of a {tile_px} px tile must be {list(expected)}, got {came}")
-            picked[spec.name] = response
-        return picked
-
 
 def _has_loss(spec: ResponseSpec) -> bool:
     match spec.kind:
@@ -220,23 +189,13 @@ def _list_losses(spec: ResponseSpec, nucleus: ResponseSpec | None) -> tuple[str,
             return ("mse", "gradient")
         case Kind.REGRESSION:
             return ("mse",)
-    raise AssertionError(f"{spec} has no loss: needs() lets no such response through")
+    raise AssertionError(f"{spec} has no loss: wanted() lets no such response through")
 
 
 def _masks(nucleus: ResponseSpec, spec: ResponseSpec) -> bool:
     """Whether `nucleus` is one probability for each cell of `spec`."""
     grids = {(each.stride_px, each.crop_px) for each in (nucleus, spec)}
     return nucleus.kind == Kind.PROBABILITY and nucleus.channels == 1 and spec.is_dense and len(grids) == 1
-
-
-def _weigh(terms: Sequence[str], weights: dict[str, float]) -> dict[str, float]:
-    """The weight of every term. Raises ConfigError for a weight without a term, and where nothing would be learned."""
-    if unknown := [name for name in weights if name not in terms]:
-        raise ConfigError(f"weights name no term of this run: {', '.join(unknown)}; its terms are: {', '.join(terms)}")
-    weighed = {term: float(weights.get(term, DEFAULT_WEIGHT)) for term in terms}
-    if not any(weighed.values()):
-        raise ConfigError("every weight is 0: nothing would be learned")
-    return weighed
 
 
 def _describe(specs: Iterable[ResponseSpec]) -> str:

@@ -1,52 +1,33 @@
-"""The methods by name, and how a recipe's settings become one."""
+"""Which methods there are. A new one is its file (or folder) and one line in `METHODS`."""
 
 import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from csat.errors import ConfigError
-from csat.methods.attention import Attention, AttentionConfig
-from csat.methods.coco.coco import CoCo, CoCoConfig
-from csat.methods.contract import Method
-from csat.methods.rckd import RCKD, RCKDConfig
-from csat.methods.resolution import Resolution, ResolutionConfig
-from csat.methods.supervised import Supervised, SupervisedConfig
-from csat.model.student import StudentConfig
+from csat.methods.contract import Method, Setting, Source
+from csat.model.student import Student, StudentConfig
 from csat.responses import ResponseSpec, TeacherSpec
-from csat.settings import read_settings
-from csat.tasks import DatasetInfo
+from csat.settings import read_settings, resolve
 
-# Without labels: pretrain.py.
-METHODS: dict[str, tuple[type, type[Method]]] = {
-    "rckd": (RCKDConfig, RCKD),
-    "resolution": (ResolutionConfig, Resolution),
-}
-# With labels: finetune.py.
-LABELLED_METHODS: dict[str, tuple[type, type[Method]]] = {
-    "supervised": (SupervisedConfig, Supervised),
-    "coco": (CoCoConfig, CoCo),
-    "attention": (AttentionConfig, Attention),
-}
-# Options whose default has changed: what it was, and what it is. config.yaml spells them out from then on.
-CHANGED_DEFAULTS: dict[str, dict[str, tuple[Any, Any]]] = {
-    "coco": {"lambda_s": (0.01, 1.0), "lambda_adv": (0.001, 0.1)},
-    "attention": {"alpha_kd": (1.0, 0.0)},
+# name → class, as "module:attribute": importing the registry imports no method. The class itself is accepted in place of the
+# string.
+METHODS: dict[str, str | type[Method]] = {
+    "rckd": "csat.methods.rckd:RCKD",
+    "resolution": "csat.methods.resolution:Resolution",
+    "supervised": "csat.methods.supervised:Supervised",
+    "coco": "csat.methods.coco.coco:CoCo",
+    "attention": "csat.methods.attention:Attention",
 }
 
 
-def spell_out(method: Mapping[str, Any], *, as_before: bool = False) -> dict[str, Any]:
-    """The method's settings (name and options) with every option whose default has changed.
-
-    Args:
-        method: As in a configuration.
-        as_before: They are of a run that was recorded before the change, if it does not say otherwise.
-    """
-    changed = CHANGED_DEFAULTS.get(method.get("name"), {})
-    defaults = {option: values[0 if as_before else 1] for option, values in changed.items()}
-    return {**method, "options": {**defaults, **(method.get("options") or {})}}
+def find_method(name: str) -> type[Method]:
+    """A method's class. Raises ConfigError for a name that is not there, listing those that are."""
+    if name not in METHODS:
+        raise ConfigError(f"there is no method {name!r}; there is: {', '.join(METHODS)}")
+    return resolve(METHODS[name])
 
 
 def read_options(name: str, options: Mapping[str, Any]) -> Any:
@@ -59,50 +40,64 @@ def read_options(name: str, options: Mapping[str, Any]) -> Any:
     Raises:
         ConfigError: an unknown method or setting (the valid ones are listed), or a value that cannot be.
     """
-    return _read(METHODS, name, options, LABELLED_METHODS, "finetune.py")
+    return read_settings(find_method(name).Config, options, what=f"options of method {name!r}")
 
 
-def wanted_responses(name: str, options: Mapping[str, Any], teacher: TeacherSpec) -> tuple[ResponseSpec, ...]:
-    """What the teacher pool has to produce, known before any model is built.
+def spell_out(method: Mapping[str, Any], *, as_before: bool = False) -> dict[str, Any]:
+    """The method's settings (name and options) with every option whose default has changed.
 
-    Raises:
-        ConfigError: as `read_options`.
-        TeacherError: the teacher does not give what the method needs.
+    Args:
+        method: As in a configuration.
+        as_before: They are of a run that was recorded before the change, if it does not say otherwise.
     """
-    config = read_options(name, options)
-    return METHODS[name][1].needs(config, teacher)
+    name = method.get("name")
+    changed = find_method(name).changed_defaults if name in METHODS else {}
+    defaults = {option: values[0 if as_before else 1] for option, values in changed.items()}
+    return {**method, "options": {**defaults, **(method.get("options") or {})}}
 
 
-def build_method(
-    name: str,
-    options: Mapping[str, Any],
-    student_config: StudentConfig,
-    teacher: TeacherSpec,
-    *,
-    tile_px: int,
-    whole: bool = False,
-) -> Method:
-    """A method with a fresh student, on the CPU.
+def wanted_responses(
+    name: str, options: Mapping[str, Any], teacher: TeacherSpec | None, *, has_labels: bool = False
+) -> tuple[ResponseSpec, ...]:
+    """What the teacher has to be asked, known before any model is built.
 
     Args:
         name: Of the method.
         options: Its settings.
-        student_config: Of the student to build.
-        teacher: Whose responses it learns.
-        tile_px: Edge of the tiles; of whole images what their edges are multiples of (`whole_step_px`).
-        whole: Images of any size come, not tiles.
+        teacher: Whose responses come; None: there is none.
+        has_labels: The tiles have labels.
+
+    Raises:
+        ConfigError: as `read_options`; a method that does not learn from just what there is.
+        TeacherError: the teacher does not give what the method needs.
+    """
+    method_class = _find_fitting(name, teacher, has_labels=has_labels)
+    config = read_options(name, options)
+    return tuple(method_class.wanted(config, teacher)) if Source.RESPONSES in method_class.learns_from else ()
+
+
+def build_student(name: str, options: Mapping[str, Any], config: StudentConfig, teacher: TeacherSpec) -> Student:
+    """A fresh student with a head for each response that the method wants, on the CPU. Raises as `wanted_responses`."""
+    return find_method(name).make_student(config, wanted_responses(name, options, teacher))
+
+
+def build_method(name: str, options: Mapping[str, Any], model: nn.Module, setting: Setting) -> Method:
+    """A method around its model, on the CPU.
+
+    Args:
+        name: Of the method.
+        options: Its settings.
+        model: What is trained: of `build_student`, or with labels of `csat.model.registry.build_model`.
+        setting: The run around it.
 
     Raises:
         ConfigError: settings that cannot work, alone or together.
         TeacherError: the teacher does not give what the method needs.
     """
+    method_class = _find_fitting(name, setting.teacher, has_labels=setting.data is not None)
     config = read_options(name, options)
-    _, method_class = METHODS[name]
-    responses = method_class.needs(config, teacher)
-    student = method_class.make_student(student_config, responses)
-    student.check_tile(tile_px)
-    more = {"whole": True} if whole else {}
-    return method_class(config, student, responses, tile_px=tile_px, downsample=student_config.downsample, **more)
+    model.check_tile(setting.tile_px)
+    return method_class(config, model, setting)
 
 
 def whole_step_px(name: str, options: Mapping[str, Any], student_config: StudentConfig, teacher: TeacherSpec) -> int:
@@ -111,9 +106,8 @@ def whole_step_px(name: str, options: Mapping[str, Any], student_config: Student
     Raises:
         ConfigError: a method, teacher or student that takes tiles of one size only.
     """
-    method_class = METHODS[name][1]
-    if not method_class.takes_any_size:
-        takes = [each for each, (_, one) in METHODS.items() if one.takes_any_size]
+    if not find_method(name).takes_any_size:
+        takes = [each for each in METHODS if find_method(each).takes_any_size]
         raise ConfigError(f"--data.whole is for method {' or '.join(takes)}; {name} learns from square tiles: leave it out")
     if teacher.tile_px is not None:
         sizes = ", ".join([*map(str, teacher.tile_px[:4]), *["…"] * (len(teacher.tile_px) > 4)])
@@ -121,69 +115,34 @@ def whole_step_px(name: str, options: Mapping[str, Any], student_config: Student
             f"teacher {teacher.name!r} takes tiles of {sizes} px, and whole images have sizes of their own: use a "
             "convolutional net (of a run of finetune.py with --teacher.options.any_size true), or leave --data.whole out"
         )
-    responses = method_class.needs(read_options(name, options), teacher)
-    student = method_class.make_student(student_config, responses)
+    student = build_student(name, options, student_config, teacher)
     if student.backbone.pretrained_cfg.get("fixed_input_size"):
         raise ConfigError(
             f"backbone {student_config.backbone!r} takes images of one size, and whole images have sizes of their own: choose "
             "a convolutional one, such as resnet10_gn"
         )
-    return math.lcm(student.step_px * student_config.downsample, *(spec.stride_px for spec in responses if spec.is_dense))
+    dense = [spec.stride_px for spec in wanted_responses(name, options, teacher) if spec.is_dense]
+    return math.lcm(student.step_px * student_config.downsample, *dense)
 
 
-def build_labelled_method(
-    name: str,
-    options: Mapping[str, Any],
-    model: nn.Module,
-    *,
-    info: DatasetInfo,
-    tile_px: int,
-    class_counts: np.ndarray | None,
-    teacher: TeacherSpec | None = None,
-) -> Method:
-    """A method that learns from labels, around a model.
-
-    Args:
-        name: Of the method.
-        options: Its settings.
-        model: As `csat.model.registry.build_model` makes it.
-        info: Task and classes of the data.
-        tile_px: Edge of the tiles.
-        class_counts: int `[classes]`, training samples by class; None where a sample has no class.
-        teacher: Whose responses it learns too; None: there is none.
-
-    Raises:
-        ConfigError: settings that cannot work, alone or together.
-        TeacherError: the teacher does not give what the method needs.
-    """
-    responses = labelled_responses(name, options, teacher)
-    config, method_class = _read_labelled(name, options), LABELLED_METHODS[name][1]
-    more = {"responses": responses} if method_class.has_teacher else {}
-    return method_class(config, model, info=info, tile_px=tile_px, class_counts=class_counts, **more)
-
-
-def labelled_responses(name: str, options: Mapping[str, Any], teacher: TeacherSpec | None) -> tuple[ResponseSpec, ...]:
-    """What a method with labels learns from the teacher.
-
-    Raises:
-        ConfigError: as `read_options`; a method that learns from a teacher without one, or another with one.
-        TeacherError: the teacher does not give what the method needs.
-    """
-    config, method_class = _read_labelled(name, options), LABELLED_METHODS[name][1]
-    if method_class.has_teacher and teacher is None:
+def _find_fitting(name: str, teacher: TeacherSpec | None, *, has_labels: bool) -> type[Method]:
+    """The class of a method that learns from just what there is. Raises ConfigError for another, listing those that do."""
+    if name not in METHODS or (Source.LABELS in find_method(name).learns_from) != has_labels:
+        hint = f" ({name} is a method of {'pretrain.py' if has_labels else 'finetune.py'})" if name in METHODS else ""
+        raise ConfigError(f"there is no method {name!r} here{hint}; there is: {', '.join(_methods(has_labels=has_labels))}")
+    method_class = find_method(name)
+    has_use = Source.RESPONSES in method_class.learns_from
+    if has_use and teacher is None:
         raise ConfigError(f"method {name!r} learns from a teacher too: name one with --teacher.name, such as a run's folder")
-    if not method_class.has_teacher and teacher is not None:
-        others = ", ".join(each for each, (_, one) in LABELLED_METHODS.items() if one.has_teacher)
-        raise ConfigError(f"method {name!r} has no use for a teacher: leave it out, or choose a method that has: {others}")
-    return method_class.needs(config, teacher) if method_class.has_teacher else ()
+    if not has_use and teacher is not None:
+        others = [each for each, one in _methods(has_labels=has_labels).items() if Source.RESPONSES in one.learns_from]
+        raise ConfigError(
+            f"method {name!r} has no use for a teacher: leave it out, or choose a method that has: {', '.join(others)}"
+        )
+    return method_class
 
 
-def _read_labelled(name: str, options: Mapping[str, Any]) -> Any:
-    return _read(LABELLED_METHODS, name, options, METHODS, "pretrain.py")
-
-
-def _read(methods: Mapping[str, tuple], name: str, options: Mapping[str, Any], others: Mapping[str, tuple], verb: str) -> Any:
-    if name not in methods:
-        hint = f" ({name} is a method of {verb})" if name in others else ""
-        raise ConfigError(f"there is no method {name!r} here{hint}; there is: {', '.join(methods)}")
-    return read_settings(methods[name][0], options, what=f"options of method {name!r}")
+def _methods(*, has_labels: bool) -> dict[str, type[Method]]:
+    """Those that learn from labels, or those that do without."""
+    classes = {name: find_method(name) for name in METHODS}
+    return {name: one for name, one in classes.items() if (Source.LABELS in one.learns_from) == has_labels}

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from csat.errors import ConfigError, TeacherError
 from csat.losses.distribution import logits_kl
 from csat.losses.resized import RESIZES, Resize, resized_error
-from csat.methods.contract import Method
+from csat.methods.contract import Method, Setting, check_weights
 from csat.model.student import Student, StudentConfig
 from csat.responses import Batch, Kind, ResponseSpec, TeacherSpec
 from csat.views.colour import ColourConfig
@@ -51,20 +51,14 @@ class ResolutionConfig:
     weights: dict[str, float] = field(default_factory=dict)  # by term (soft, pix); a term not named weighs 1
     flips_and_rotations: bool = True  # a random one of the eight symmetries per tile, for teacher and student alike
     augment: ColourConfig = field(default_factory=lambda: JITTER)  # of the tile, for teacher and student alike
-    seed: int = 0  # of every tile's view and colours
+    seed: int | None = None  # of every tile's view and colours; None: the run's
 
     def __post_init__(self):
         if self.resize not in RESIZES:
             raise ConfigError(f"resize is one of {', '.join(RESIZES)}, not {self.resize!r}")
         if not self.temperature > 0 or not math.isfinite(self.temperature):
             raise ConfigError(f"temperature must be positive, not {self.temperature}")
-        if unknown := [term for term in self.weights if term not in TERMS]:
-            raise ConfigError(f"weights name no term of resolution: {', '.join(unknown)}; its terms are: {', '.join(TERMS)}")
-        for term, weight in self.weights.items():
-            if not isinstance(weight, int | float) or not weight >= 0 or not math.isfinite(weight):
-                raise ConfigError(f"weights.{term} must be a number of 0 or more, not {weight!r}")
-        if not any(self.weights.get(term, 1.0) for term in TERMS):
-            raise ConfigError("every weight is 0: nothing would be learned")
+        check_weights(self.weights)
 
 
 class Resolution(Method):
@@ -75,44 +69,29 @@ class Resolution(Method):
     """
 
     takes_any_size = True
+    Config = ResolutionConfig
 
-    def __init__(
-        self,
-        config: ResolutionConfig,
-        student: nn.Module,
-        responses: Sequence[ResponseSpec],
-        *,
-        tile_px: int,
-        downsample: int = 1,
-        whole: bool = False,
-    ):
+    def __init__(self, config: ResolutionConfig, model: nn.Module, setting: Setting):
         """
         Args:
             config: The settings.
-            student: Images float `[B, 3, H, W]` in [0, 1] → response name → logits `[B, C]`, feature map `[B, C, h, w]` at the
-                student's own resolution; as `make_student` makes it.
-            responses: What `needs` chose: logits, features.
-            tile_px: Edge of the tiles.
-            downsample: The student sees the tile at 1 / downsample of the teacher's resolution.
-            whole: Images of any size come, their edges multiples of `tile_px`.
+            model: The student: images float `[B, 3, H, W]` in [0, 1], shrunk by its `downsample` → response name → logits
+                `[B, C]`, feature map `[B, C, h, w]` at the student's own resolution; as `make_student` makes it.
+            setting: With a teacher; `whole` where images of any size come.
 
         Raises:
-            ConfigError: the features do not fit the tile, or the tile cannot be shrunk evenly.
+            ConfigError: the features do not fit the tile, or a weight names no term.
+            TeacherError: as `wanted`.
         """
-        super().__init__()
-        if downsample < 1 or tile_px % downsample:
-            raise ConfigError(f"student.downsample {downsample} does not divide the {tile_px} px tile")
-        self.config, self.student, self.downsample = config, student, downsample
-        self.responses = tuple(responses)
+        super().__init__(config, model, setting)
+        self.student = model
         self.logits, self.features = self.responses
-        self.features.shape(tile_px)
-        self.seed = config.seed
-        self.view_in_pool = config.flips_and_rotations and (whole or needs_view_in_pool(self.responses))
+        self.view_in_pool = config.flips_and_rotations and (setting.whole or needs_view_in_pool(self.responses))
         self.colour_in_pool = None if config.augment.is_identity else config.augment
-        self.weights = {term: float(config.weights.get(term, 1.0)) for term in TERMS}
+        self.weights = self.weigh(TERMS)
 
     @classmethod
-    def needs(cls, config: ResolutionConfig, teacher: TeacherSpec) -> tuple[ResponseSpec, ...]:
+    def wanted(cls, config: ResolutionConfig, teacher: TeacherSpec) -> tuple[ResponseSpec, ...]:
         """The teacher's logits and its last feature map, in this order.
 
         Raises:
@@ -144,12 +123,15 @@ class Resolution(Method):
             TeacherError: a response is missing from the batch or not of the shape that its spec says.
         """
         tiles, student_tiles = batch.tiles, batch.student_tiles
-        logits, features = (_pick(batch, spec) for spec in self.responses)
+        logits, features = self.responses_in(batch).values()
         if self.training and self.config.flips_and_rotations and not self.view_in_pool:
             index = d4_of(batch.positions, self.seed)
             features = apply_d4(features, index, self.features.symmetry)
             tiles, student_tiles = (x if x is None else apply_d4(x, index) for x in (tiles, student_tiles))
-        images = downsample(tiles.float() / 255, self.downsample) if student_tiles is None else student_tiles.float() / 255
+        if student_tiles is None:
+            images = downsample(tiles.float() / 255, self.student.downsample)
+        else:
+            images = student_tiles.float() / 255
         predictions = self.student(images)
         return {
             "soft": logits_kl(predictions[self.logits.name], logits, self.config.temperature),
@@ -185,17 +167,6 @@ def _choose(what: str, name: str | None, teacher: TeacherSpec, fitting: Sequence
         "A classifier of finetune.py gives both with --teacher.options.features true, a timm model with "
         "--teacher.options.outputs [tokens,logits]"
     )
-
-
-def _pick(batch: Batch, spec: ResponseSpec) -> Tensor:
-    """A response of the batch, checked against its spec for the size of these tiles."""
-    height, width = batch.tiles.shape[2:]
-    expected = (len(batch), *spec.shape((height, width)))
-    response = batch.responses.get(spec.name)
-    if response is None or tuple(response.shape) != expected:
-        came = "nothing" if response is None else f"{list(response.shape)}"
-        raise TeacherError(f"response {spec.name!r} of a {height} x {width} px tile must be {list(expected)}, got {came}")
-    return response
 
 
 def _describe(specs: Iterable[ResponseSpec]) -> str:

@@ -21,9 +21,9 @@ from csat.losses.classes import classes_dice, cross_entropy
 from csat.losses.hv import hv_gradient_error
 from csat.losses.probability import soft_bce, soft_dice
 from csat.losses.regression import squared_error
-from csat.methods.contract import Method
-from csat.responses import Batch, ResponseSpec, TeacherSpec
-from csat.tasks import IGNORE, DatasetInfo, Task, targets_of
+from csat.methods.contract import Method, Setting, Source, check_weights
+from csat.responses import Batch
+from csat.tasks import IGNORE, Task
 from csat.views.draws import uniforms
 from csat.views.grid import align, downsample
 
@@ -45,7 +45,7 @@ class SupervisedConfig:
     class_weights: str = "none"  # of a classification's cross-entropy: none, or balanced (a rare class counts more)
     label_smoothing: float = 0.0  # classification: share of each label that is spread over all classes
     mixup: float = 0.0  # classification: share of tiles that are mixed with another tile of the batch (Zhang et al. 2018)
-    seed: int = 0  # of mixup
+    seed: int | None = None  # of mixup; None: the run's
 
     def __post_init__(self):
         if self.class_weights not in ("none", "balanced"):
@@ -53,57 +53,37 @@ class SupervisedConfig:
         for name in ("label_smoothing", "mixup"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must lie in [0, 1), not {getattr(self, name)}")
-        for term, weight in self.weights.items():
-            if not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
-                raise ConfigError(f"weights.{term} must be a number of 0 or more, not {weight!r}")
+        check_weights(self.weights)
 
 
 class Supervised(Method):
     """Learns a task's heads from its targets."""
 
-    has_teacher = False
+    Config = SupervisedConfig
+    learns_from = Source.LABELS
 
-    def __init__(
-        self,
-        config: SupervisedConfig,
-        model: nn.Module,
-        *,
-        info: DatasetInfo,
-        tile_px: int,
-        class_counts: np.ndarray | None = None,
-    ):
+    def __init__(self, config: SupervisedConfig, model: nn.Module, setting: Setting):
         """
         Args:
             config: The settings.
             model: As `csat.model.registry.build_model` makes it.
-            info: Task and classes.
-            tile_px: Edge of the tiles.
-            class_counts: int `[classes]`, training samples by class; needed for balanced weights.
+            setting: With the data's task and classes, and for balanced weights the samples of each class.
 
         Raises:
             ConfigError: a weight without a term, or a setting that this task does not have.
         """
-        super().__init__()
-        self.config, self.model, self.info, self.tile_px, self.seed = config, model, info, tile_px, config.seed
-        self.targets = targets_of(info)
-        if info.task != Task.CLASSIFICATION:
+        super().__init__(config, model, setting)
+        self.model, self.info = model, setting.data
+        task, counts = self.info.task, setting.class_counts
+        if task != Task.CLASSIFICATION:
             if used := [name for name, off in OF_CLASSES.items() if getattr(config, name) != off]:
-                raise ConfigError(f"{', '.join(used)}: for classification, and the task is {info.task}; leave it out")
-        elif config.class_weights == "balanced" and class_counts is None:
+                raise ConfigError(f"{', '.join(used)}: for classification, and the task is {task}; leave it out")
+        elif config.class_weights == "balanced" and counts is None:
             raise ConfigError("class_weights balanced needs the number of training samples of each class")
-        terms = TERMS[info.task] + (TYPE_TERMS if info.task == Task.NUCLEI and info.classes else ())
-        if unknown := [name for name in config.weights if name not in terms]:
-            raise ConfigError(f"weights name no term of {info.task}: {', '.join(unknown)}; its terms are: {', '.join(terms)}")
-        self.weights = {term: float(config.weights.get(term, 1.0)) for term in terms}
-        if not any(self.weights.values()):
-            raise ConfigError("every weight is 0: nothing would be learned")
+        terms = TERMS[task] + (TYPE_TERMS if task == Task.NUCLEI and self.info.classes else ())
+        self.weights = self.weigh(terms)
         self.specs = {spec.name: spec for spec in model.responses}
-        self.register_buffer("class_weights", _class_weights(config, class_counts), persistent=False)
-
-    @classmethod
-    def needs(cls, config: SupervisedConfig, teacher: TeacherSpec) -> tuple[ResponseSpec, ...]:
-        """Nothing: there is no teacher."""
-        return ()
+        self.register_buffer("class_weights", _class_weights(config, counts), persistent=False)
 
     def part(self, turn: str) -> nn.Module:
         return {"student": self.model}[turn]
@@ -150,12 +130,13 @@ class Supervised(Method):
         """Prediction and target over the same pixels: the tile less the margin that the model does not cover."""
         spec, crop_px = self.specs[name], self.specs[name].crop_px
         target = batch.targets[name]
-        inner = slice(crop_px, self.tile_px - crop_px)
-        return align(predictions[name], spec, self.tile_px), target[..., inner, inner]
+        inner = slice(crop_px, self.setting.tile_px - crop_px)
+        return align(predictions[name], spec, self.setting.tile_px), target[..., inner, inner]
 
 
-def _class_weights(config: SupervisedConfig, counts: np.ndarray | None) -> Tensor | None:
+def _class_weights(config: SupervisedConfig, counts: tuple[int, ...] | None) -> Tensor | None:
     """float `[classes]`: samples / (classes * samples of the class), 1 on average over samples; None: all weigh alike."""
     if config.class_weights == "none":
         return None
+    counts = np.array(counts)
     return torch.from_numpy(counts.sum() / (len(counts) * np.maximum(counts, 1))).float()

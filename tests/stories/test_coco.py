@@ -15,7 +15,6 @@ from tests.support.labelled_folders import fit_here, taught_settings
 from workflows.finetuning.check import check
 from workflows.finetuning.config import read_config
 from workflows.finetuning.fit import fit, prepare
-from workflows.finetuning.paraphrase import warn_of_untrained
 
 TILE_PX = 64
 
@@ -86,15 +85,6 @@ def test_a_student_in_this_process(glands, teacher, tmp_path):
     paraphrasers = str(tmp_path / "student" / "paraphrasers")
     fit_here(settings(glands, tmp_path / "trial", **taught(teacher, lambda_s=1.0, paraphrasers=paraphrasers)))
     assert not (tmp_path / "trial" / "paraphrasers").exists()
-
-
-@pytest.mark.parametrize(
-    ("encoder", "decoder", "words"), [(0.3, 0.5, ""), (0.3, 13.2, "error is 30% (encoder) and 1320% (decoder)")]
-)
-def test_untrained_paraphrasers_are_told_of(caplog, encoder, decoder, words):
-    warn_of_untrained([{"loss/encoder_missed": 2.0}, {"loss/encoder_missed": encoder, "loss/decoder_missed": decoder}])
-    assert (words in caplog.text) and bool(caplog.text) == bool(words)
-    warn_of_untrained([])
 
 
 def test_paraphrasers_of_another_teacher_are_refused_before_anything_starts(glands, teacher, tmp_path):

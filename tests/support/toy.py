@@ -7,31 +7,31 @@ import torch
 from torch import nn
 
 from csat.columns import OK, POSITION, QUARANTINED, READ_S, REASON, RESPONSE_PREFIX, STATUS, TEACHER_S, TILE, of_arrays
-from csat.methods.contract import Method
-from csat.responses import Batch, Kind, ResponseSpec, Symmetry
+from csat.methods.contract import Method, Setting
+from csat.responses import Batch, Kind, ResponseSpec, Symmetry, TeacherSpec
 from csat.runs.plan import Plan
 
 TILE_PX = 8
 SPEC = ResponseSpec(name="mean", kind=Kind.REGRESSION, channels=3, stride_px=None, symmetry=Symmetry.SCALAR)
+TEACHER = TeacherSpec(name="toy", responses=(SPEC,), mpp=None)
 
 
 class ToyMethod(Method):
     """Learns the mean colour of a tile. `nan_at` makes one term NaN for tiles from that position on."""
 
-    responses = (SPEC,)
-
     def __init__(self, nan_at: int | None = None):
-        super().__init__()
         torch.manual_seed(0)
-        self.student = nn.Sequential(
+        student = nn.Sequential(
             nn.Conv2d(3, 4, 3, padding=1), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
         )
+        super().__init__(None, student, Setting(tile_px=TILE_PX, teacher=TEACHER))
+        self.student = student
         self.weights = {"squared": 1.0, "absolute": 0.5}
         self.nan_at = nan_at
 
     @classmethod
-    def needs(cls, config, teacher):
-        return cls.responses
+    def wanted(cls, config, teacher):
+        return teacher.responses
 
     def part(self, turn):
         return {"student": self.student}[turn]

@@ -4,9 +4,9 @@ from csat.evaluation import scores
 from csat.evaluation.leakage import check_leakage
 from csat.labels.sets import LabelledData, assemble
 from csat.responses import TeacherSpec
+from csat.runs.folder import RunFolder
 from teachers.registry import describe_teacher, find_teacher
 from workflows.finetuning.config import FinetuneConfig
-from workflows.finetuning.paraphrasers import are_missing, ready_paraphrasers
 from workflows.finetuning.train import build_method
 from workflows.shell.config import check_counts
 
@@ -24,8 +24,9 @@ def check(config: FinetuneConfig, data: LabelledData | None = None) -> LabelledD
     scores.check_metric(data.info.task, data.info.classes, config.metric)
     teacher = describe(config)
     method = build_method(config, data, teacher)
-    if not are_missing(method, config):
-        ready_paraphrasers(method, config, teacher)
+    stage, run_folder = method.first_stage(), RunFolder(config.run_folder).uri
+    if stage and not stage.is_missing(run_folder):
+        stage.load(stage.folder(run_folder))
     if not config.accept_leakage:
         taught_by = find_teacher(config.teacher.name, config.teacher.weights)[1] if config.teacher else None
         check_leakage(config.model.from_run, data, teacher=taught_by)

@@ -22,8 +22,7 @@ from csat.words import last_line
 from workflows.finetuning.check import check, describe
 from workflows.finetuning.config import FinetuneConfig
 from workflows.finetuning.decode import Prepared, decode
-from workflows.finetuning.paraphrase import make_job, paraphrase_worker, train_paraphrasers
-from workflows.finetuning.paraphrasers import are_missing
+from workflows.finetuning.first_stage import first_stage_worker, make_job, train_first_stage
 from workflows.finetuning.train import FinetuneJob, build_method, finetune_worker, train_and_judge
 from workflows.pretraining import finish
 from workflows.shell import interruption
@@ -81,12 +80,13 @@ def fit(
     try:
         method = build_method(config, prepared.data, job.teacher)
         Checkpoints(folder.path("checkpoints")).check_fits(method)
-        if are_missing(method, config):
-            first = make_job(job, method)
+        stage = method.first_stage()
+        if stage and stage.is_missing(folder.uri):
+            first = make_job(job, stage)
             if is_alone:
-                train_paraphrasers(first, is_stopped=is_stopped)
+                train_first_stage(first, is_stopped=is_stopped)
             else:
-                _train_in_group(first, folder, paraphrase_worker, is_stopped)
+                _train_in_group(first, folder, first_stage_worker, is_stopped)
         if folder.read_json("status.json")["state"] == "failed":
             raise NonFiniteLossError(folder.read_json("status.json")["error"])
         if is_alone:

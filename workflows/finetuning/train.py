@@ -21,8 +21,8 @@ from csat.labels.decoded import SampleSource
 from csat.labels.reader import LabelledReader, SampleOrder, read_here, visits_an_epoch
 from csat.labels.sets import LabelledData
 from csat.labels.splits import class_counts
-from csat.methods.contract import Method
-from csat.methods.registry import build_labelled_method, labelled_responses
+from csat.methods import registry
+from csat.methods.contract import Method, Setting
 from csat.model.cost import count_cost, measure_speed
 from csat.model.registry import ModelConfig, build_model
 from csat.prediction.windows import View
@@ -37,7 +37,6 @@ from teachers.contract import teacher_manifest
 from teachers.stage import TeacherStage
 from workflows.finetuning.config import FinetuneConfig
 from workflows.finetuning.decode import LabelledStream, Prepared
-from workflows.finetuning.paraphrasers import ready_paraphrasers
 from workflows.pretraining.job import is_leaving
 from workflows.shell.data import TRAIN
 from workflows.shell.progress import StopWatch
@@ -74,7 +73,7 @@ class FinetuneJob:
     @property
     def responses(self) -> tuple[ResponseSpec, ...]:
         """What the teacher is asked."""
-        return labelled_responses(self.config.method.name, method_options(self.config), self.teacher)
+        return registry.wanted_responses(self.config.method.name, self.config.method.options, self.teacher, has_labels=True)
 
     def teacher_stage(self) -> dict[str, Any] | None:
         """Arguments of a `TeacherStage`, less the device; None where no response is learned."""
@@ -121,26 +120,17 @@ class FinetuneJob:
         )
 
 
-def method_options(config: FinetuneConfig) -> dict[str, Any]:
-    """The method's settings; what is random about it follows the run's seed."""
-    return {"seed": config.train.seed, **config.method.options}
-
-
 def build_method(config: FinetuneConfig, data: LabelledData, teacher: TeacherSpec | None = None) -> Method:
     """The method with its model, seeded: the same weights in every process. Raises ConfigError for what cannot work."""
     torch.manual_seed(config.train.seed)
     model = build_model(config.model, data.info, load=lambda run: load_exported(exported_folder(run)))
-    model.check_tile(config.data.tile_px)
-    counts = class_counts(data.parts["train"], len(data.info.classes)) if data.parts["train"][0].label is not None else None
-    return build_labelled_method(
-        config.method.name,
-        method_options(config),
-        model,
-        info=data.info,
-        tile_px=config.data.tile_px,
-        class_counts=counts,
-        teacher=teacher,
+    counts = None
+    if data.parts["train"][0].label is not None:
+        counts = tuple(class_counts(data.parts["train"], len(data.info.classes)).tolist())
+    setting = Setting(
+        tile_px=config.data.tile_px, teacher=teacher, data=data.info, class_counts=counts, seed=config.train.seed
     )
+    return registry.build_method(config.method.name, config.method.options, model, setting)
 
 
 def finetune_worker(config: dict[str, Any]) -> None:
@@ -211,7 +201,8 @@ def train_and_judge(
         is_leaving=is_leaving,
     )
     method = build_method(config, data, job.teacher)
-    ready_paraphrasers(method, job.config, job.teacher)
+    if stage := method.first_stage():
+        stage.load(stage.folder(folder.uri))
     method = method.to(device)
     judge = _Judge(job, context)
 

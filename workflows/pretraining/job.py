@@ -10,7 +10,8 @@ import ray.train
 import torch
 
 from csat.errors import NonFiniteLossError, StoppedError
-from csat.methods.registry import build_method
+from csat.methods.contract import Method, Setting
+from csat.methods.registry import build_method, build_student
 from csat.model.student import StudentConfig
 from csat.responses import TeacherSpec
 from csat.runs.folder import RunFolder
@@ -40,12 +41,12 @@ class Job:
     whole: bool = False  # images of any size, not tiles
     cache: ResponseCache | None = None  # of the teacher's responses: then there are two streams
 
-    def build_method(self):
+    def build_method(self) -> Method:
         """The method with its student, seeded: the same weights in every process."""
         torch.manual_seed(self.train.seed)
-        options = {"seed": self.train.seed, **self.method.options}
-        size = {"tile_px": self.tile_px, "whole": self.whole}
-        return build_method(self.method.name, options, self.student, self.teacher, **size)
+        setting = Setting(tile_px=self.tile_px, teacher=self.teacher, whole=self.whole, seed=self.train.seed)
+        student = build_student(self.method.name, self.method.options, self.student, self.teacher)
+        return build_method(self.method.name, self.method.options, student, setting)
 
 
 def train_worker(config: dict[str, Any]) -> None:

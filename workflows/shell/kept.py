@@ -7,7 +7,6 @@ from csat.storage import files
 from csat.sweeps.trial import ENDED
 
 INTERRUPTED = "interrupted"
-PARAPHRASERS = "paraphrasers"  # of method coco: a stage of its own before the training, with its own checkpoints
 
 
 def kept_of_run(uri: str) -> str:
@@ -19,8 +18,8 @@ def kept_of_run(uri: str) -> str:
     if status == "running":
         folder.set_status(INTERRUPTED)
     trained = _trained(folder)
-    if trained is None and (stage := _trained(RunFolder(folder.path(PARAPHRASERS)))):
-        return f"of the paraphrasers, which are trained first, {stage}"
+    if trained is None and (stage := _first_stage(folder)):
+        return stage
     if trained is None and files.exists(folder.path("manifest", "index.json")):
         return "the manifest of tiles, and nothing trained yet"
     return trained or "nothing trained yet"
@@ -37,6 +36,15 @@ def kept_of_sweep(uri: str) -> str:
     begun = [_trained(run) for run, state in zip(runs, states, strict=True) if state not in ENDED]
     ended = f"{len(runs) - len(begun)} runs that have ended"
     return "; ".join([ended, *(f"of one that has not, {trained or 'nothing yet'}" for trained in begun)])
+
+
+def _first_stage(folder: RunFolder) -> str | None:
+    """Of what a method has trained before it, in a folder of its own with its own checkpoints."""
+    for path in files.glob(folder.path("*", "checkpoints", "latest.json")):
+        stage = RunFolder(path.removesuffix("/checkpoints/latest.json"))
+        if trained := _trained(stage):
+            return f"of the {files.base_name(stage.uri)}, which are trained first, {trained}"
+    return None
 
 
 def _trained(folder: RunFolder) -> str | None:

@@ -29,10 +29,9 @@ Differs, or is decided here:
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -41,11 +40,12 @@ from csat.errors import ConfigError
 from csat.losses.classes import cross_entropy
 from csat.losses.correlation import CELLS, correlation_error
 from csat.losses.wgan import PENALTY_WEIGHT, adversarial_loss, critic_loss, gradient_penalty
+from csat.methods.coco.first_stage import Paraphrasers
 from csat.methods.coco.paraphrasers import LAYERS, make_paraphrasers
-from csat.methods.contract import Method, OwnOptimiser, check_same_classes, pick_responses
+from csat.methods.contract import Method, OwnOptimiser, Setting, Source, check_same_classes, pick_responses
 from csat.model.networks.critic import WIDTH, PatchCritic
 from csat.responses import Batch, Kind, ResponseSpec, TeacherSpec
-from csat.tasks import IGNORE, DatasetInfo, Task, targets_of
+from csat.tasks import IGNORE, Task
 from csat.views.draws import uniforms
 from csat.views.grid import align, downsample
 
@@ -67,7 +67,7 @@ class CoCoConfig:
     cells: int = CELLS  # per axis, that maps are pooled to before they are compared; both networks' maps need as many
     critic_lr: float = 3e-5  # of the critic, at the start
     critic_width: int = WIDTH  # channels of its first layer; a critic of 64 takes longer than a small student, on 96 px
-    seed: int = 0  # of the points between predictions at which the penalty is taken
+    seed: int | None = None  # of the points between predictions at which the penalty is taken; None: the run's
 
     def __post_init__(self):
         for name in ("lambda_s", "lambda_adv"):
@@ -88,30 +88,24 @@ class CoCoConfig:
 class CoCo(Method):
     """Learns a segmentation from labels and from a teacher's maps and logits."""
 
-    def __init__(
-        self,
-        config: CoCoConfig,
-        model: nn.Module,
-        *,
-        info: DatasetInfo,
-        tile_px: int,
-        responses: Sequence[ResponseSpec],
-        class_counts: np.ndarray | None = None,
-    ):
+    Config = CoCoConfig
+    learns_from = Source.RESPONSES | Source.LABELS
+    changed_defaults = MappingProxyType({"lambda_s": (0.01, 1.0), "lambda_adv": (0.001, 0.1)})
+
+    def __init__(self, config: CoCoConfig, model: nn.Module, setting: Setting):
         """
         Args:
             config: The settings.
             model: As `csat.model.registry.build_model` makes it, with `tap` and `tapped_channels`.
-            info: Task and classes.
-            tile_px: Edge of the tiles.
-            responses: What `needs` chose.
-            class_counts: Unused: the images of a segmentation have no class.
+            setting: With a teacher, and the data's task and classes.
 
         Raises:
             ConfigError: another task, a model without tapped maps, a tile too small for the cells, other classes than the
                 teacher's.
+            TeacherError: as `wanted`.
         """
-        super().__init__()
+        super().__init__(config, model, setting)
+        info = setting.data
         if info.task != Task.SEGMENTATION:
             raise ConfigError(f"method coco learns a segmentation, and the task is {info.task}: choose another method")
         if not hasattr(model, "tap") or not hasattr(model, "tapped_channels"):
@@ -119,8 +113,7 @@ class CoCo(Method):
                 f"method coco compares an encoder's and a decoder's map, and a {type(model).__name__} has none to tap: set "
                 "--model.name to fanet, mobile_unet, enet, erfnet or a timm backbone"
             )
-        self.config, self.model, self.info, self.tile_px, self.seed = config, model, info, tile_px, config.seed
-        self.responses, self.targets = tuple(responses), targets_of(info)
+        self.model, self.tile_px = model, setting.tile_px
         self.weights = {"ce": 1.0}
         self.spec = ResponseSpec(name=MASK, kind=Kind.LOGITS, channels=len(info.classes))
         self.paraphrasers, self.critic = nn.ModuleDict(), None
@@ -140,7 +133,7 @@ class CoCo(Method):
             self.own_optimisers = {"critic": OwnOptimiser(lr=config.critic_lr, betas=(0.9, 0.99))}
 
     @classmethod
-    def needs(cls, config: CoCoConfig, teacher: TeacherSpec) -> tuple[ResponseSpec, ...]:
+    def wanted(cls, config: CoCoConfig, teacher: TeacherSpec) -> tuple[ResponseSpec, ...]:
         """The maps where they are compared, and the logits where there is a critic.
 
         Raises:
@@ -150,6 +143,18 @@ class CoCo(Method):
         wanted += [(MASK, Kind.LOGITS, True)] if config.lambda_adv else []
         hint = "A run of fanet gives all with --teacher.options.taps true; without lambda_s no maps are needed, without "
         return pick_responses("coco", wanted, teacher, hint=hint + "lambda_adv no logits")
+
+    def first_stage(self) -> Paraphrasers | None:
+        """The paraphrasers, where paraphrased maps are compared."""
+        if not self.config.has_paraphrasers:
+            return None
+        return Paraphrasers(
+            self.paraphrasers,
+            self.setting,
+            epochs=self.config.paraphraser_epochs,
+            lr=self.config.paraphraser_lr,
+            given=self.config.paraphrasers,
+        )
 
     def part(self, turn: str) -> nn.Module:
         return {"student": self.model, "critic": self.critic}[turn]
@@ -186,8 +191,7 @@ class CoCo(Method):
         return encoder, decoder, align(logits, self.spec, self.tile_px)
 
     def _criticise(self, images: Tensor, student: Tensor, batch: Batch) -> dict[str, Tensor]:
-        teacher = batch.responses[MASK].float()
-        teacher = align(teacher, self.spec, self.tile_px)
+        teacher = align(self.responses_in(batch)[MASK].float(), self.spec, self.tile_px)
         share = uniforms(batch.positions, 1, seed=self.seed, stream=SHARE_STREAM)[:, 0]
         return {
             "critic": critic_loss(self.critic(images, student), self.critic(images, teacher)),
@@ -197,7 +201,8 @@ class CoCo(Method):
     @torch.no_grad()
     def _factors(self, batch: Batch) -> list[Tensor]:
         """What the student's two maps are compared with."""
-        maps = {name: batch.responses[name].float() for name in LAYERS}
+        responses = self.responses_in(batch)
+        maps = {name: responses[name].float() for name in LAYERS}
         return [self.paraphrasers[name].paraphrase(maps[name]) if self.paraphrasers else maps[name] for name in LAYERS]
 
     def _check_cells(self, specs: dict[str, ResponseSpec]) -> None:

@@ -8,16 +8,15 @@ squared errors of the two reconstructions. With them go, for the reader and with
 that a student could follow.
 
 It is a method like any other, so it has the loop's checkpoints, its resumption and its DDP;
-`csat/methods/coco/paraphrasers.py` keeps what came out.
+`csat/methods/coco/first_stage.py` says what a run does with it.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from csat.methods.coco.paraphrasers import LAYERS
-from csat.methods.contract import Method, OwnOptimiser
+from csat.methods.contract import Method, OwnOptimiser, Setting
 from csat.responses import Batch, ResponseSpec, TeacherSpec
 
 LR = 3e-4
@@ -25,25 +24,35 @@ WEIGHT_DECAY = 2e-4
 SMALLEST_VARIANCE = 1e-8  # of a map that is the same everywhere
 
 
+@dataclass(frozen=True, kw_only=True)
+class ParaphrasingConfig:
+    """How they are trained."""
+
+    lr: float = LR  # at the start
+
+
 class Paraphrasing(Method):
     """Trains the paraphrasers of a teacher's two tapped maps."""
 
-    def __init__(self, paraphrasers: nn.ModuleDict, responses: Sequence[ResponseSpec], *, lr: float = LR, seed: int = 0):
+    Config = ParaphrasingConfig
+
+    def __init__(self, config: ParaphrasingConfig, model: nn.ModuleDict, setting: Setting):
         """
         Args:
-            paraphrasers: Of `make_paraphrasers`; from here on they train.
-            responses: The teacher's two maps, named as `LAYERS`.
-            lr: Learning rate at the start.
-            seed: Unused by the loss, which has nothing random.
+            config: The settings.
+            model: Of `make_paraphrasers`; from here on they train.
+            setting: With a teacher.
+
+        Raises:
+            ConfigError: the teacher lacks one of the maps.
         """
-        super().__init__()
-        self.student = paraphrasers.requires_grad_(True)
-        self.responses, self.seed = tuple(responses), seed
+        super().__init__(config, model, setting)
+        self.student = model.requires_grad_(True)
         self.weights = dict.fromkeys(LAYERS, 1.0) | dict.fromkeys(map(missed, LAYERS), 0.0)
-        self.own_optimisers = {"student": OwnOptimiser(kind="sgd", lr=lr, momentum=0.9, weight_decay=WEIGHT_DECAY)}
+        self.own_optimisers = {"student": OwnOptimiser(kind="sgd", lr=config.lr, momentum=0.9, weight_decay=WEIGHT_DECAY)}
 
     @classmethod
-    def needs(cls, config: Any, teacher: TeacherSpec) -> tuple[ResponseSpec, ...]:
+    def wanted(cls, config: ParaphrasingConfig, teacher: TeacherSpec) -> tuple[ResponseSpec, ...]:
         """The two maps. Raises ConfigError where the teacher lacks one."""
         return tuple(teacher.response(name) for name in LAYERS)
 
@@ -53,8 +62,8 @@ class Paraphrasing(Method):
     def forward(self, batch: Batch, turn: str = "student") -> dict[str, Tensor]:
         """The unweighted terms, float32 `[B]`."""
         terms = {}
-        for name in LAYERS:
-            features = batch.responses[name].float()
+        for name, response in self.responses_in(batch).items():
+            features = response.float()
             terms[name] = self.student[name].reconstruction_error(features)
             variance = features.var((2, 3), correction=0).mean(1).clamp(min=SMALLEST_VARIANCE)
             terms[missed(name)] = terms[name].detach() / variance

@@ -13,7 +13,8 @@ from csat.losses.classes import cross_entropy
 from csat.losses.distribution import softened_cross_entropy
 from csat.losses.rms import rms_distance
 from csat.methods.attention import Attention, AttentionConfig
-from csat.methods.registry import build_labelled_method
+from csat.methods.contract import Setting
+from csat.methods.registry import build_method
 from csat.model.tapped import TappedClassifier
 from csat.responses import Batch, Kind, ResponseSpec, TeacherSpec
 from csat.tasks import Task
@@ -36,9 +37,7 @@ def make(teacher: TeacherSpec = TEACHER, *, factor: int = 2, info=INFO, **option
     options = {"alpha_kd": 1.0, **options}
     torch.manual_seed(0)
     model = TappedClassifier((LABEL,), backbone="csat_nano", layer="stages.1", downsample=factor)
-    return build_labelled_method(
-        "attention", options, model, info=info, tile_px=TILE_PX, class_counts=None, teacher=teacher
-    ).eval()
+    return build_method("attention", options, model, Setting(tile_px=TILE_PX, data=info, teacher=teacher)).eval()
 
 
 def make_batch(num: int = 4, labels=(0, 1, 1, 0)) -> Batch:
@@ -141,7 +140,7 @@ def test_the_defaults_are_the_authors_example():
     """No KD: neither the term nor its response."""
     config = AttentionConfig()
     assert (config.variant, config.alpha_kd, config.alpha_fm, config.alpha_at) == ("at_plus", 0.0, 0.1, 10.0)
-    assert [spec.name for spec in Attention.needs(config, TEACHER)] == ["features", "cam_at_plus"]
+    assert [spec.name for spec in Attention.wanted(config, TEACHER)] == ["features", "cam_at_plus"]
     method = make(alpha_kd=config.alpha_kd)
     assert method.weights == {"ce": 1.0, "fm": 0.1, "at": 10.0} and method(make_batch()).keys() == method.weights.keys()
 
@@ -198,9 +197,9 @@ def test_what_cannot_work_is_refused():
     with pytest.raises(ConfigError, match="the teacher's classes are pale, dark, and those of the data a, b"):
         make(info=make_info(classes=("a", "b")))
     with pytest.raises(ConfigError, match="a Linear has none named.*model.options.layer"):
-        Attention(AttentionConfig(), torch.nn.Linear(1, 1), info=INFO, tile_px=TILE_PX, responses=())
+        Attention(AttentionConfig(), torch.nn.Linear(1, 1), Setting(tile_px=TILE_PX, data=INFO, teacher=TEACHER))
     with pytest.raises(ConfigError, match="'attention' learns from a teacher too"):
-        build_labelled_method("attention", {}, make().model, info=INFO, tile_px=TILE_PX, class_counts=None)
+        build_method("attention", {}, make().model, Setting(tile_px=TILE_PX, data=INFO))
     for wrong in ({"variant": "at+"}, {"alpha_at": -1.0}, {"alpha_kd": float("nan")}, {"temperature": 0.0}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             AttentionConfig(**wrong)

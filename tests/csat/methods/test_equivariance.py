@@ -15,8 +15,9 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from csat.instances import hv_targets
+from csat.methods.contract import Setting
 from csat.methods.rckd import RCKD, RCKDConfig
-from csat.responses import Batch, Kind, ResponseSpec, Symmetry
+from csat.responses import Batch, Kind, ResponseSpec, Symmetry, TeacherSpec
 from csat.views.colour import ColourConfig
 from csat.views.symmetries import apply_d4, apply_d4_tiles
 from teachers.stain import RESPONSES as STAIN_RESPONSES
@@ -75,7 +76,7 @@ class TeacherAsStudent(nn.Module):
 
     def __init__(self, teacher: Callable, specs: tuple[ResponseSpec, ...]):
         super().__init__()
-        self.teacher, self.specs = teacher, specs
+        self.teacher, self.specs, self.downsample = teacher, specs, 1
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         tiles = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
@@ -99,7 +100,8 @@ def losses_under(index: int, teacher: Callable, specs: tuple[ResponseSpec, ...],
     )
     views = torch.full((2,), index, dtype=torch.uint8)
     monkeypatch.setattr("csat.methods.rckd.d4_of", lambda positions, seed: views)
-    method = RCKD(RCKDConfig(augment=NO_COLOUR), TeacherAsStudent(teacher, specs), specs, tile_px=TILE_PX)
+    setting = Setting(tile_px=TILE_PX, teacher=TeacherSpec(name="rule", responses=specs, mpp=None))
+    method = RCKD(RCKDConfig(augment=NO_COLOUR), TeacherAsStudent(teacher, specs), setting)
     return {name: term.max().item() for name, term in method(batch).items()}
 
 

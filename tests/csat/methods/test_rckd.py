@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from csat.errors import ConfigError, TeacherError
+from csat.methods.contract import Setting
 from csat.methods.rckd import RCKD, RCKDConfig
 from csat.responses import Batch, Kind, ResponseSpec, Symmetry, TeacherSpec
 from csat.views.colour import ColourConfig
@@ -31,8 +32,9 @@ NO_COLOUR = ColourConfig(stain_scale=0.0, stain_shift=0.0, brightness=0.0, contr
 class TinyStudent(nn.Module):
     """Two convolutions and one head per response; keeps the images that it last saw."""
 
-    def __init__(self, specs: tuple[ResponseSpec, ...]):
+    def __init__(self, specs: tuple[ResponseSpec, ...], downsample: int = 1):
         super().__init__()
+        self.downsample = downsample
         torch.manual_seed(0)
         self.trunk = nn.Sequential(
             nn.Conv2d(3, 16, 3, stride=2, padding=1), nn.GELU(), nn.Conv2d(16, 16, 3, padding=1), nn.GELU()
@@ -51,7 +53,8 @@ def make_teacher(*specs: ResponseSpec) -> TeacherSpec:
 
 
 def make_method(specs: tuple[ResponseSpec, ...] = NUCLEI, *, downsample: int = 1, **settings) -> RCKD:
-    return RCKD(RCKDConfig(**settings), TinyStudent(specs), specs, tile_px=TILE_PX, downsample=downsample)
+    setting = Setting(tile_px=TILE_PX, teacher=make_teacher(*specs))
+    return RCKD(RCKDConfig(**settings), TinyStudent(specs, downsample), setting)
 
 
 def make_batch(num_tiles: int = 8, specs: tuple[ResponseSpec, ...] = NUCLEI, dtype: torch.dtype = torch.float16) -> Batch:
@@ -182,25 +185,25 @@ class TestViews:
         assert all(term.isfinite().all() for term in terms.values())
 
 
-class TestNeeds:
+class TestWanted:
     def test_by_default_every_response_that_has_a_loss(self):
-        assert RCKD.needs(RCKDConfig(), make_teacher(NP, CAM, FEATURES)) == (NP, FEATURES)
+        assert RCKD.wanted(RCKDConfig(), make_teacher(NP, CAM, FEATURES)) == (NP, FEATURES)
 
     def test_or_those_that_are_named(self):
-        assert RCKD.needs(RCKDConfig(responses=("hv", "np", "hv")), make_teacher(NP, HV, TP)) == (HV, NP)
+        assert RCKD.wanted(RCKDConfig(responses=("hv", "np", "hv")), make_teacher(NP, HV, TP)) == (HV, NP)
 
     def test_a_missing_response_names_need_teacher_and_what_there_is(self):
         with pytest.raises(TeacherError, match=r"rckd needs the response tp, which teacher 'fake'.*np \(probability, 1 ch\)"):
-            RCKD.needs(RCKDConfig(responses=("np", "tp")), make_teacher(NP, HV))
+            RCKD.wanted(RCKDConfig(responses=("np", "tp")), make_teacher(NP, HV))
 
     def test_a_teacher_without_any_use(self):
         single = ResponseSpec(name="score", kind=Kind.LOGITS, channels=1, stride_px=None)
         with pytest.raises(TeacherError, match="no loss for any response of teacher 'fake': cam .*score"):
-            RCKD.needs(RCKDConfig(), make_teacher(CAM, single))
+            RCKD.wanted(RCKDConfig(), make_teacher(CAM, single))
 
     def test_a_response_without_a_loss_cannot_be_asked_for(self):
         with pytest.raises(ConfigError, match="no loss for cam"):
-            RCKD.needs(RCKDConfig(responses=("cam",)), make_teacher(NP, CAM))
+            RCKD.wanted(RCKDConfig(responses=("cam",)), make_teacher(NP, CAM))
 
 
 class TestRefusals:
@@ -229,9 +232,7 @@ class TestRefusals:
 
     def test_a_tile_that_does_not_fit(self):
         with pytest.raises(ConfigError, match="'tp' covers 30 px"):
-            RCKD(RCKDConfig(), TinyStudent((TP,)), (TP,), tile_px=30)
-        with pytest.raises(ConfigError, match="downsample 3 does not divide the 32 px tile"):
-            make_method((NP,), downsample=3)
+            RCKD(RCKDConfig(), TinyStudent((TP,)), Setting(tile_px=30, teacher=make_teacher(TP)))
 
     def test_a_batch_without_its_responses(self):
         batch = make_batch(2, (NP,))

@@ -1,16 +1,20 @@
 """From a recipe's settings to a method over the real student."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from csat.errors import ConfigError, TeacherError
-from csat.methods.contract import Method
+from csat.methods.contract import Method, Setting
 from csat.methods.rckd import RCKD, RCKDConfig
 from csat.methods.registry import (
-    CHANGED_DEFAULTS,
-    LABELLED_METHODS,
     METHODS,
     build_method,
+    build_student,
+    find_method,
     read_options,
     spell_out,
     wanted_responses,
@@ -18,6 +22,7 @@ from csat.methods.registry import (
 from csat.model.student import StudentConfig
 from csat.responses import Batch, Kind, ResponseSpec, Symmetry, TeacherSpec
 from csat.views.colour import ColourConfig
+from tests.support.labelled_toy import make_info
 
 TILE_PX = 64
 TEACHER = TeacherSpec(
@@ -31,7 +36,12 @@ TEACHER = TeacherSpec(
         ResponseSpec(name="cam", kind=Kind.ATTENTION, channels=3, stride_px=8),
     ),
 )
-NANO = StudentConfig(backbone="csat_nano")
+
+
+def make_rckd(options: dict, *, downsample: int = 1) -> RCKD:
+    torch.manual_seed(0)
+    student = build_student("rckd", options, StudentConfig(backbone="csat_nano", downsample=downsample), TEACHER)
+    return build_method("rckd", options, student, Setting(tile_px=TILE_PX, teacher=TEACHER, seed=7))
 
 
 def make_batch(num_tiles: int = 2) -> Batch:
@@ -47,9 +57,19 @@ def make_batch(num_tiles: int = 2) -> Batch:
 
 
 def test_every_method_has_a_config_with_defaults_and_fulfils_the_contract():
-    for name, (config_class, method_class) in METHODS.items():
-        assert issubclass(method_class, Method)
-        assert read_options(name, {}) == config_class()
+    for name in METHODS:
+        assert issubclass(find_method(name), Method) and find_method(name).learns_from
+        assert read_options(name, {}) == find_method(name).Config()
+
+
+def test_a_method_is_imported_when_it_is_named():
+    code = (
+        "import sys; from csat.methods.registry import METHODS, find_method;"
+        "loaded = lambda: {name.split('.')[2] for name in sys.modules if name.startswith('csat.methods.')};"
+        "assert loaded() == {'contract', 'registry'}, loaded();"
+        "find_method('rckd'); assert loaded() == {'contract', 'registry', 'rckd'}, loaded()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3], timeout=120)
 
 
 def test_settings_of_a_recipe_become_the_config():
@@ -62,7 +82,7 @@ def test_settings_of_a_recipe_become_the_config():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("rkcd", {}, "no method 'rkcd' here; there is: rckd, resolution"),
+        ("rkcd", {}, "no method 'rkcd'; there is: rckd, resolution, supervised, coco, attention"),
         (
             "rckd",
             {"temprature": 2},
@@ -71,7 +91,7 @@ def test_settings_of_a_recipe_become_the_config():
         ("rckd", {"augment": {"hue": 0.1}}, "no setting 'augment.hue'"),
         ("rckd", {"augment": 0.1}, "augment"),
         ("rckd", {"temperature": "warm"}, "temperature.*\n.*float.*warm"),
-        ("rckd", {"seed": 1.5}, "seed.*\n.*int.*1.5"),
+        ("rckd", {"seed": 1.5}, "(?s)seed.*int.*1.5"),
         ("rckd", {"flips_and_rotations": 1}, "flips_and_rotations.*\n.*bool.*1"),
     ],
 )
@@ -89,10 +109,8 @@ def test_what_the_pool_has_to_give_is_known_without_a_model():
 
 @pytest.mark.parametrize("downsample", [1, 2])
 def test_the_real_student_learns_a_fixed_batch(downsample):
-    torch.manual_seed(0)
-    config = StudentConfig(backbone="csat_nano", downsample=downsample)
-    method = build_method("rckd", {"flips_and_rotations": False}, config, TEACHER, tile_px=TILE_PX)
-    assert isinstance(method, RCKD) and method.downsample == downsample
+    method = make_rckd({"flips_and_rotations": False}, downsample=downsample)
+    assert isinstance(method, RCKD) and method.student.downsample == downsample
     batch = make_batch()
     before = method(batch)
     assert set(before) == {"np_bce", "np_dice", "hv_mse", "hv_gradient", "tp_kl", "features_cosine"} == set(method.weights)
@@ -106,14 +124,41 @@ def test_the_real_student_learns_a_fixed_batch(downsample):
 
 def test_every_parameter_of_the_real_student_gets_a_gradient():
     # DDP waits for each of them.
-    method = build_method("rckd", {}, NANO, TEACHER, tile_px=TILE_PX)
+    method = make_rckd({})
     method.total(method(make_batch())).sum().backward()
     assert [name for name, p in method.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
 def test_settings_that_do_not_fit_the_tile_are_refused_before_training():
     with pytest.raises(ConfigError, match="multiple of .* downsample 3.*not 64 px"):
-        build_method("rckd", {}, StudentConfig(backbone="csat_nano", downsample=3), TEACHER, tile_px=TILE_PX)
+        make_rckd({}, downsample=3)
+
+
+def test_what_is_random_follows_the_runs_seed_or_the_methods_own():
+    assert make_rckd({}).seed == 7 and make_rckd({"seed": 0}).seed == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "teacher", "has_labels", "message"),
+    [
+        (
+            "supervised",
+            TEACHER,
+            False,
+            r"no method 'supervised' here \(supervised is a method of finetune.py\).* rckd, res",
+        ),
+        ("rckd", TEACHER, True, r"no method 'rckd' here \(rckd is a method of pretrain.py\); there is: supervised, coco, att"),
+        ("rkcd", TEACHER, False, "no method 'rkcd' here; there is: rckd, resolution"),
+        ("coco", None, True, "method 'coco' learns from a teacher too: name one with --teacher.name"),
+        ("supervised", TEACHER, True, "'supervised' has no use for a teacher: .* a method that has: coco, attention"),
+    ],
+)
+def test_a_method_that_does_not_learn_from_what_there_is(name, teacher, has_labels, message):
+    with pytest.raises(ConfigError, match=message):
+        wanted_responses(name, {}, teacher, has_labels=has_labels)
+    setting = Setting(tile_px=TILE_PX, teacher=teacher, data=make_info() if has_labels else None)
+    with pytest.raises(ConfigError, match=message):
+        build_method(name, {}, torch.nn.Identity(), setting)
 
 
 def test_options_whose_default_has_changed_are_spelled_out():
@@ -122,6 +167,7 @@ def test_options_whose_default_has_changed_are_spelled_out():
     before = spell_out({"name": "coco", "options": {"lambda_s": 3.0, "cells": 4}}, as_before=True)
     assert before["options"] == {"lambda_s": 3.0, "lambda_adv": 0.001, "cells": 4}
     assert spell_out({"name": "supervised", "options": {}}) == {"name": "supervised", "options": {}}
-    for name, changed in CHANGED_DEFAULTS.items():
-        config = (METHODS | LABELLED_METHODS)[name][0]()
+    assert spell_out({"name": "gone", "options": {"a": 1}}) == {"name": "gone", "options": {"a": 1}}
+    for name in METHODS:
+        config, changed = find_method(name).Config(), find_method(name).changed_defaults
         assert {option: getattr(config, option) for option in changed} == {k: v[1] for k, v in changed.items()}, name

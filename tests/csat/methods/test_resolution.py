@@ -15,7 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 from csat.errors import ConfigError, TeacherError
 from csat.losses.distribution import logits_kl
 from csat.losses.resized import resized_error
-from csat.methods.registry import build_method
+from csat.methods.contract import Setting
+from csat.methods.registry import build_method, build_student
 from csat.methods.resolution import Resolution, ResolutionConfig
 from csat.model.cost import count_cost
 from csat.model.student import Student, StudentConfig, load_student, save_student
@@ -34,8 +35,9 @@ NO_COLOUR = ColourConfig(stain_scale=0.0, stain_shift=0.0, brightness=0.0, contr
 class TinyStudent(nn.Module):
     """Logits and a map at an eighth of its image; keeps the images that it last saw."""
 
-    def __init__(self, specs: tuple[ResponseSpec, ...] = SPECS):
+    def __init__(self, specs: tuple[ResponseSpec, ...] = SPECS, downsample: int = 1):
         super().__init__()
+        self.downsample = downsample
         torch.manual_seed(0)
         self.names = [spec.name for spec in specs]
         self.trunk = nn.Sequential(
@@ -50,7 +52,8 @@ class TinyStudent(nn.Module):
 
 
 def make_method(specs: tuple[ResponseSpec, ...] = SPECS, *, downsample: int = 2, **settings) -> Resolution:
-    return Resolution(ResolutionConfig(**settings), TinyStudent(specs), specs, tile_px=TILE_PX, downsample=downsample)
+    setting = Setting(tile_px=TILE_PX, teacher=make_teacher(*specs))
+    return Resolution(ResolutionConfig(**settings), TinyStudent(specs, downsample), setting)
 
 
 def make_batch(num_tiles: int = 4, specs: tuple[ResponseSpec, ...] = SPECS, size: tuple[int, int] = (TILE_PX,) * 2) -> Batch:
@@ -67,12 +70,12 @@ def make_teacher(*specs: ResponseSpec) -> TeacherSpec:
     return TeacherSpec(name="fake", responses=specs, mpp=0.5)
 
 
-class TestNeeds:
+class TestWanted:
     def test_the_logits_and_the_map_are_found_among_what_the_teacher_gives(self):
         pooled = ResponseSpec(name="pooled", kind=Kind.FEATURES, channels=9, stride_px=None)
         mask = ResponseSpec(name="mask", kind=Kind.LOGITS, channels=2)
         teacher = make_teacher(pooled, FEATURES, mask, LOGITS)
-        assert Resolution.needs(ResolutionConfig(), teacher) == (LOGITS, FEATURES)
+        assert Resolution.wanted(ResolutionConfig(), teacher) == (LOGITS, FEATURES)
 
     def test_one_of_several_is_named(self):
         other = replace(FEATURES, name="tokens", channels=9)
@@ -80,8 +83,8 @@ class TestNeeds:
         with pytest.raises(
             TeacherError, match=r"'fake' gives several: features .*, tokens .*Name one with --method.options.features"
         ):
-            Resolution.needs(ResolutionConfig(), teacher)
-        assert Resolution.needs(ResolutionConfig(features="tokens"), teacher) == (LOGITS, other)
+            Resolution.wanted(ResolutionConfig(), teacher)
+        assert Resolution.wanted(ResolutionConfig(features="tokens"), teacher) == (LOGITS, other)
 
     @pytest.mark.parametrize(
         ("specs", "config", "words"),
@@ -100,7 +103,7 @@ class TestNeeds:
     )
     def test_a_teacher_without_them(self, specs, config, words):
         with pytest.raises(TeacherError) as error:
-            Resolution.needs(ResolutionConfig(**config), make_teacher(*specs))
+            Resolution.wanted(ResolutionConfig(**config), make_teacher(*specs))
         for word in ("resolution needs", *words):
             assert word in str(error.value)
 
@@ -182,12 +185,14 @@ class TestViews:
             return {"label": 5 * features.mean((2, 3)), "features": features}
 
         class Again(nn.Module):
+            downsample = 1
+
             def forward(self, images: Tensor) -> dict[str, Tensor]:
                 return say((images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
 
         views = torch.full((2,), index, dtype=torch.uint8)
         monkeypatch.setattr("csat.methods.resolution.d4_of", lambda positions, seed: views)
-        method = Resolution(ResolutionConfig(), Again(), specs, tile_px=TILE_PX)
+        method = Resolution(ResolutionConfig(), Again(), Setting(tile_px=TILE_PX, teacher=make_teacher(*specs)))
         batch = Batch(tiles=torch.from_numpy(tiles).permute(0, 3, 1, 2), positions=torch.arange(2), responses=say(tiles))
         assert all(term.max() < 1e-6 for term in method(batch).values())
         if index:  # features that stayed where they were would be noticed
@@ -202,7 +207,8 @@ class TestTheRealStudent:
     def build(self, backbone: str = "resnet10_gn", downsample: int = 2, tile_px: int = 128, **options) -> Resolution:
         torch.manual_seed(0)
         config = StudentConfig(backbone=backbone, downsample=downsample)
-        return build_method("resolution", options, config, self.TEACHER, tile_px=tile_px)
+        student = build_student("resolution", options, config, self.TEACHER)
+        return build_method("resolution", options, student, Setting(tile_px=tile_px, teacher=self.TEACHER))
 
     def batch(self, num_tiles: int = 2, tile_px: int = 128) -> Batch:
         return make_batch(num_tiles, self.TEACHER.responses, (tile_px, tile_px))
@@ -296,28 +302,30 @@ class TestRefusals:
         [
             ({"resize": "nearest"}, "one of max_pool, bicubic, both"),
             ({"temperature": 0.0}, "temperature"),
-            ({"weights": {"kl": 1.0}}, "no term of resolution: kl; its terms are: soft, pix"),
             ({"weights": {"pix": -1.0}}, "weights.pix"),
-            ({"weights": {"soft": 0, "pix": 0}}, "every weight is 0"),
         ],
     )
     def test_a_value_that_cannot_be(self, settings, named):
         with pytest.raises(ConfigError, match=named):
             ResolutionConfig(**settings)
 
+    def test_weights_of_other_terms_or_of_none(self):
+        with pytest.raises(ConfigError, match="no term of this run: kl; its terms are: soft, pix"):
+            make_method(weights={"kl": 1.0})
+        with pytest.raises(ConfigError, match="every weight is 0"):
+            make_method(weights={"soft": 0, "pix": 0})
+
     def test_a_tile_that_does_not_fit(self):
-        with pytest.raises(ConfigError, match="downsample 3 does not divide the 64 px tile"):
-            make_method(downsample=3)
         with pytest.raises(ConfigError, match="'features' covers 60 px"):
-            Resolution(ResolutionConfig(), TinyStudent(), SPECS, tile_px=60)
+            Resolution(ResolutionConfig(), TinyStudent(), Setting(tile_px=60, teacher=make_teacher(*SPECS)))
 
     def test_a_batch_without_its_responses(self):
         batch = make_batch(2)
         batch.responses["features"] = batch.responses["features"][..., 1:]
-        with pytest.raises(TeacherError, match=r"'features' of a 64 x 64 px tile must be \[2, 6, 8, 8\], got \[2, 6, 8, 7\]"):
+        with pytest.raises(TeacherError, match=r"'features' of a 64 px tile must be \[2, 6, 8, 8\], got \[2, 6, 8, 7\]"):
             make_method()(batch)
         del batch.responses["label"]
-        with pytest.raises(TeacherError, match=r"'label' of a 64 x 64 px tile must be \[2, 3\], got nothing"):
+        with pytest.raises(TeacherError, match=r"'label' of a 64 px tile must be \[2, 3\], got nothing"):
             make_method()(batch)
 
 
@@ -366,8 +374,8 @@ def test_two_processes_with_ragged_halves_agree_with_one(tmp_path: Path):
 
 
 def test_whole_images_come_in_their_view_and_in_the_students_own_pixels():
-    student = TinyStudent((LOGITS, MOVING))
-    method = Resolution(ResolutionConfig(), student, (LOGITS, MOVING), tile_px=16, downsample=2, whole=True)
+    student, teacher = TinyStudent((LOGITS, MOVING), downsample=2), make_teacher(LOGITS, MOVING)
+    method = Resolution(ResolutionConfig(), student, Setting(tile_px=16, teacher=teacher, whole=True))
     assert method.view_in_pool, "images of one batch cannot be transposed one by one"
     batch = make_batch(1, (LOGITS, MOVING), size=(32, 48))
     terms = method(batch)

@@ -11,6 +11,7 @@ from csat.losses.classes import classes_dice, cross_entropy
 from csat.losses.hv import hv_gradient_error
 from csat.losses.probability import soft_bce, soft_dice
 from csat.losses.regression import squared_error
+from csat.methods.contract import Setting
 from csat.methods.supervised import Supervised, SupervisedConfig
 from csat.responses import Batch
 from csat.tasks import IGNORE, Task, targets_of
@@ -34,7 +35,7 @@ def make_batch(task: Task, classes=None, num_tiles: int = 6) -> Batch:
 def make_method(task: Task, classes=None, *, crop_px: int = 0, counts=None, **settings) -> Supervised:
     info = make_info(task, classes)
     model = TinyModel(info, crop_px=crop_px)
-    return Supervised(SupervisedConfig(**settings), model, info=info, tile_px=TILE_PX, class_counts=counts)
+    return Supervised(SupervisedConfig(**settings), model, Setting(tile_px=TILE_PX, data=info, class_counts=counts))
 
 
 def images_of(batch: Batch) -> torch.Tensor:
@@ -129,10 +130,10 @@ def test_terms_are_weighed_by_name():
 
 
 def test_balanced_weights_make_rare_classes_count_more_and_one_on_average():
-    counts = np.array([30, 10])
+    counts = (30, 10)
     method, batch = make_method(Task.CLASSIFICATION, counts=counts, class_weights="balanced"), make_batch(Task.CLASSIFICATION)
     torch.testing.assert_close(method.class_weights, torch.tensor([2 / 3, 2.0]))
-    assert (method.class_weights.numpy() * counts).sum() / counts.sum() == pytest.approx(1)
+    assert (method.class_weights.numpy() * counts).sum() / sum(counts) == pytest.approx(1)
     plain = make_method(Task.CLASSIFICATION)(batch)["ce"]
     torch.testing.assert_close(method(batch)["ce"], plain * method.class_weights[batch.targets["label"]])
     assert "class_weights" not in method.state_dict(), "follows from the data, not from a checkpoint"
@@ -227,7 +228,7 @@ def test_impossible_settings_are_refused(settings, message):
 @pytest.mark.parametrize(
     ("task", "settings", "message"),
     [
-        (Task.SEGMENTATION, {"weights": {"np_bce": 1.0}}, "no term of segmentation: np_bce; its terms are: ce, dice"),
+        (Task.SEGMENTATION, {"weights": {"np_bce": 1.0}}, "no term of this run: np_bce; its terms are: ce, dice"),
         (Task.CLASSIFICATION, {"weights": {"ce": 0.0}}, "every weight is 0: nothing would be learned"),
         (Task.CLASSIFICATION, {"class_weights": "balanced"}, "needs the number of training samples of each class"),
         (Task.SEGMENTATION, {"label_smoothing": 0.1}, "label_smoothing: for classification, and the task is segmentation"),
@@ -240,12 +241,11 @@ def test_settings_that_do_not_fit_the_task_are_refused(task, settings, message):
 
 
 def test_types_have_terms_only_where_there_are_types():
-    with pytest.raises(ConfigError, match="no term of nuclei: tp_ce; its terms are: np_bce, np_dice, hv_mse, hv_gradient"):
+    with pytest.raises(ConfigError, match="no term of this run: tp_ce; its terms are: np_bce, np_dice, hv_mse, hv_gradient"):
         make_method(Task.NUCLEI, (), weights={"tp_ce": 1.0})
 
 
 def test_it_needs_no_teacher():
-    assert Supervised.needs(SupervisedConfig(), None) == ()
     method = make_method(Task.CLASSIFICATION)
     assert method.responses == ()
     assert method.part("student") is method.model

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from csat.labels.augment import JointConfig
 from csat.labels.reader import LabelledReader, SampleOrder, read_here
+from csat.methods.contract import Setting
 from csat.methods.supervised import Supervised, SupervisedConfig
 from csat.runs.checkpoints import Checkpoints
 from csat.runs.plan import Plan
@@ -58,7 +59,8 @@ def make_trainer(
 ) -> Trainer:
     """Reads what the committed checkpoint has not done; `cut` kills it after so many batches."""
     info, reader, plan = make_info(task), make_reader(task, config, broken), plan_of(config)
-    method = Supervised(SupervisedConfig(**settings), TinyModel(info, has_norm=has_norm), info=info, tile_px=TILE_PX)
+    setting = Setting(tile_px=TILE_PX, data=info)
+    method = Supervised(SupervisedConfig(**settings), TinyModel(info, has_norm=has_norm), setting)
 
     def batches(size):
         done = Checkpoints(str(folder / "checkpoints")).latest_cursor().done

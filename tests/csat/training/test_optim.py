@@ -9,7 +9,8 @@ from torch import nn
 
 from csat.columns import OK, POSITION, READ_S, REASON, STATUS, TARGET_PREFIX, TEACHER_S, TILE
 from csat.errors import ConfigError
-from csat.methods.registry import build_labelled_method
+from csat.methods.contract import Setting
+from csat.methods.registry import build_method
 from csat.model.registry import ModelConfig, build_model
 from csat.runs.plan import Plan
 from csat.tasks import DatasetInfo, Task
@@ -55,7 +56,7 @@ def make_trainer(folder, method, **optim):
 
 def segmenter(**settings):
     model, info = unet(**settings)
-    return build_labelled_method("supervised", {}, model, info=info, tile_px=TILE_PX, class_counts=None)
+    return build_method("supervised", {}, model, Setting(tile_px=TILE_PX, data=info))
 
 
 class TestGroups:

@@ -13,8 +13,8 @@ from csat.columns import OK, POSITION, REASON, STATUS, TILE
 from csat.errors import ConfigError, TeacherError
 from csat.methods.coco.coco import SHARE_STREAM, CoCo, CoCoConfig
 from csat.methods.coco.paraphrasers import LAYERS, load_paraphrasers, make_paraphrasers, save_paraphrasers
-from csat.methods.coco.paraphrasing import Paraphrasing
-from csat.methods.registry import build_labelled_method
+from csat.methods.contract import Setting
+from csat.methods.registry import build_method
 from csat.model.registry import ModelConfig, build_model
 from csat.responses import Batch, Kind, ResponseSpec, TeacherSpec
 from csat.runs.plan import Plan
@@ -38,6 +38,9 @@ class Tapped(nn.Module):
 
     downsample = 1
     tapped_channels = (5, 3)
+
+    def check_tile(self, tile_px):
+        assert tile_px % 4 == 0
 
     def __init__(self):
         super().__init__()
@@ -66,9 +69,7 @@ def make(model: nn.Module | None = None, teacher: TeacherSpec = TEACHER, **optio
     options = {"cells": CELLS, "lambda_s": 1.0, "lambda_adv": 0.1, **options}
     model = model or Tapped()
     torch.manual_seed(1)
-    return build_labelled_method(
-        "coco", options, model, info=INFO, tile_px=TILE_PX, class_counts=None, teacher=teacher
-    ).train()
+    return build_method("coco", options, model, Setting(tile_px=TILE_PX, data=INFO, teacher=teacher)).train()
 
 
 def named(name: str) -> nn.Module:
@@ -79,7 +80,8 @@ def named(name: str) -> nn.Module:
 
 def test_a_student_that_agrees_loses_nothing_to_the_correlation():
     """The teacher's maps are the student's own; the teacher's logits too: the critic cannot tell."""
-    method, batch = make(use_paraphraser=False), make_batch()
+    maps = (replace(spec, channels=size) for spec, size in zip(MAPS, Tapped.tapped_channels, strict=True))
+    method, batch = make(teacher=replace(TEACHER, responses=(MASK, *maps)), use_paraphraser=False), make_batch()
     with torch.no_grad():
         encoder, decoder, logits = method.model.tap(batch.tiles / 255)
     batch.responses = {"encoder": encoder, "decoder": decoder, "mask": logits}
@@ -282,8 +284,9 @@ def test_two_processes_in_parts_agree_with_one_the_critic_too(tmp_path):
 
 
 def test_paraphrasers_learn_to_reconstruct_and_are_frozen_then(tmp_path):
-    method = make()
-    stage, batch = Paraphrasing(method.paraphrasers, MAPS, lr=0.5), make_batch()
+    first, batch = make(paraphraser_lr=0.5, paraphraser_epochs=3).first_stage(), make_batch()
+    assert (first.name, first.epochs) == ("paraphrasers", 3) and first.is_missing(str(tmp_path))
+    stage = first.make_method()
     field = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))  # all channels say it, each in its strength
     batch.responses = dict.fromkeys(LAYERS, (field * torch.linspace(-1, 1, 6).view(1, 6, 1, 1)).half())
     optimiser = make_own_optimiser(stage.part("student"), stage.own_optimisers["student"])
@@ -302,12 +305,29 @@ def test_paraphrasers_learn_to_reconstruct_and_are_frozen_then(tmp_path):
     np.testing.assert_allclose(last["encoder_missed"], last["encoder"].detach() / (spread**2).mean(1), rtol=1e-4)
     assert stage.weights["encoder_missed"] == 0
     assert errors[-1]["decoder"] < 0.99 * errors[0]["decoder"]  # through three channels it takes longer
-    save_paraphrasers(stage.student, str(tmp_path / "p"), teacher_sha256="a" * 64)
+    first.save(first.folder(str(tmp_path)))
+    assert not first.is_missing(str(tmp_path))
     fresh = make()
-    load_paraphrasers(fresh.paraphrasers, str(tmp_path / "p"), teacher_sha256="a" * 64)
+    fresh.first_stage().load(str(tmp_path / "paraphrasers"))
     for name, tensor in stage.student.state_dict().items():
         assert torch.equal(fresh.paraphrasers.state_dict()[name], tensor)
     assert not any(p.requires_grad for p in fresh.paraphrasers.parameters())
+
+
+def test_which_runs_have_paraphrasers_to_train(tmp_path):
+    """None without the correlation or with the teacher's own maps; a folder that the settings name is never trained again."""
+    assert make(lambda_s=0).first_stage() is None and make(use_paraphraser=False).first_stage() is None
+    given = make(paraphrasers=str(tmp_path / "others")).first_stage()
+    assert given.folder("/runs/mine") == str(tmp_path / "others") and not given.is_missing("/runs/mine")
+    assert make().first_stage().folder("/runs/mine") == "/runs/mine/paraphrasers"
+
+
+def test_untrained_paraphrasers_are_told_of():
+    stage = make().first_stage()
+    assert stage.warning({}) is None
+    assert stage.warning({"loss/encoder_missed": 0.3, "loss/decoder_missed": 0.5}) is None
+    words = stage.warning({"loss/encoder_missed": 0.3, "loss/decoder_missed": 13.2})
+    assert "error is 30% (encoder) and 1320% (decoder) of the variance" in words and "the paper's is 0.0003" in words
 
 
 # ----------------------------------------------------------------------------------------------------------- refusals
@@ -339,11 +359,11 @@ def test_what_cannot_work_is_refused():
     with pytest.raises(ConfigError, match="a UNetModel has none to tap"):
         make(build_model(ModelConfig(name="unet", options={"width": 4, "depth": 2}), INFO, load=None))
     with pytest.raises(ConfigError, match="learns a segmentation, and the task is nuclei"):
-        CoCo(CoCoConfig(), Tapped(), info=make_info(Task.NUCLEI), tile_px=TILE_PX, responses=TEACHER.responses)
+        CoCo(CoCoConfig(), Tapped(), Setting(tile_px=TILE_PX, data=make_info(Task.NUCLEI), teacher=TEACHER))
     with pytest.raises(ConfigError, match="method 'coco' learns from a teacher too"):
         make(teacher=None)
     with pytest.raises(ConfigError, match="'supervised' has no use for a teacher.*that has: coco"):
-        build_labelled_method("supervised", {}, Tapped(), info=INFO, tile_px=32, class_counts=None, teacher=TEACHER)
+        build_method("supervised", {}, Tapped(), Setting(tile_px=32, data=INFO, teacher=TEACHER))
     for wrong in ({"lambda_s": -1.0}, {"lambda_adv": float("nan")}, {"cells": 0}, {"critic_lr": 0.0}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             CoCoConfig(**wrong)
