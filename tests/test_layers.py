@@ -138,10 +138,12 @@ def test_one_door_per_heavy_library(path):
         assert not module.startswith(("ray._private", "ray._internal")), f"{here} uses Ray's private parts"
 
 
-def test_importing_the_science_does_not_load_ray():
+def test_importing_the_science_does_not_load_ray_nor_every_method():
     code = (
         "import sys, logging, csat, teachers, teachers.registry, csat.training.loop, csat.methods.registry;"
         "assert 'ray' not in sys.modules, 'ray was loaded';"
+        "methods = {name.split('.')[2] for name in sys.modules if name.startswith('csat.methods.')};"
+        "assert methods == {'contract', 'registry'}, methods;"
         "assert not logging.getLogger().handlers, 'logging was set up';"
         "import torch; assert not torch.cuda.is_initialized()"
     )
