@@ -1,5 +1,6 @@
 # `make demo` and `make test` do all the set-up on a fresh machine.
 PYTHON ?= python3
+PROCESSES ?= 2
 VENV ?= .venv
 RUN ?= runs/demo
 
@@ -7,18 +8,25 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 # Once, on all cores, also where Python is told to write no bytecode: else every process compiles torch anew (20 s each).
 COMPILE := $(BIN)/python -m compileall -q -j 0 $(VENV)/lib > /dev/null || true
+# A process that dies is replaced, and fails the one test that it ran, by name.
+PYTEST := $(BIN)/python -m pytest -n $(PROCESSES) --dist loadgroup --no-loadscope-reorder
 # Named by their content: the environment is completed when the requirements change, and only then.
 RUN_STAMP := $(VENV)/run-$(shell cksum < requirements.txt | tr ' ' '-').stamp
 TEST_STAMP := $(VENV)/test-$(shell cat requirements.txt tests/requirements.txt | cksum | tr ' ' '-').stamp
 PURELIB := "import sysconfig; print(sysconfig.get_path('purelib'))"
 
-.PHONY: demo test test-lowest lint clean
+.PHONY: demo test test-all test-lowest lint clean
 
 demo: $(RUN_STAMP)
 	$(BIN)/python workflows/pretrain.py --config demo --run_folder $(RUN)
 
+# Enough to trust an installation: everything that needs no Ray, and each verb once on a real Ray cluster.
 test: $(TEST_STAMP)
-	$(BIN)/python -m pytest -m "not gpu"
+	$(PYTEST) -m "not thorough and not gpu"
+
+# The rest: kills, hazards, interruptions, buckets, clusters of several nodes.
+test-all: $(TEST_STAMP)
+	$(PYTEST) -m "thorough and not gpu"
 
 # The plain tests at the lower ends of the ranges in pyproject.toml. torch is not installed twice: the pinned environment lies below.
 test-lowest: $(TEST_STAMP)

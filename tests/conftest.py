@@ -1,4 +1,4 @@
-"""What every test shares: the real data, where there is any, and a quiet, bounded use of this machine."""
+"""What every test shares: its tier, the real data, where there are any, and a quiet, bounded use of this machine."""
 
 import os
 import socket
@@ -11,12 +11,51 @@ from tests.support.verbs import ray_cluster, run_alone, slides  # noqa: F401 (fi
 
 # Before torch or Ray are imported: tests share a few cores, and a first `ray.init` would write a token to the home folder.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 hypothesis.settings.register_profile("patient", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("patient")
 
+LIMIT_S = 300  # of any test, its fixtures included; pyproject.toml has the same
 SHARED_DATA = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
+
+
+def pytest_collection_modifyitems(config, items):
+    """Tiers are kept as they are meant, and tests that share something costly run in one process, the longest first.
+
+    Where pytest-xdist spreads the tests over processes, those on the session's cluster stay together, and those of a file.
+    """
+    for item in items:
+        check_tier(item)
+        if config.pluginmanager.hasplugin("xdist"):
+            item.add_marker(pytest.mark.xdist_group("ray" if _is_on_the_cluster(item) else item.nodeid.split("::")[0]))
+    items.sort(key=lambda item: not _is_on_the_cluster(item))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A process that dies takes one test with it."""
+    from tests.support.spread import Spread  # where pytest-xdist is used
+
+    return Spread(config, log)
+
+
+def check_tier(item) -> None:
+    """Refuse a test whose marks and fixtures do not fit together, and one that may take too long."""
+    names = {mark.name for mark in item.iter_markers()}
+    for mark in item.iter_markers("timeout"):
+        if mark.args[0] > LIMIT_S and "gpu" not in names:
+            raise pytest.UsageError(f"{item.nodeid}: a test may take {LIMIT_S} s, not {mark.args[0]} s")
+    if _is_on_the_cluster(item) and "ray" not in names:
+        raise pytest.UsageError(f"{item.nodeid} takes the session's Ray cluster: mark it ray")
+    if "run_alone" in item.fixturenames and not {"ray", "thorough"} <= names:
+        raise pytest.UsageError(f"{item.nodeid} starts a Ray of its own: mark it ray and thorough")
+    if "ray" in names and not ("thorough" in names or _is_on_the_cluster(item)):
+        raise pytest.UsageError(f"{item.nodeid} needs Ray: take the session's cluster (ray_cluster), or mark it thorough")
+
+
+def _is_on_the_cluster(item) -> bool:
+    return "ray_cluster" in item.fixturenames
 
 
 @pytest.fixture(scope="session")

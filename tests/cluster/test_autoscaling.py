@@ -13,7 +13,7 @@ from tests.cluster.files import ROOT
 from tests.cluster.nodes import BIN, environment, kill_all_from, start, wait_for
 from tests.cluster.test_local import free_ports
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.thorough]
 
 HEAD_ID = "f" * 51 + "0" * 5  # the provider gives its own nodes the numbers after it
 HEAD = "127.0.0.2"

@@ -10,7 +10,7 @@ import pytest
 from tests.cluster.files import CLUSTER, ROOT
 from tests.cluster.nodes import end, environment, running_from, start, wait_for
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.thorough]
 
 JOB = """
 import os, ray, csat

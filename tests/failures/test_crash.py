@@ -20,7 +20,7 @@ from csat.tiles.tiling import TilingConfig, tile_slide
 from tests.failures.crashing import CrashingReader
 from tests.support.verbs import ROOT
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.thorough]
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from csat.runs.checkpoints import Checkpoints
 from tests.failures.scripted import Hangs, save_teacher
 from tests.support.verbs import arguments
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.ray, pytest.mark.thorough]
 
 STALL_TIMEOUT_S = 10
 

@@ -11,7 +11,7 @@ from tests.failures.lab import Lab
 # Two to three minutes each: what they are made of is in test_store.py.
 TOO_SLOW = {"changing objects", "store outage", "warned node"}
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.thorough]
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,7 @@ def lab():
 
 
 @pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.thorough
 @pytest.mark.parametrize("fault", PROMISES)
 def test_whoever_is_killed_no_tile_is_lost_or_doubled(lab, fault):
     outcome = kill(lab, fault, seed=100)

@@ -85,8 +85,7 @@ def test_a_teacher_without_maps_is_refused(images, teacher, tmp_path):
 
 
 @pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.thorough
 def test_two_workers_and_a_pool(ray_cluster, images, teacher, tmp_path):
     plain = settings(images, tmp_path / "low", **STUDENT, teacher=asked(teacher))
     plain["data"]["sampling"] = "oversampled"
@@ -97,8 +96,7 @@ def test_two_workers_and_a_pool(ray_cluster, images, teacher, tmp_path):
 
 
 @pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.thorough
 def test_a_sweep_over_the_weights(ray_cluster, images, teacher, tmp_path):
     """Every trial asks the teacher by itself."""
     starts = {"taught": {**STUDENT, "teacher": asked(teacher)}}

@@ -103,8 +103,7 @@ def test_a_teacher_without_taps_is_refused(glands, teacher, tmp_path):
 
 
 @pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.thorough
 def test_two_workers_and_a_pool(ray_cluster, glands, teacher, tmp_path):
     plain = settings(glands, tmp_path / "student", **taught(teacher))
     plain["workers"]["num_workers"] = 2

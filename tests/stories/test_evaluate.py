@@ -255,8 +255,6 @@ def test_a_pretraining_that_is_no_classifier_of_tiles(tmp_path, make, part, word
 
 
 @pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_a_distilled_classifier_is_judged_beside_fine_tuned_ones(ray_cluster, tmp_path, distilled, exported):
     other = make_folder(tmp_path / "another", num_groups=4, per_group=2, seed=3)
     argv = [_sets(other), "--split=all", "--data.memory_gb=0.05", "--report_samples=2", "--accept_leakage=true"]
@@ -269,8 +267,6 @@ def test_a_distilled_classifier_is_judged_beside_fine_tuned_ones(ray_cluster, tm
 
 
 @pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_judged_on_other_images(ray_cluster, tmp_path, exported, images, capsys):
     other = make_folder(tmp_path / "another", num_groups=4, per_group=2, seed=3)
     argv = [_sets(other), "--split=all", "--data.memory_gb=0.05", "--report_samples=2"]
@@ -296,8 +292,6 @@ def test_judged_on_other_images(ray_cluster, tmp_path, exported, images, capsys)
 
 
 @pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_other_images_of_other_classes_are_refused(ray_cluster, tmp_path, exported, capsys):
     other = make_folder(tmp_path / "another", num_groups=4, per_group=1)
     (other / "violet").rename(other / "blue")

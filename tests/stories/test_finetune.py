@@ -96,8 +96,6 @@ def finished(ray_cluster, images, tmp_path_factory):
 
 
 @pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.timeout(600)
 class TestClassification:
     def test_the_run_folder_is_complete(self, finished):
         folder, _ = finished
@@ -158,8 +156,7 @@ class TestClassification:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.thorough
 class TestOtherWays:
     def fit(self, tmp_path, *settings, seen=None):
         config, plain = read_config(
@@ -344,8 +341,6 @@ def toy_student(tmp_path):
 
 
 @pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.timeout(300)
 class TestRefusedWhenDecoded:
     def test_a_mask_of_another_size(self, ray_cluster, tmp_path, capsys):
         for name in ("images", "masks"):

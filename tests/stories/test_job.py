@@ -14,7 +14,7 @@ from csat.runs.checkpoints import Checkpoints
 from csat.runs.recorder import read_metrics
 from tests.support.verbs import ROOT, arguments, kill_group
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.thorough]
 
 RAY = str(Path(sys.executable).with_name("ray"))
 

@@ -94,8 +94,7 @@ def test_a_stopped_fine_tuning_is_resumed(runs):
 
 
 @pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.thorough
 def test_a_stopped_pretraining_is_resumed(runs, ray_cluster):
     run = runs / "rckd-stopped"
     cursor = Checkpoints(str(run / "checkpoints")).latest_cursor()

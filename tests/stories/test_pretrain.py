@@ -26,7 +26,7 @@ from tests.support.odd_inputs import MISFIT, MPP, TILE_PX, TILES, make_odd_input
 from tests.support.verbs import arguments, interrupt
 from workflows import pretrain
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.ray
 
 
 def read_json(folder, name):
@@ -149,6 +149,7 @@ def test_the_report_has_its_pictures(finished):
     assert page.count("data:image/png;base64,") == 2
 
 
+@pytest.mark.thorough
 def test_a_fine_tuned_run_is_a_teacher(ray_cluster, slides, tmp_path, monkeypatch, capsys):
     """`--teacher FOLDER`, relative: the record says which model that was, and by another name it is the same run.
 
@@ -179,6 +180,7 @@ def test_a_fine_tuned_run_is_a_teacher(ray_cluster, slides, tmp_path, monkeypatc
     assert pretrain.main(again) == 0
 
 
+@pytest.mark.thorough
 def test_a_loss_that_is_not_finite_ends_the_run(ray_cluster, slides, tmp_path, capsys):
     argv = arguments(slides, tmp_path / "run", train__optim__lr=1e30, train__optim__clip_grad_norm=None, train__epochs=2)
     assert pretrain.main(argv) == 1
@@ -188,6 +190,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(ray_cluster, slides, tmp_path, c
     assert "step" in status["error"]
 
 
+@pytest.mark.thorough
 def test_an_interrupted_run_resumes_where_it_was(slides, tmp_path, run_alone):
     """Ctrl-C in mid-epoch; the same command with other workers ends exactly. (Kills are in tests/failures.)"""
     folder, log = tmp_path / "run", tmp_path / "log"

@@ -34,8 +34,7 @@ def test_a_factor_that_does_not_divide_the_tile_is_refused(tmp_path, slides, cap
 
 
 @pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.thorough
 def test_the_whole_path(ray_cluster, slides, tmp_path):
     folder = tmp_path / "run"
     options = {"train__epochs": 2, "workers__num_workers": 2, "train__accumulate": 2, "train__log_every_steps": 1}
@@ -97,8 +96,7 @@ def test_pixels_of_a_pyramid_need_a_student_at_lower_resolution(tmp_path, slides
 
 
 @pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.thorough
 def test_whole_images_of_varying_size(ray_cluster, images, tmp_path, capsys):
     folder = tmp_path / "run"
     options = {"train__epochs": 2, "train__batch_size": 4, "train__accumulate": 2, "workers__num_workers": 2}

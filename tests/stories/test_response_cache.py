@@ -43,8 +43,7 @@ def teachers_alive() -> set[int]:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.thorough
 def test_a_killed_run_goes_on_and_the_pool_ends_with_the_first_epoch(slides, tmp_path, run_alone):
     folder, log = tmp_path / "run", tmp_path / "log"
     checkpoints = Checkpoints(str(folder / "checkpoints"))

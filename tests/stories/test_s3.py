@@ -9,7 +9,7 @@ from csat.runs.checkpoints import Checkpoints
 from csat.storage import files
 from tests.support.verbs import arguments
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.thorough]
 
 
 def test_slides_and_run_folder_in_a_bucket(s3, slides, tmp_path, run_alone):

@@ -118,8 +118,6 @@ def finished(ray_cluster, images, tmp_path_factory):
 
 
 @pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.timeout(1500)
 class TestWithACluster:
     pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -179,6 +177,7 @@ class TestWithACluster:
         _, argv, _ = finished
         refuse(capsys, [*argv, "--base.train.epochs=5"], "base.train.epochs: was 4, is 5")
 
+    @pytest.mark.thorough
     def test_trials_of_two_workers(self, ray_cluster, images, tmp_path):
         """Each trial is a group under Ray Train; its validations reach Tune all the same."""
         workers = ["--base.workers.num_workers=2", "--base.workers.cpus_per_worker=0.5", "--base.train.epochs=3"]
@@ -210,8 +209,7 @@ def check_cell(cell, *, num_trials, num_seeds):
 
 
 @pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.timeout(1500)
+@pytest.mark.thorough
 def test_a_killed_sweep_goes_on_where_it_was(images, tmp_path, run_alone):
     """SIGKILL to driver and cluster while a trial runs; the same command ends with the same number of trials.
 
@@ -277,8 +275,7 @@ def in_the_middle(cell):
 
 
 @pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.timeout(1500)
+@pytest.mark.thorough
 def test_a_sweep_in_a_bucket(s3, tmp_path, run_alone):
     """Images and run folder in a bucket, Ray Tune's own notes too."""
     folder = make_folder(tmp_path / "a", num_groups=6, per_group=2)

@@ -174,7 +174,6 @@ def _cut(batch: Batch, part: slice) -> Batch:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
 def test_two_processes_equal_one(tmp_path):
     torch.multiprocessing.spawn(_work, (str(tmp_path),), nprocs=2)
     method = make()

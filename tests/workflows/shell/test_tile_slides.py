@@ -33,8 +33,6 @@ def test_the_order_follows_from_the_seed():
 
 
 @pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_a_folder_a_class_gives_mixed_shards(ray_cluster, tmp_path):
     for tissue in ("normal", "tumour"):
         (tmp_path / "images" / tissue).mkdir(parents=True)

@@ -6,7 +6,7 @@ import ray
 
 from workflows.sweep.shared_data import share, shared_data
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.ray
 SIZE_BYTES = 60 * 2**20
 
 
