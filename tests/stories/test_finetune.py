@@ -162,7 +162,7 @@ class TestOtherWays:
         config, plain = read_config(
             merged(SMALL, {"run_folder": str(tmp_path / "run"), "data": {"tile_px": TILE_PX}}, *settings)
         )
-        on_validation = None if seen is None else seen.append
+        on_validation = ([] if seen is None else seen).append
         return fit(config, plain, prepare(config), in_this_process=True, on_validation=on_validation)
 
     def test_a_set_that_does_not_fit_into_memory_is_streamed(self, ray_cluster, images, tmp_path):

@@ -3,12 +3,10 @@
 from csat.evaluation import scores
 from csat.evaluation.leakage import check_leakage
 from csat.labels.sets import LabelledData, assemble
-from csat.responses import TeacherSpec
 from csat.runs.folder import RunFolder
-from teachers.registry import describe_teacher, find_teacher
+from teachers.registry import find_teacher
+from workflows.finetuning.build import build_method, describe
 from workflows.finetuning.config import FinetuneConfig
-from workflows.finetuning.train import build_method
-from workflows.shell.config import check_counts
 
 
 def check(config: FinetuneConfig, data: LabelledData | None = None) -> LabelledData:
@@ -31,14 +29,3 @@ def check(config: FinetuneConfig, data: LabelledData | None = None) -> LabelledD
         taught_by = find_teacher(config.teacher.name, config.teacher.weights)[1] if config.teacher else None
         check_leakage(config.model.from_run, data, teacher=taught_by)
     return data
-
-
-def describe(config: FinetuneConfig) -> TeacherSpec | None:
-    """The teacher's spec, checked against the tiles; None without a teacher. Raises ConfigError, TeacherError."""
-    if config.teacher is None:
-        return None
-    check_counts(pool=config.pool, readers=config.readers)
-    spec = describe_teacher(config.teacher.name, config.teacher.weights, config.teacher.options)
-    mpp = config.data.mpp if config.data.fit == "crop" else None  # an image stretched to its tile has no resolution
-    spec.check_view(tile_px=config.data.tile_px, mpp=mpp, accept_any_mpp=config.teacher.accept_any_mpp)
-    return spec

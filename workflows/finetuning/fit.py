@@ -2,37 +2,26 @@
 
 import csv
 import io
-import logging
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-import ray
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
-
-from csat.errors import NonFiniteLossError, StoppedError
+from csat.errors import StoppedError
 from csat.methods.registry import spell_out
+from csat.runs.accounts import write_accounts, write_throughput
 from csat.runs.checkpoints import Checkpoints
 from csat.runs.folder import RunFolder
-from csat.storage import files
 from csat.words import last_line
-from workflows.finetuning.check import check, describe
+from workflows.finetuning.build import describe
+from workflows.finetuning.check import check
 from workflows.finetuning.config import FinetuneConfig
 from workflows.finetuning.decode import Prepared, decode
-from workflows.finetuning.first_stage import first_stage_worker, make_job, train_first_stage
-from workflows.finetuning.train import FinetuneJob, build_method, finetune_worker, train_and_judge
-from workflows.pretraining import finish
-from workflows.shell import interruption
-from workflows.shell.data import TRAIN, WholeSplit, execution_options
+from workflows.finetuning.first_stage import make_first_job
+from workflows.finetuning.train import FinetuneJob
+from workflows.shell.group import FAILED, train_here, train_in_group
 from workflows.shell.kept import INTERRUPTED
-from workflows.shell.meters import StoreMeter
-from workflows.shell.progress import ProgressDisplay, make_board, passes_on
 from workflows.shell.run_teacher import check_same_teacher
-
-logger = logging.getLogger("finetune")
 
 
 def prepare(config: FinetuneConfig) -> Prepared:
@@ -45,7 +34,7 @@ def fit(
     plain: dict[str, Any],
     prepared: Prepared,
     *,
-    on_validation: Any = None,
+    on_validation: Callable[[dict[str, Any]], None] = lambda figures: None,
     in_this_process: bool = False,
     is_stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
@@ -76,37 +65,28 @@ def fit(
     if job.teacher is not None:
         check_same_teacher(folder, job.teacher)
     folder.set_status("running")
-    is_alone = in_this_process and config.workers.num_workers == 1
+    if in_this_process and config.workers.num_workers == 1:
+        train = partial(train_here, on_validation=on_validation, is_stopped=is_stopped)
+    else:
+        train = partial(train_in_group, is_stopped=is_stopped)
     try:
-        method = build_method(config, prepared.data, job.teacher)
+        method = job.build_method()
         Checkpoints(folder.path("checkpoints")).check_fits(method)
         stage = method.first_stage()
         if stage and stage.is_missing(folder.uri):
-            first = make_job(job, stage)
-            if is_alone:
-                train_first_stage(first, is_stopped=is_stopped)
-            else:
-                _train_in_group(first, folder, first_stage_worker, is_stopped)
-        if folder.read_json("status.json")["state"] == "failed":
-            raise NonFiniteLossError(folder.read_json("status.json")["error"])
-        if is_alone:
-            train_and_judge(job, on_validation=on_validation, is_stopped=is_stopped)
-        else:
-            _train_in_group(job, folder, finetune_worker, is_stopped)
+            train(make_first_job(job, stage))
+        train(job)
     except StoppedError:
         folder.set_status(INTERRUPTED)
         raise
     except Exception as error:
-        folder.set_status("failed", error=last_line(error), kind=type(error).__name__)
+        folder.set_status(FAILED, error=last_line(error), kind=type(error).__name__)
         raise
-    status = folder.read_json("status.json")
-    if status["state"] == "failed":
-        raise NonFiniteLossError(status["error"])
     evaluation = folder.read_json("evaluation.json")
     checkpoint = Checkpoints(folder.path("checkpoints")).load()
-    is_stopped = len(checkpoint.cursor.done) < job.plan.num_positions
-    finish.write_accounts(folder, job.plan, checkpoint, is_stopped=is_stopped)
-    finish.write_throughput(folder, checkpoint, num_workers=config.workers.num_workers, student=evaluation["cost"])
+    is_stopped_early = len(checkpoint.cursor.done) < job.num_positions
+    write_accounts(folder, job.plan, checkpoint, is_stopped=is_stopped_early)
+    write_throughput(folder, checkpoint, num_workers=config.workers.num_workers, student=evaluation["cost"])
     folder.set_status("finished")
     return evaluation
 
@@ -134,43 +114,6 @@ def where(folder: RunFolder) -> str:
         if isinstance(figure, dict) and "low" in figure and "/" not in name
     ]
     return "\n".join([*lines, f"model:  {folder.path('exported')}", f"report: {folder.path('report.html')}"])
-
-
-def _train_in_group(
-    job: FinetuneJob, folder: RunFolder, worker: Callable[[dict[str, Any]], None], is_stopped: Callable[[], bool]
-) -> None:
-    config = job.config
-    attempt = 1 + (folder.read_json("attempts.json") or {"attempts": 0})["attempts"]
-    folder.write_json("attempts.json", {"attempts": attempt})
-    board = make_board()
-    stream = job.stream()
-    gpus = {"GPU": config.workers.gpus_per_worker} if config.workers.gpus_per_worker else {}
-    store, path = files.arrow_filesystem(folder.path("ray"))
-    trainer = TorchTrainer(
-        worker,
-        train_loop_config={"job": job, "progress": board},
-        datasets={TRAIN: stream} if stream else None,
-        dataset_config=WholeSplit(execution_options=execution_options(config.ray)),
-        scaling_config=ScalingConfig(
-            num_workers=config.workers.num_workers,
-            use_gpu=config.workers.gpus_per_worker > 0,
-            resources_per_worker={"CPU": config.workers.cpus_per_worker, **gpus},
-        ),
-        run_config=RunConfig(
-            name=f"attempt-{attempt:03d}",
-            storage_path=path,
-            storage_filesystem=store,
-            failure_config=FailureConfig(max_failures=config.workers.max_failures),
-        ),
-    )
-    started = time.monotonic()
-    display = ProgressDisplay(board, total=job.plan.num_positions)
-    stoppable = interruption.stoppable(lambda: ray.get(board.stop.remote()))
-    with StoreMeter() as meter, display, stoppable, passes_on(is_stopped, board):
-        trainer.fit()
-    if is_stopped():
-        raise StoppedError("the run was asked to end")
-    finish.write_attempt(folder, attempt, seconds=time.monotonic() - started, store=meter.figures())
 
 
 def _write_data(folder: RunFolder, prepared: Prepared) -> None:

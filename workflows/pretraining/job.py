@@ -1,92 +1,130 @@
-"""What runs in each Ray Train worker: build the method, hand it to the training loop, report."""
+"""A pretraining as its workers see it: the method, and the streams that it learns from."""
 
-import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
-import ray
-import ray.train
 import torch
+from ray.data import Dataset
 
-from csat.errors import NonFiniteLossError, StoppedError
 from csat.methods.contract import Method, Setting
-from csat.methods.registry import build_method, build_student
-from csat.model.student import StudentConfig
+from csat.methods.registry import build_method, build_student, wanted_responses
 from csat.responses import TeacherSpec
+from csat.runs.checkpoints import Checkpoints
 from csat.runs.folder import RunFolder
 from csat.runs.plan import Plan
-from csat.training.context import Columns, TrainContext
-from csat.training.loop import TrainConfig, Trainer
+from csat.tiles.manifest import Manifest
+from csat.training.context import TrainContext
+from csat.training.loop import Trainer
 from teachers.response_cache import ResponseCache
-from workflows.shell.config import MethodConfig, WorkerConfig
+from workflows.pretraining.check import teacher_options, tile_px
+from workflows.pretraining.config import PretrainConfig
+from workflows.pretraining.stream import ResumingStream, StreamConfig
+from workflows.shell.config import RayConfig, TeacherConfig, WorkerConfig
 from workflows.shell.data import CACHED, TRAIN
-from workflows.shell.progress import StopWatch
-
-logger = logging.getLogger(__name__)
+from workflows.shell.group import Job
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """Everything that a worker needs to know, picklable."""
+class PretrainJob(Job):
+    """Everything that a worker needs to know."""
 
-    run_folder: str
-    student: StudentConfig
-    method: MethodConfig
-    train: TrainConfig
-    workers: WorkerConfig
+    config: PretrainConfig
     teacher: TeacherSpec
-    tile_px: int  # of whole images, what their edges are multiples of
-    plan: Plan
-    whole: bool = False  # images of any size, not tiles
-    cache: ResponseCache | None = None  # of the teacher's responses: then there are two streams
+    stream: StreamConfig
+
+    @property
+    def run_folder(self) -> str:
+        return RunFolder(self.config.run_folder).uri
+
+    @property
+    def plan(self) -> Plan:
+        return self.stream.plan
+
+    @property
+    def num_positions(self) -> int:
+        return self.plan.num_positions
+
+    @property
+    def workers(self) -> WorkerConfig:
+        return self.config.workers
+
+    @property
+    def ray(self) -> RayConfig:
+        return self.config.ray
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the committed checkpoint has the whole plan."""
+        return len(Checkpoints(self._checkpoints).latest_cursor().done) >= self.num_positions
+
+    def over(self, manifest: Manifest) -> "PretrainJob":
+        """The job over these tiles, in an order that follows from the seed."""
+        chunks, train = manifest.chunks, self.config.train
+        plan = Plan(chunks["rows"], chunks["shard"], num_epochs=train.epochs, seed=train.seed)
+        largest_px = None if self.stream.largest_px is None else manifest.largest_px or self.stream.largest_px
+        return replace(self, stream=replace(self.stream, plan=plan, largest_px=largest_px))
+
+    def with_cache(self, cache: ResponseCache) -> "PretrainJob":
+        """The job with the teacher's responses kept: then there are two streams."""
+        return replace(self, stream=replace(self.stream, cache=cache))
 
     def build_method(self) -> Method:
         """The method with its student, seeded: the same weights in every process."""
-        torch.manual_seed(self.train.seed)
-        setting = Setting(tile_px=self.tile_px, teacher=self.teacher, whole=self.whole, seed=self.train.seed)
-        student = build_student(self.method.name, self.method.options, self.student, self.teacher)
-        return build_method(self.method.name, self.method.options, student, setting)
+        return build(self.config, self.teacher, tile_px=self.stream.tile_px)
 
+    def streams(self) -> dict[str, Callable[[], Dataset]]:
+        names = [TRAIN] if self.stream.cache is None else [TRAIN, CACHED]
+        made = ResumingStream(config=self.stream, checkpoints_uri=self._checkpoints, settings=self.config.ray)
+        return {name: replace(made, part=name) for name in names}
 
-def train_worker(config: dict[str, Any]) -> None:
-    """The function that Ray Train runs on every rank. `config` holds the `Job` and the progress actor."""
-    job: Job = config["job"]
-    progress: ray.actor.ActorHandle = config["progress"]
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    device = ray.train.torch.get_device()
-    streams = [TRAIN] if job.cache is None else [TRAIN, CACHED]
-    names = iter(streams)
-
-    def batches(size: int) -> Iterator[Columns]:
-        name = next(names)
+    def on_stream(self, name: str) -> None:
         if name == CACHED:
-            job.cache.mark_complete()  # an epoch has been through the teacher stage
-        shard = ray.train.get_dataset_shard(name)
-        return iter(shard.iter_batches(batch_size=size, batch_format="numpy", prefetch_batches=job.workers.prefetch_batches))
+            self.stream.cache.mark_complete()  # an epoch has been through the teacher stage
 
-    context = TrainContext(
-        batches=batches,
-        num_streams=len(streams),
-        device=device,
-        on_progress=lambda figures: progress.update.remote(figures),
-        is_stopped=StopWatch(progress).is_stopped,
-        is_leaving=is_leaving,
-    )
-    method = job.build_method().to(device)
-    trainer = Trainer(method, job.plan, context, job.train, run_folder=job.run_folder, tile_px=job.tile_px)
-    try:
+    def work(self, context: TrainContext) -> dict[str, Any]:
+        method = self.build_method().to(context.device)
+        trainer = Trainer(
+            method, self.plan, context, self.config.train, run_folder=self.run_folder, tile_px=self.stream.tile_px
+        )
         cursor = trainer.run()
-    except StoppedError:
-        return  # committed, on every rank; the driver asked for it and knows
-    except NonFiniteLossError as error:
-        # Every rank is here at the same step. Trying again would end the same way: leave quietly and let the driver say it.
-        if context.rank == 0:
-            RunFolder(job.run_folder).set_status("failed", error=str(error), kind="NonFiniteLossError")
-        return
-    ray.train.report({"step": cursor.step, "tiles": len(cursor.done)})
+        return {"step": cursor.step, "tiles": len(cursor.done)}
+
+    @property
+    def _checkpoints(self) -> str:
+        return RunFolder(self.run_folder).path("checkpoints")
 
 
-def is_leaving() -> bool:
-    """Whether a node with a worker of this group will be taken away: drained or preempted, as Ray Train was told."""
-    return ray.train.get_preemption_info() is not None
+def build(config: PretrainConfig, teacher: TeacherSpec, *, tile_px: int) -> Method:
+    """The method with its student, seeded. Raises ConfigError, TeacherError for settings that cannot work."""
+    torch.manual_seed(config.train.seed)
+    whole = config.data.whole is not None
+    setting = Setting(tile_px=tile_px, teacher=teacher, whole=whole, seed=config.train.seed)
+    student = build_student(config.method.name, config.method.options, config.student, teacher)
+    return build_method(config.method.name, config.method.options, student, setting)
+
+
+def make_job(config: PretrainConfig, teacher: TeacherSpec) -> tuple[PretrainJob, Method]:
+    """The job before its tiles are known, and what it will train. A plan of one batch stands for theirs, until `over`.
+
+    Raises:
+        ConfigError, TeacherError: settings of student and method that cannot work.
+    """
+    edge_px = tile_px(config, teacher)
+    method = build(config, teacher, tile_px=edge_px)
+    stream = StreamConfig(
+        manifest_uri=RunFolder(config.run_folder).path("manifest"),
+        plan=Plan([config.train.batch_size], [0], num_epochs=1, seed=0),
+        tile_px=edge_px,
+        readers=config.readers,
+        pool=config.pool,
+        teacher=TeacherConfig(name=config.teacher.name, weights=config.teacher.weights, options=teacher_options(config)),
+        teacher_sha256=teacher.weights_sha256,
+        responses=wanted_responses(config.method.name, config.method.options, teacher),
+        view_seed=method.seed if method.view_in_pool else None,
+        colour=method.colour_in_pool,
+        colour_seed=method.seed,
+        largest_px=None if config.data.whole is None else ((edge_px, edge_px),),
+        student_factor=config.student.downsample if config.student_pixels == "pyramid" else None,
+    )
+    return PretrainJob(config=config, teacher=teacher, stream=stream), method

@@ -19,7 +19,8 @@ from csat.runs.folder import RunFolder
 from csat.storage import files
 from csat.sweeps.trial import FAILED, PRUNED, Trial
 from workflows.shell import interruption
-from workflows.shell.progress import LINE_EVERY_S, make_board
+from workflows.shell.board import make_board
+from workflows.shell.progress import LINE_EVERY_S
 from workflows.sweep.config import JUST_BEFORE_END, AshaConfig
 from workflows.sweep.trial import EPOCH, METRIC, SHARE, STANDS, run_trial
 

@@ -23,7 +23,7 @@ from csat.sweeps.trial import ENDED
 from workflows.finetuning.config import FinetuneConfig, read_config
 from workflows.finetuning.decode import Prepared
 from workflows.finetuning.fit import fit
-from workflows.shell.progress import StopWatch
+from workflows.shell.board import StopWatch
 from workflows.sweep.shared_data import shared_data
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,108 @@
+"""What a run says about itself when its training is over: the fate of every tile, what each attempt cost, and the rates."""
+
+import io
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from csat.runs.checkpoints import Checkpoint
+from csat.runs.folder import RunFolder
+from csat.runs.plan import Plan
+from csat.runs.quarantine import read_quarantine
+from csat.runs.recorder import read_metrics
+from csat.storage import files
+
+ATTEMPTS = "attempts.json"
+
+
+def begin_attempt(folder: RunFolder) -> int:
+    """Count another call of the trainer, from 1. Returns its number."""
+    attempt = 1 + _num_attempts(folder)
+    folder.write_json(ATTEMPTS, {"attempts": attempt})
+    return attempt
+
+
+def write_attempt(folder: RunFolder, attempt: int, *, seconds: float, store: dict[str, Any]) -> None:
+    """What one call of the trainer cost; throughput.json sums over the attempts."""
+    folder.write_json(f"attempt-{attempt:03d}.json", {"attempt": attempt, "wall_s": seconds, **store})
+
+
+def write_accounts(folder: RunFolder, plan: Plan, checkpoint: Checkpoint, *, is_stopped: bool = False) -> dict[str, Any]:
+    """accounting.json and quarantine.parquet. The loop has checked the sums; here they are said.
+
+    Args:
+        is_stopped: A validation ended the run before its plan: the tiles of the last epoch that never came are said, too.
+    """
+    fates = ("trained", "quarantined", "filtered")
+    epochs = [
+        {"epoch": epoch, "manifest": plan.num_tiles, **dict(zip(fates, counts, strict=True))}
+        for epoch, counts in sorted(checkpoint.cursor.counts.items())
+    ]
+    if is_stopped:
+        fates = (*fates, "not_reached")
+        epochs = [{**row, "not_reached": plan.num_tiles - sum(row[fate] for fate in fates[:3])} for row in epochs]
+    total = {name: sum(row[name] for row in epochs) for name in ("manifest", *fates)}
+    parts = " + ".join(f"{total[name]:,} {name.replace('_', ' ')}" for name in fates)
+    print(f"{len(epochs)} epochs of {plan.num_tiles:,} tiles: {total['manifest']:,} in the manifest = {parts}")
+    tables = [checkpoint.quarantine]
+    slides_path = folder.path("manifest", "quarantine.parquet")
+    if files.insist(lambda: files.exists(slides_path)):
+        tables.insert(0, read_quarantine(files.insist(lambda: files.read_bytes(slides_path))))
+    table = pa.concat_tables(tables)
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    files.insist(lambda: files.write_bytes(folder.path("quarantine.parquet"), buffer.getvalue()))
+    reasons = table.group_by(["status", "reason"]).aggregate([([], "count_all")]).to_pylist()
+    if table.num_rows:
+        print(f"{table.num_rows:,} slides, rows and tiles were not used: quarantine.parquet says why")
+    accounts = {"epochs": epochs, "not_used": reasons}
+    folder.write_json("accounting.json", accounts)
+    return accounts
+
+
+def write_throughput(
+    folder: RunFolder, checkpoint: Checkpoint, *, num_workers: int, student: dict[str, Any]
+) -> dict[str, Any]:
+    """throughput.json: tiles/s of each stage, share of the time that the trainers waited, memory, spilled bytes.
+
+    Args:
+        student: What one forward pass costs: input_px, params, macs.
+    """
+    meters, metrics = checkpoint.cursor.meters, read_metrics(folder.uri)
+    count = _num_attempts(folder)
+    # An attempt that was killed left no figures of its own.
+    attempts = [each for number in range(1, count + 1) if (each := folder.read_json(f"attempt-{number:03d}.json"))]
+    spilled = [each["spilled_bytes"] for each in attempts if each["spilled_bytes"] is not None]
+    rows = meters.get("rows", 0.0)
+    answered = meters.get("answered", rows)  # a run that an earlier version began did not count them
+    loop_s, wait_s = meters.get("loop_s", 0.0), meters.get("wait_s", 0.0)
+    throughput = {
+        "tiles": int(rows),
+        "tiles_per_s": rows / (loop_s / num_workers) if loop_s else None,
+        "stages": {
+            "read": {"tiles_per_s_per_actor": _rate(rows, meters.get("read_s"))},
+            "teacher": {
+                "tiles_per_s_per_actor": _rate(answered, meters.get("teacher_s")),
+                "answered_share": _rate(answered, rows),
+            },
+            "student": {"tiles_per_s_per_worker": _rate(rows, loop_s - wait_s), "workers": num_workers},
+        },
+        "trainer_waiting_share": wait_s / loop_s if loop_s else None,
+        "wall_s": sum(each["wall_s"] for each in attempts),
+        "attempts": count,
+        "trainer_peak_rss_bytes": max((line["peak_rss_bytes"] for line in metrics), default=None),
+        "object_store_peak_bytes": max((each["object_store_peak_bytes"] for each in attempts), default=None),
+        "spilled_bytes": sum(spilled) if spilled else None,
+        "student": student,
+    }
+    folder.write_json("throughput.json", throughput)
+    return throughput
+
+
+def _num_attempts(folder: RunFolder) -> int:
+    return (folder.read_json(ATTEMPTS) or {"attempts": 0})["attempts"]
+
+
+def _rate(rows: float, seconds: float | None) -> float | None:
+    return rows / seconds if seconds else None

@@ -1,0 +1,199 @@
+"""The launcher of every training: a `Job` is worked on by the ranks of a Ray Train group, or by this process alone.
+
+All that trainings have in common is here and only here: attempts, progress, how a run is asked to end, what becomes of a loss
+that is not finite. A job itself knows a `TrainContext`, and nothing of Ray Train.
+"""
+
+import logging
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import ray
+import ray.train
+import torch
+from ray.data import Dataset
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train.torch import TorchTrainer
+
+from csat.errors import NonFiniteLossError, StoppedError
+from csat.runs.accounts import begin_attempt, write_attempt
+from csat.runs.folder import RunFolder
+from csat.storage import files
+from csat.training.context import Columns, TrainContext
+from csat.words import last_line
+from workflows.shell import interruption
+from workflows.shell.board import StopWatch, make_board, passes_on
+from workflows.shell.config import RayConfig, WorkerConfig
+from workflows.shell.data import WholeSplit, execution_options
+from workflows.shell.meters import StoreMeter
+from workflows.shell.progress import ProgressDisplay
+
+FAILED = "failed"
+
+
+class Job(Protocol):
+    """One training; picklable, for it travels to every rank.
+
+    Attributes:
+        run_folder: URI of the run: its status and its attempts are kept there, also those of a stage with a folder of its own.
+        num_positions: Of the plan, for the progress.
+        workers, ray: The processes that train, and the bound on what is on its way to them.
+        stage: What an error calls this training; None: it is the run's own.
+    """
+
+    run_folder: str
+    num_positions: int
+    workers: WorkerConfig
+    ray: RayConfig
+    stage: str | None = None
+
+    @abstractmethod
+    def streams(self) -> Mapping[str, Callable[[], Dataset]]:
+        """Name → what makes that stream over all that the committed checkpoint has not done, whenever a group starts.
+
+        They follow each other in this order. Without any, each rank reads by itself: see `read_here`.
+        """
+
+    @abstractmethod
+    def work(self, context: TrainContext) -> dict[str, Any]:
+        """What each rank does, to its end. Returns the figures that Ray Train keeps.
+
+        Raises:
+            NonFiniteLossError: on every rank at the same step.
+            StoppedError: on every rank; it was asked to end, and what was trained is committed.
+        """
+
+    def read_here(self, batch_size: int, context: TrainContext) -> Iterator[Columns]:
+        """This rank's rows, read by this process; of a job without streams, and of any that is worked on by one process."""
+        raise NotImplementedError(f"{type(self).__name__} has streams")
+
+    def on_stream(self, name: str) -> None:
+        """Called on every rank before it takes the first row of a stream; all ranks are through with what came before."""
+
+    def on_validation(self, figures: dict[str, Any]) -> None:
+        """Called on rank 0 of a group with the figures of each validation."""
+
+
+def train_in_group(job: Job, *, is_stopped: Callable[[], bool] = lambda: False) -> None:
+    """Ray Train over the job's streams, from the last committed checkpoint to the end.
+
+    Args:
+        is_stopped: Whether this process was asked to end the training, by something else than a signal.
+
+    Raises:
+        NonFiniteLossError, TrainingFailedError: training stopped; status.json says so, and the last checkpoint is intact.
+        StoppedError: `is_stopped`; what was trained is committed.
+        Interrupted: a signal came; what was trained is committed.
+    """
+    folder = RunFolder(job.run_folder)
+    attempt, board = begin_attempt(folder), make_board()
+    trainer = _make_trainer(job, folder, attempt, board)
+    started = time.monotonic()
+    display = ProgressDisplay(board, total=job.num_positions)
+    stoppable = interruption.stoppable(lambda: ray.get(board.stop.remote()))
+    try:
+        with StoreMeter() as meter, display, stoppable, passes_on(is_stopped, board):
+            trainer.fit()
+    except TrainingFailedError as error:
+        folder.set_status(FAILED, error=last_line(error), kind=type(error).__name__)
+        raise
+    write_attempt(folder, attempt, seconds=time.monotonic() - started, store=meter.figures())
+    status = folder.read_json("status.json") or {}
+    if status.get("state") == FAILED:
+        raise NonFiniteLossError(status["error"])
+    if is_stopped():
+        raise StoppedError("the run was asked to end")
+
+
+def train_here(
+    job: Job,
+    *,
+    on_validation: Callable[[dict[str, Any]], None] = lambda figures: None,
+    is_stopped: Callable[[], bool] = lambda: False,
+) -> None:
+    """The same in this process alone, which reads its rows by itself: a trial of a sweep is a process of its own already.
+
+    Args:
+        on_validation: Called with the figures of each validation.
+        is_stopped: Whether it was asked to end.
+
+    Raises:
+        NonFiniteLossError, StoppedError: as `Job.work`.
+    """
+    context = TrainContext(
+        batches=lambda size: job.read_here(size, context),
+        device=torch.device("cuda" if job.workers.gpus_per_worker else "cpu"),
+        on_validation=on_validation,
+        is_stopped=is_stopped,
+    )
+    job.work(context)
+
+
+def _make_trainer(job: Job, folder: RunFolder, attempt: int, board: ray.actor.ActorHandle) -> TorchTrainer:
+    streams, workers = job.streams(), job.workers
+    gpus = {"GPU": workers.gpus_per_worker} if workers.gpus_per_worker else {}
+    store, path = files.arrow_filesystem(folder.path("ray"))
+    return TorchTrainer(
+        _work_on_rank,
+        train_loop_config={"job": job, "board": board, "streams": list(streams)},
+        datasets=dict(streams) or None,
+        dataset_config=WholeSplit(execution_options=execution_options(job.ray)),
+        scaling_config=ScalingConfig(
+            num_workers=workers.num_workers,
+            use_gpu=workers.gpus_per_worker > 0,
+            resources_per_worker={"CPU": workers.cpus_per_worker, **gpus},
+        ),
+        # Our own checkpoints say where a run is; each attempt therefore gets a fresh state of Ray's.
+        run_config=RunConfig(
+            name=f"attempt-{attempt:03d}",
+            storage_path=path,
+            storage_filesystem=store,
+            failure_config=FailureConfig(max_failures=workers.max_failures),
+        ),
+    )
+
+
+def _work_on_rank(config: dict[str, Any]) -> None:
+    """The function that Ray Train runs on every rank. `config` holds the job, the board and the names of the streams."""
+    job: Job = config["job"]
+    board: ray.actor.ActorHandle = config["board"]
+    streams: list[str] = config["streams"]
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    waiting = iter(streams)
+
+    def batches(size: int) -> Iterator[Columns]:
+        return _rows(job, next(waiting), size) if streams else job.read_here(size, context)
+
+    context = TrainContext(
+        batches=batches,
+        num_streams=max(1, len(streams)),
+        device=ray.train.torch.get_device(),
+        on_progress=lambda figures: board.update.remote(figures),
+        on_validation=job.on_validation,
+        is_stopped=StopWatch(board).is_stopped,
+        is_leaving=_is_leaving,
+    )
+    try:
+        figures = job.work(context)
+    except StoppedError:
+        return  # committed, on every rank; the driver asked for it and knows
+    except NonFiniteLossError as error:
+        # Every rank is here at the same step. Trying again would end the same way: leave quietly and let the driver say it.
+        if context.rank == 0:
+            what = f"{job.stage}: {error}" if job.stage else str(error)
+            RunFolder(job.run_folder).set_status(FAILED, error=what, kind=type(error).__name__)
+        return
+    ray.train.report(figures)
+
+
+def _rows(job: Job, stream: str, size: int) -> Iterator[Columns]:
+    job.on_stream(stream)
+    shard = ray.train.get_dataset_shard(stream)
+    return iter(shard.iter_batches(batch_size=size, batch_format="numpy", prefetch_batches=job.workers.prefetch_batches))
+
+
+def _is_leaving() -> bool:
+    """Whether a node with a worker of this group will be taken away: drained or preempted, as Ray Train was told."""
+    return ray.train.get_preemption_info() is not None
