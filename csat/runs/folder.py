@@ -24,10 +24,10 @@ from typing import Any
 
 import yaml
 
-from csat.words import some
-from csat.storage import files
 from csat.errors import ConfigError
 from csat.settings import completed
+from csat.storage import files
+from csat.words import some
 
 # What a rerun may change: how the work is spread over machines and how often it is reported, never what is learned from what.
 FREE_SETTINGS = (

@@ -4,8 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from csat.runs.plan import Intervals
-from csat.runs.plan import Plan
+from csat.runs.plan import Intervals, Plan
 
 positions_sets = st.sets(st.integers(0, 200), max_size=80)
 

@@ -2,8 +2,8 @@
 
 import json
 
-from csat.storage import files
 from csat.runs.recorder import Recorder, read_metrics
+from csat.storage import files
 
 
 def lines_of(folder, file="metrics"):
