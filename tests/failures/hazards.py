@@ -286,13 +286,13 @@ def _fill(path: Path) -> None:
 # What goes wrong: what is promised, and the run that meets it. Neighbours share a cluster where they can.
 HAZARDS: dict[str, tuple[str, Callable[[Lab, str, random.Random], tuple[SmallRun, dict]]]] = {
     "bad files": ("what can be read is trained; every other file and tile is quarantined with its reason", bad_files),
-    "full disk": ("one error; once there is room the same command goes on", full_disk),
-    "busy store": ("the run goes on: requests are made again", busy_store),
+    "full disk": ("one error; once there is room the same command resumes", full_disk),
+    "busy store": ("the run continues: requests are retried", busy_store),
     "changing objects": (
-        "a vanished slide is quarantined as missing, a replaced one is read anew",
+        "a vanished slide is quarantined as missing, a replaced one is read again",
         changing_objects,
     ),
-    "store outage": ("one error; the same command, with another number of workers, goes on", store_outage),
-    "spilling": ("the run goes on", spilling),
-    "warned node": ("the trainers commit before the node goes; the run goes on once another node has come", warned_node),
+    "store outage": ("one error; the same command, with another number of workers, resumes", store_outage),
+    "spilling": ("the run continues", spilling),
+    "warned node": ("the trainers commit before the node goes; the run continues once another node has come", warned_node),
 }

@@ -8,12 +8,12 @@ from tests.failures.lab import LONGER, Lab, Outcome
 
 # What is killed, and what is promised to happen.
 PROMISES = {
-    "teacher": "the run goes on; another actor answers again what was on its way",
-    "reader": "the run goes on; another actor reads again what was on its way",
-    "worker": "the run goes on: all workers restart from the last committed checkpoint",
-    "node": "the run goes on once another node has come",
-    "driver": "the same command, with another number of workers, goes on",
-    "head": "the driver ends; the same command, with another number of workers, goes on on a new cluster",
+    "teacher": "the run continues; another actor answers again what was on its way",
+    "reader": "the run continues; another actor reads again what was on its way",
+    "worker": "the run continues: all workers restart from the last committed checkpoint",
+    "node": "the run continues once another node has come",
+    "driver": "the same command, with another number of workers, resumes",
+    "head": "the driver ends; the same command, with another number of workers, resumes on a new cluster",
 }
 
 

@@ -16,7 +16,7 @@ from tests.support.labelled_folders import data_settings, make_folder, sweep_set
 NUM_TRIALS, NUM_SEEDS, DATA_SETS = 4, 1, ("a", "b")
 NUM_RUNS = len(DATA_SETS) * (NUM_TRIALS + NUM_SEEDS)
 LIMIT_S = 600.0
-PROMISE = "the same command goes on: runs that ended are kept, running ones go on from their checkpoint"
+PROMISE = "the same command resumes: runs that ended are kept, interrupted ones resume from their checkpoint"
 
 
 def kill_sweep(lab: Lab, fault: str, seed: int) -> Outcome:
