@@ -1,0 +1,272 @@
+"""A method, a teacher and a data set of somebody else: each is what is in this file and one line in its registry.
+
+Each runs as those of the package do, in this process.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from csat.columns import OK, POSITION, READ_S, REASON, STATUS, TILE
+from csat.export.folder import exported_folder, load_exported
+from csat.labels.datasets.contract import Decoded, LabelledSet, Sample
+from csat.labels.datasets.registry import DATASETS
+from csat.losses.classes import cross_entropy
+from csat.methods.contract import FirstStage, Method, Setting, Source, check_weights
+from csat.methods.registry import METHODS, build_method, build_student
+from csat.model.student import StudentConfig
+from csat.responses import Batch, Kind, ResponseSpec, TeacherSpec
+from csat.runs.checkpoints import Checkpoints
+from csat.runs.folder import RunFolder
+from csat.runs.plan import Plan
+from csat.runs.recorder import read_metrics
+from csat.storage import files
+from csat.tasks import DatasetInfo, Task
+from csat.training.context import TrainContext
+from csat.training.loop import TrainConfig, Trainer
+from csat.training.optim import OptimConfig
+from teachers.contract import Teacher, select_responses, sha256_of_settings
+from teachers.registry import TEACHERS, describe_teacher
+from teachers.stage import TeacherStage
+from tests.support.labelled_folders import SIZE_PX, data_settings, fit_here, make_folder, taught_settings
+
+# ------------------------------------------------------------------------------------------------------------- the method
+
+
+@dataclass(frozen=True, kw_only=True)
+class HintConfig:
+    """How much the hint counts, and for how long its reader learns."""
+
+    weights: dict[str, float] = field(default_factory=dict)  # by term: ce, hint
+    epochs: int = 2  # of the reader
+
+    def __post_init__(self):
+        check_weights(self.weights)
+
+
+class Reading(Method):
+    """Trains the reader of a hint: it says how bright a tile is, from what the teacher says."""
+
+    Config = dict
+
+    def __init__(self, config: dict, model: nn.Module, setting: Setting):
+        super().__init__(config, model, setting)
+        self.reader = model.requires_grad_(True)
+        self.weights = {"brightness": 1.0}
+
+    @classmethod
+    def wanted(cls, config: dict, teacher: TeacherSpec) -> tuple[ResponseSpec, ...]:
+        return (teacher.response("tone"),)
+
+    def part(self, turn: str) -> nn.Module:
+        return {"student": self.reader}[turn]
+
+    def forward(self, batch: Batch, turn: str = "student") -> dict[str, Tensor]:
+        said = self.reader(self.responses_in(batch)["tone"].float())[:, 0]
+        return {"brightness": (said - batch.tiles.float().mean((1, 2, 3)) / 255).square()}
+
+
+class Reader(FirstStage):
+    """The reader as what is trained first, and its one file."""
+
+    name = "reader"
+
+    def __init__(self, reader: nn.Module, setting: Setting, epochs: int):
+        self.reader, self.setting, self.epochs = reader, setting, epochs
+
+    def make_method(self) -> Reading:
+        return Reading({}, self.reader, self.setting)
+
+    def is_in(self, folder: str) -> bool:
+        return files.exists(files.join(folder, "reader.safetensors"))
+
+    def save(self, folder: str) -> None:
+        files.write_bytes(files.join(folder, "reader.safetensors"), save_tensors(self.reader.state_dict()))
+
+    def load(self, folder: str) -> None:
+        self.reader.load_state_dict(load_tensors(files.read_bytes(files.join(folder, "reader.safetensors"))))
+        self.reader.requires_grad_(False)
+
+    def warning(self, figures: Mapping[str, float]) -> str | None:
+        return f"the reader ends at {figures['loss/brightness']:.3g}"
+
+
+class Hint(Method):
+    """Classifies by labels, and takes a hint: class 1 is as likely as the tile is bright."""
+
+    Config = HintConfig
+    learns_from = Source.RESPONSES | Source.LABELS
+
+    def __init__(self, config: HintConfig, model: nn.Module, setting: Setting):
+        super().__init__(config, model, setting)
+        self.model, self.reader = model, nn.Linear(3, 1).requires_grad_(False)
+        self.weights = self.weigh(("ce", "hint"))
+
+    @classmethod
+    def wanted(cls, config: HintConfig, teacher: TeacherSpec) -> tuple[ResponseSpec, ...]:
+        return (teacher.response("tone"),)
+
+    def first_stage(self) -> Reader:
+        return Reader(self.reader, self.setting, self.config.epochs)
+
+    def part(self, turn: str) -> nn.Module:
+        return {"student": self.model}[turn]
+
+    def forward(self, batch: Batch, turn: str = "student") -> dict[str, Tensor]:
+        logits = self.model(batch.tiles.float() / 255)["label"].float()
+        hint = self.reader(self.responses_in(batch)["tone"].float())[:, 0]
+        return {
+            "ce": cross_entropy(logits, batch.targets["label"]),
+            "hint": (logits.softmax(1)[:, 1] - hint).square(),
+        }
+
+
+# ------------------------------------------------------------------------------------------------------------ the teacher
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToneOptions:
+    """Settings of the teacher."""
+
+    gain: float = 1.0  # of what it says
+
+
+class ToneTeacher(Teacher):
+    """`tone` is the mean colour, `bright` which pixels are lighter than most."""
+
+    def __init__(self, options: ToneOptions, wanted):
+        responses = (
+            ResponseSpec(name="tone", kind=Kind.REGRESSION, channels=3, stride_px=None),
+            ResponseSpec(name="bright", kind=Kind.PROBABILITY, channels=1),
+        )
+        self.options = options
+        self.spec = TeacherSpec(
+            name="tone",
+            responses=select_responses(responses, wanted, teacher="tone"),
+            mpp=None,
+            weights_sha256=sha256_of_settings(options, version=1),
+        )
+
+    def respond(self, tiles):
+        answers = {
+            "tone": self.options.gain * tiles.mean((1, 2)) / 255,
+            "bright": (tiles.mean(3) > 150)[:, None],
+        }
+        return {spec.name: answers[spec.name].astype(np.float16) for spec in self.spec.responses}
+
+
+def load_tone(options, *, weights, device, wanted):
+    return ToneTeacher(options, wanted)
+
+
+# ----------------------------------------------------------------------------------------------------------- the data set
+
+
+TASKS = (Task.CLASSIFICATION,)
+
+
+def read(root, *, task, options):
+    """`notes.txt` says of every image its patient and its class."""
+    lines = [line.split() for line in files.read_bytes(files.join(root, "notes.txt")).decode().splitlines()]
+    samples = [
+        Sample(key=name, layout="notes", image=files.join(root, name), group=patient, label=int(label))
+        for name, patient, label in lines
+    ]
+    info = DatasetInfo(
+        name="notes", task=task, classes=("dim", "bright"), mpp=None, licence="none", source="this test", group="patient"
+    )
+    return LabelledSet(info, tuple(sorted(samples, key=lambda sample: sample.key)))
+
+
+def load(sample):
+    with files.open_input(sample.image) as stream:
+        return Decoded(image=np.asarray(Image.open(stream).convert("RGB")))
+
+
+def write_notes(folder):
+    """Twelve patients with two images each; the class is how light they are."""
+    rng, lines = np.random.default_rng(0), []
+    for number in range(24):
+        label = number // 2 % 2
+        pixels = rng.normal(90 + 90 * label, 20, (SIZE_PX, SIZE_PX, 3)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:02}.png")
+        lines.append(f"{number:02}.png patient{number // 2} {label}")
+    (folder / "notes.txt").write_text("\n".join(lines))
+
+
+# -------------------------------------------------------------------------------------------------------------- they run
+
+SMALL = {"model": {"name": "unet", "options": {"width": 4, "depth": 2}}, **taught_settings(batch_size=8)}
+
+
+def run_settings(run_folder, data: dict, *, epochs: int, **more) -> dict:
+    train = {"epochs": epochs, "batch_size": 8, "log_every_steps": 1, "optim": {"lr": 0.01, "warmup": 0.0}}
+    return {"run_folder": str(run_folder), **SMALL, **data, "train": train, **more}
+
+
+@pytest.fixture
+def tone(monkeypatch):
+    monkeypatch.setitem(TEACHERS, "tone", (ToneOptions, load_tone))
+
+
+def test_a_method_with_a_first_stage(tone, tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(METHODS, "hint", f"{__name__}:Hint")
+    data = data_settings(str(make_folder(tmp_path / "images")), tile_px=SIZE_PX)
+    method = {"name": "hint", "options": {"weights": {"hint": 0.5}, "epochs": 3}}
+    settings = run_settings(tmp_path / "run", data, epochs=2, method=method, teacher={"name": "tone"})
+    assert fit_here(settings)["test"]
+
+    run = RunFolder(str(tmp_path / "run"))
+    lines, first = read_metrics(run.uri), read_metrics(run.path("reader"))
+    assert run.is_finished() and {"loss/ce", "loss/hint"} <= lines[-1].keys()
+    assert first[-1]["epoch"] == 3 and first[-1]["loss/brightness"] < first[0]["loss/brightness"]
+    assert f"the reader ends at {first[-1]['loss/brightness']:.3g}" in caplog.text
+    trained = load_tensors(files.read_bytes(run.path("reader", "reader.safetensors")))
+    state = Checkpoints(run.path("checkpoints")).load().state["method"]
+    assert torch.equal(state["reader.weight"], trained["weight"]), "the method learned with what was trained first"
+
+
+def test_a_teacher(tone, tmp_path):
+    """What it says goes through the stage of the pool into a student of method rckd."""
+    spec, tile_px, num_tiles = describe_teacher("tone", None, {"gain": 0.5}), 32, 16
+    stage = TeacherStage("tone", None, {"gain": 0.5}, expected_sha256=spec.weights_sha256)
+    torch.manual_seed(0)
+    student = build_student("rckd", {}, StudentConfig(backbone="csat_nano", decoder_channels=8), spec)
+    method = build_method("rckd", {}, student, Setting(tile_px=tile_px, teacher=spec))
+    assert list(method.weights) == ["tone_mse", "bright_bce", "bright_dice"]
+
+    def batches(size):
+        for start in range(0, 4 * num_tiles, size):
+            positions = np.arange(start, start + size)
+            shades = [np.random.default_rng(p).normal(60 + 12 * p, 20, (tile_px, tile_px, 3)) for p in positions % num_tiles]
+            rows = {POSITION: positions, TILE: np.stack(shades).clip(0, 255).astype(np.uint8)}
+            rows |= {STATUS: np.full(size, OK, np.uint8), REASON: np.full(size, "", object)}
+            rows |= {READ_S: np.zeros(size, np.float32), "slide": np.full(size, "a.svs", object)}
+            yield stage({**rows, "x_px": positions, "y_px": positions})
+
+    plan = Plan([num_tiles], [0], num_epochs=4, seed=0)
+    config = TrainConfig(epochs=4, batch_size=8, log_every_steps=1, optim=OptimConfig(lr=1e-3, warmup=0.0))
+    trainer = Trainer(method, plan, TrainContext(batches), config, run_folder=str(tmp_path), tile_px=tile_px)
+    assert len(trainer.run().done) == 4 * num_tiles
+    lines = read_metrics(str(tmp_path))
+    assert lines[-1]["loss"] < lines[0]["loss"]
+
+
+def test_a_data_set(tmp_path, monkeypatch):
+    monkeypatch.setitem(DATASETS, "notes", __name__)
+    (tmp_path / "notes").mkdir()
+    write_notes(tmp_path / "notes")
+    data = {"data": {"sets": {"notes": str(tmp_path / "notes")}, "tile_px": SIZE_PX}}
+    figures = fit_here(run_settings(tmp_path / "run", data, epochs=8))
+    assert list(figures["classes"]) == ["dim", "bright"]
+    assert figures["test"]["balanced_accuracy"]["value"] == 1.0
+    model = load_exported(exported_folder(str(tmp_path / "run")))
+    shades = torch.stack([torch.full((3, SIZE_PX, SIZE_PX), value / 255) for value in (90, 180)])
+    assert model(shades)["label"].argmax(1).tolist() == [0, 1]
