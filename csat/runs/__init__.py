@@ -1,1 +1,1 @@
-"""Runs on disk: the folder, the plan of positions, checkpoints, and what is written while training."""
+"""The run folder and what lies in it."""
