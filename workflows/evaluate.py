@@ -25,7 +25,8 @@ if __name__ == "__main__":
 import torch
 
 from csat.errors import ConfigError, DatasetError, SlideError, StorageError
-from csat.evaluation.comparison import JudgedRun, check_groups, compare_runs, read_run, to_csv, to_text, worst_samples
+from csat.evaluation.comparison import check_groups, compare_runs, to_csv, to_text, worst_samples
+from csat.evaluation.judged_run import JudgedRun, read_run
 from csat.evaluation.predictions import write_predictions
 from csat.evaluation.reports.comparison import write_comparison_report
 from csat.evaluation.scores import check_metric

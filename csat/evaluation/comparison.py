@@ -1,23 +1,19 @@
 """Finished fine-tuning runs side by side: seeds pooled, differences paired, costs, and where all of them are wrong."""
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import yaml
 
 from csat import nuclei
 from csat.errors import ConfigError, DatasetError, StorageError
 from csat.evaluation import tables
+from csat.evaluation.judged_run import JudgedRun
 from csat.evaluation.metrics.bootstrap import FEW_GROUPS, NUM_BOOTSTRAPS
-from csat.evaluation.predictions import Predictions, read_predictions
-from csat.evaluation.scores import MAIN_METRIC, confusion_of, evaluate_all, figures_of
-from csat.export.folder import exported_folder, read_exported_config
+from csat.evaluation.predictions import Predictions
+from csat.evaluation.scores import confusion_of, evaluate_all, figures_of
 from csat.runs.folder import RunFolder
-from csat.storage import files
 from csat.tasks import Task
 
 FAITHFUL = "student_vs_teacher."  # prefix of a pretraining's figures that compare the student with its teacher
@@ -25,97 +21,6 @@ CSV_HEADER = (
     *("name", "metric", "value", "low", "high", "std", "seeds", "samples", "groups"),
     *("difference", "difference_low", "difference_high", "params", "macs", "images_per_s"),
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class JudgedRun:
-    """One finished run of finetune.py, or a classifier that pretrain.py has distilled.
-
-    Attributes:
-        config: Its config.yaml.
-        evaluation: Its evaluation.json; of a distilled classifier, as much of it as there is.
-        predictions: Of the part that is compared.
-    """
-
-    uri: str
-    config: dict[str, Any] = field(repr=False)
-    evaluation: dict[str, Any] = field(repr=False)
-    predictions: Predictions | None = field(default=None, repr=False)
-
-    @property
-    def task(self) -> Task:
-        return Task(self.evaluation["task"])
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return tuple(self.evaluation["classes"])
-
-
-def read_run(uri: str, part: str | None) -> JudgedRun:
-    """A run folder.
-
-    Args:
-        part: Whose predictions are wanted; None: none are.
-
-    Raises:
-        ConfigError: no run folder, a run that is not finished, one of another verb, or one without this part.
-    """
-    folder = RunFolder(uri)
-    if not files.exists(folder.path("config.yaml")):
-        raise ConfigError(f"{uri} is no run folder: there is no config.yaml in it; give the --run_folder of a finetune.py run")
-    status = folder.read_json("status.json") or {"state": "not begun"}
-    if status["state"] != "finished":
-        why = f" ({status['error']})" if status.get("error") else ""
-        raise ConfigError(f"the run {uri} is not finished, it is {status['state']}{why}: repeat its command to go on with it")
-    config = yaml.safe_load(files.read_bytes(folder.path("config.yaml")))
-    evaluation = folder.read_json("evaluation.json") or {}
-    if "task" not in evaluation and "slides" in config:
-        return _distilled(folder, config, part)
-    if "task" not in evaluation:
-        raise ConfigError(f"{uri} is a run of another verb: evaluate.py compares what finetune.py has trained")
-    predictions = None
-    if part is not None:
-        path = folder.path("predictions", f"{part}.parquet")
-        if not files.exists(path):
-            names = [files.base_name(name).removesuffix(".parquet") for name in files.list_dir(folder.path("predictions"))]
-            raise ConfigError(f"the run {uri} was not judged on a {part} part; it has: {', '.join(names) or 'none'}")
-        predictions = read_predictions(path)
-    return JudgedRun(uri=folder.uri, config=config, evaluation=evaluation, predictions=predictions)
-
-
-def _distilled(folder: RunFolder, config: dict[str, Any], part: str | None) -> JudgedRun:
-    """A run of pretrain.py whose student has its teacher's classes (method resolution). It has seen no labelled image.
-
-    Raises:
-        ConfigError: it has no classes, or predictions of a part are wanted.
-    """
-    exported = read_exported_config(exported_folder(folder.uri))
-    heads = [head for head in exported["responses"] if head["name"] == "label" and head["channel_names"]]
-    if not heads:
-        names = ", ".join(head["name"] for head in exported["responses"])
-        raise ConfigError(
-            f"{folder.uri} is a run of pretrain.py, and its student ({names}) tells no classes apart: evaluate.py compares "
-            "what finetune.py has trained, and what a teacher from finetune.py has taught with --method.name resolution"
-        )
-    if part is not None:
-        raise ConfigError(
-            f"{folder.uri} is a run of pretrain.py, which knows no labelled images: give some to judge it on, as in "
-            "--data.sets.NAME FOLDER"
-        )
-    view = {"tile_px": exported["metadata"]["tile_px"], "mpp": exported["metadata"]["mpp"], "fit": "crop"}
-    if view["tile_px"] is None:
-        raise ConfigError(f"{folder.uri} was distilled from whole images, and evaluate.py judges tiles of one size")
-    evaluation = {
-        "task": Task.CLASSIFICATION,
-        "classes": list(heads[0]["channel_names"]),
-        "metric": MAIN_METRIC[Task.CLASSIFICATION],
-        "model": {"name": config["student"]["backbone"], "init": "random", "from_run": folder.uri},
-        "seed": config["train"]["seed"],
-        "cost": (folder.read_json("throughput.json") or {}).get("student", {}),
-    }
-    precision = {"precision": config["train"]["precision"]}
-    seen = {"data": view, "test_time_views": 1, "train": precision}
-    return JudgedRun(uri=folder.uri, config=seen, evaluation=evaluation)
 
 
 def check_groups(groups: Mapping[str, Sequence[JudgedRun]]) -> None:
@@ -154,7 +59,7 @@ def compare_runs(
 
     Returns:
         `task`, `classes`, `part`, `metric`, `samples`, `units` (groups that are drawn), and `groups`: name → `figures` and
-        `against_first` (see `downstream.evaluate_all`), `runs` (uri, seed, views, and the metric of each), `model`, `cost`,
+        `against_first` (see `scores.evaluate_all`), `runs` (uri, seed, views, and the metric of each), `model`, `cost`,
         `confusion` (summed over the runs; None for nuclei), `fidelity` of the pretraining that it started from, or None.
 
     Raises:
@@ -236,25 +141,9 @@ def worst_samples(groups: Mapping[str, Sequence[JudgedRun]], count: int) -> list
 def to_text(result: Mapping[str, Any]) -> str:
     """For a terminal: the leading metric with differences and cost, then every metric of all classes together."""
     metric, groups = result["metric"], result["groups"]
-    head = ["", metric, "95% interval", "std", "seeds", "vs first", "95% interval", "M params", "GMAC", "images/s"]
-    lines = [head]
+    lines = [("", metric, *tables.HEAD)]
     for name, group in groups.items():
-        figure, cost = group["figures"][metric], group["cost"]
-        difference = (group["against_first"] or {}).get(metric, {})
-        lines.append(
-            [
-                name,
-                tables.figure(figure["value"]),
-                tables.limits(figure["low"], figure["high"]),
-                tables.figure(figure["std"]),
-                str(figure["seeds"]),
-                tables.figure(difference.get("difference"), "+.3f"),
-                tables.limits(difference.get("low"), difference.get("high"), "+.3f"),
-                tables.figure(cost["params"], ".3f", 1e6),
-                tables.figure(cost["macs"], ".3f", 1e9),
-                tables.figure(cost["images_per_s"], ".1f"),
-            ]
-        )
+        lines.append((name, *tables.Measured(**tables.measured(group, metric, group["cost"])).cells()))
     names = [name for name in next(iter(groups.values()))["figures"] if "/" not in name]
     others = [["", *groups]]
     for name in names:
@@ -268,19 +157,13 @@ def to_text(result: Mapping[str, Any]) -> str:
 
 def to_csv(result: Mapping[str, Any]) -> str:
     """One line per group and metric; empty where nothing is known."""
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(CSV_HEADER)
+    rows = []
     for name, group in result["groups"].items():
-        cost = group["cost"]
         for metric, figure in group["figures"].items():
-            difference = (group["against_first"] or {}).get(metric, {})
-            writer.writerow(
-                [name, metric, *(figure[key] for key in CSV_HEADER[2:9])]
-                + [difference.get(key) for key in ("difference", "low", "high")]
-                + [cost["params"], cost["macs"], cost["images_per_s"]]
-            )
-    return table.getvalue()
+            row = tables.measured(group, metric, group["cost"])
+            about = {"name": name, "metric": metric, "samples": figure["samples"], "groups": figure["groups"]}
+            rows.append({**about, "params": row.pop("parameters"), **row})
+    return tables.to_csv(CSV_HEADER, rows)
 
 
 def _with_limits(value: float | None, low: float | None, high: float | None) -> str:

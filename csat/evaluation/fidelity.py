@@ -12,12 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from csat.evaluation.metrics.bootstrap import SumTally, index_groups, interval, ratio, resample
 from csat.responses import Kind, ResponseSpec
 
 NUCLEUS_THRESHOLD = 0.5  # on the student's, the teacher's and the pooled known mask alike
 NUM_BOOTSTRAPS = 2000
 
-TP, FP, TN, FN = range(4)
+TP, FP, TN, FN = range(4)  # columns of counts
+COUNTS = ".counts"  # how the name of a figure ends that is counts; the others are values of a tile
+TILES = "tiles"  # how many there are, summed up as the figures are
 
 
 def compare_masks(prediction: Tensor, target: Tensor) -> np.ndarray:
@@ -49,7 +52,7 @@ def measure(spec: ResponseSpec, prediction: Tensor, response: Tensor) -> dict[st
     """
     prediction, response = prediction.float(), response.float()
     if spec.kind == Kind.PROBABILITY and spec.channels == 1:
-        return {f"{spec.name}.counts": compare_masks(prediction.sigmoid().flatten(1), response.flatten(1))}
+        return {f"{spec.name}{COUNTS}": compare_masks(prediction.sigmoid().flatten(1), response.flatten(1))}
     if spec.kind in (Kind.PROBABILITY, Kind.LOGITS):
         same = (prediction.argmax(1) == response.argmax(1)).float()
         return {f"{spec.name}.agreement": same.flatten(1).mean(1).numpy() if same.ndim > 1 else same.numpy()}
@@ -59,10 +62,10 @@ def measure(spec: ResponseSpec, prediction: Tensor, response: Tensor) -> dict[st
     return {f"{spec.name}.correlation": _correlation(prediction.flatten(1), response.flatten(1)).numpy()}
 
 
-def dice(counts: np.ndarray) -> float:
-    """Pooled Dice of `[..., 4]` counts; 1 where neither has a positive pixel."""
-    tp, fp, _, fn = counts.reshape(-1, 4).sum(0)
-    return float(2 * tp / (2 * tp + fp + fn)) if tp + fp + fn else 1.0
+def dice(counts: np.ndarray) -> np.ndarray:
+    """Dice of pooled counts `[..., 4]`, `[...]`; 1 where neither has a positive pixel."""
+    tp, fp, fn = counts[..., TP], counts[..., FP], counts[..., FN]
+    return np.where(tp + fp + fn > 0, ratio(2 * tp, 2 * tp + fp + fn), 1.0)
 
 
 def summarise(figures: Mapping[str, np.ndarray], groups: Sequence[str], *, seed: int = 0) -> dict[str, dict[str, float]]:
@@ -76,31 +79,24 @@ def summarise(figures: Mapping[str, np.ndarray], groups: Sequence[str], *, seed:
     Returns:
         figure (`.counts` becomes `.dice`) → {"value", "low", "high", "tiles", "groups"}.
     """
-    names, group_of = np.unique(np.asarray(groups), return_inverse=True)
-    if len(names) < 2:
-        group_of = np.arange(len(groups))  # one slide: its tiles are all there is to draw from
-    rows_of = [np.flatnonzero(group_of == index) for index in range(group_of.max() + 1)]
-    rng = np.random.default_rng(seed)
-    draws = rng.integers(len(rows_of), size=(NUM_BOOTSTRAPS, len(rows_of)))
+    group_of, num_groups = index_groups(groups)
+    tally = SumTally({**figures, TILES: np.ones(len(groups))}, _pooled, group_of, num_groups)
+    drawn = resample([tally], num_groups, num_bootstraps=NUM_BOOTSTRAPS, seed=seed)
+    about = {"tiles": len(groups), "groups": len(set(groups))}
     summary = {}
-    for name, values in figures.items():
-        is_counts = name.endswith(".counts")
-        pool = dice if is_counts else lambda part: float(np.mean(part))
-        sums = np.stack([values[rows].sum(0) for rows in rows_of])
-        if is_counts:
-            samples = np.array([dice(sums[draw]) for draw in draws])
-        else:
-            sizes = np.array([len(rows) for rows in rows_of])
-            samples = sums[draws].sum(1) / sizes[draws].sum(1)
-        low, high = np.percentile(samples, [2.5, 97.5])
-        summary[name.replace(".counts", ".dice")] = {
-            "value": pool(values),
-            "low": float(low),
-            "high": float(high),
-            "tiles": len(values),
-            "groups": len(names),
-        }
+    for name, value in tally.point().items():
+        low, high = interval(drawn[name])
+        summary[name] = {"value": value, "low": low, "high": high, **about}
     return summary
+
+
+def _pooled(sums: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Figures of all tiles together, from their sums."""
+    sums = dict(sums)
+    tiles = sums.pop(TILES)
+    counts = {name: total for name, total in sums.items() if name.endswith(COUNTS)}
+    means = {name: ratio(total, tiles) for name, total in sums.items() if name not in counts}
+    return {name.replace(COUNTS, ".dice"): dice(total) for name, total in counts.items()} | means
 
 
 def _correlation(a: Tensor, b: Tensor) -> Tensor:

@@ -1,39 +1,36 @@
 """The table that a sweep ends in: data set x start, with intervals, what the model costs and what the search chose."""
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from csat.errors import DatasetError
-from csat.evaluation.comparison import JudgedRun, read_run
+from csat.evaluation import tables
+from csat.evaluation.judged_run import JudgedRun, read_run
 from csat.evaluation.metrics.bootstrap import NUM_BOOTSTRAPS
 from csat.evaluation.scores import evaluate_all
-from csat.evaluation.tables import NOTHING, align, figure, limits
+from csat.evaluation.tables import NOTHING, Measured, align
 from csat.runs.folder import RunFolder
 from csat.storage import files
 from csat.sweeps.trial import FAILED, PRUNED, CellResult
 
 JUDGED_ON = ("test", "val")  # the first of these parts that the runs have predictions of
-HEADER = (
-    *("data set", "start", "metric", "value", "95% interval", "std", "seeds", "vs first", "95% interval", "M params", "GMAC"),
-    *("images/s", "trials", "wall", "best setting"),
+HEADER = ("data set", "start", "metric", "value", *tables.HEAD, "trials", "wall", "best setting")
+CSV_HEADER = (
+    *("data_set", "start", "metric", "part", *Measured.__dataclass_fields__),
+    *("trials", "pruned", "failed", "params", "wall_s", "note"),
 )
 LEFT_ALIGNED = ("data set", "start", "metric", "best setting")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class Row(Measured):
     """One line of the table. Figures are None where there is no finished run.
 
     Attributes:
         metric: Name of the metric that chose the weights.
         part: That it was measured on: test, or val where there is no test part.
-        value: Mean over the seeds; low and high: 95% interval by group; std: over the seeds.
-        difference: To the first start, paired by group, with its interval; None for the first start itself.
-        images_per_s: Of a forward pass where the runs were, the fastest seed.
         params: The best setting.
     """
 
@@ -41,17 +38,6 @@ class Row:
     start: str
     metric: str | None = None
     part: str | None = None
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
-    std: float | None = None
-    seeds: int = 0
-    difference: float | None = None
-    difference_low: float | None = None
-    difference_high: float | None = None
-    parameters: int | None = None
-    macs: int | None = None
-    images_per_s: float | None = None
     trials: int = 0
     pruned: int = 0
     failed: int = 0
@@ -86,12 +72,7 @@ def to_text(rows: Sequence[Row]) -> str:
 
 def to_csv(rows: Sequence[Row]) -> str:
     """One line per row; the best setting as JSON in one column."""
-    table = io.StringIO()
-    names = list(Row.__dataclass_fields__)
-    writer = csv.DictWriter(table, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({**asdict(row), "params": json.dumps(row.params)} for row in rows)
-    return table.getvalue()
+    return tables.to_csv(CSV_HEADER, ({**asdict(row), "params": json.dumps(row.params)} for row in rows))
 
 
 def to_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -104,15 +85,7 @@ def _cells_of(row: Row) -> tuple[str, ...]:
         row.data_set,
         row.start,
         NOTHING if row.metric is None else row.metric if row.part == "test" else f"{row.metric} ({row.part})",
-        figure(row.value),
-        limits(row.low, row.high),
-        figure(row.std),
-        str(row.seeds),
-        figure(row.difference, "+.3f"),
-        limits(row.difference_low, row.difference_high, "+.3f"),
-        figure(row.parameters, ".3f", 1e6),
-        figure(row.macs, ".3f", 1e9),
-        figure(row.images_per_s, ".1f"),
+        *row.cells(),
         f"{row.trials} ({others})" if others else str(row.trials),
         duration(row.wall_s),
         in_words(row.params) or NOTHING,
@@ -171,21 +144,5 @@ def _row(cell: CellResult, runs: list[JudgedRun], part: str | None, found: dict[
     if found is None:
         return Row(**about)
     metric = runs[0].evaluation["metric"]
-    measured, difference = found["figures"][metric], (found["against_first"] or {}).get(metric, {})
-    cost = runs[0].evaluation["cost"]
-    return Row(
-        **about,
-        metric=metric,
-        part=part,
-        value=measured["value"],
-        low=measured["low"],
-        high=measured["high"],
-        std=measured["std"],
-        seeds=len(runs),
-        difference=difference.get("difference"),
-        difference_low=difference.get("low"),
-        difference_high=difference.get("high"),
-        parameters=cost["params"],
-        macs=cost["macs"],
-        images_per_s=max(run.evaluation["cost"]["images_per_s"] for run in runs),
-    )
+    cost = {**runs[0].evaluation["cost"], "images_per_s": max(run.evaluation["cost"]["images_per_s"] for run in runs)}
+    return Row(**about, metric=metric, part=part, **tables.measured(found, metric, cost))

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from csat.errors import ConfigError, DatasetError
-from csat.evaluation.comparison import JudgedRun, read_run
+from csat.evaluation.judged_run import JudgedRun, read_run
 from csat.export.folder import export_model
 from csat.model.student import Student, StudentConfig
 from csat.responses import Kind, ResponseSpec

@@ -9,7 +9,7 @@ import torch
 from csat import nuclei
 from csat.errors import ConfigError, DatasetError
 from csat.evaluation import judging
-from csat.evaluation.comparison import JudgedRun
+from csat.evaluation.judged_run import JudgedRun
 from csat.evaluation.leakage import check_leakage
 from csat.evaluation.predictions import Predictions
 from csat.export.folder import exported_folder, load_exported, read_exported_config

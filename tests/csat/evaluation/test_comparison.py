@@ -8,6 +8,7 @@ import pytest
 
 from csat.errors import ConfigError, DatasetError
 from csat.evaluation import comparison, scores
+from csat.evaluation.judged_run import read_run
 from csat.evaluation.predictions import LATER
 from csat.evaluation.reports.comparison import write_comparison_report
 from csat.runs.folder import RunFolder
@@ -18,7 +19,7 @@ FEW = {"num_bootstraps": 100}
 
 def read(tmp_path, name, predictions, **more):
     write_run(tmp_path / name, {"test": predictions}, **more)
-    return comparison.read_run(str(tmp_path / name), "test")
+    return read_run(str(tmp_path / name), "test")
 
 
 @pytest.fixture
@@ -31,13 +32,6 @@ def groups(tmp_path):
 
 def compare(groups, metric="balanced_accuracy"):
     return comparison.compare_runs(groups, part="test", metric=metric, **FEW)
-
-
-def test_a_run_as_its_folder_tells_it(tmp_path):
-    run = read(tmp_path, "run", classified(), seed=5)
-    assert run.predictions.keys == classified().keys
-    assert (run.task, run.classes, run.evaluation["seed"]) == ("classification", classified().classes, 5)
-    assert comparison.read_run(run.uri, None).predictions is None
 
 
 def test_all_there_is_to_say(groups):
@@ -81,34 +75,6 @@ def test_fidelity_comes_from_the_pretraining(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------- what is refused
-
-
-@pytest.mark.parametrize(
-    ("spoil", "words"),
-    [
-        (lambda path: (path / "config.yaml").unlink(), ["no run folder", "config.yaml"]),
-        (lambda path: (path / "status.json").write_text('{"state": "running"}'), ["not finished", "running", "repeat"]),
-        (lambda path: (path / "status.json").write_text('{"state": "failed", "error": "no luck"}'), ["failed (no luck)"]),
-        (lambda path: (path / "status.json").unlink(), ["not begun"]),
-        (lambda path: (path / "evaluation.json").write_text("{}"), ["another verb", "finetune.py"]),
-        (lambda path: (path / "predictions" / "test.parquet").unlink(), ["not judged on a test part", "it has: val"]),
-    ],
-    ids=["no run", "running", "failed", "not begun", "another verb", "no such part"],
-)
-def test_runs_that_cannot_be_compared(tmp_path, spoil, words):
-    write_run(tmp_path / "run", {"val": classified(num_samples=6), "test": classified(num_samples=6)})
-    spoil(tmp_path / "run")
-    with pytest.raises(ConfigError) as caught:
-        comparison.read_run(str(tmp_path / "run"), "test")
-    for word in [*words, str(tmp_path / "run")]:
-        assert word in str(caught.value)
-
-
-def test_predictions_that_are_none(tmp_path):
-    write_run(tmp_path / "run", {"test": classified(num_samples=6)})
-    (tmp_path / "run" / "predictions" / "test.parquet").write_bytes(b"not parquet")
-    with pytest.raises(DatasetError, match="cannot be read as parquet"):
-        comparison.read_run(str(tmp_path / "run"), "test")
 
 
 def test_groups_that_cannot_be_one_table(tmp_path, groups):

@@ -32,4 +32,4 @@ def test_a_name_is_no_formula_and_not_too_long():
 
 def test_what_a_template_is_not_told_is_an_error():
     with pytest.raises(UndefinedError):
-        page.render("report.html")
+        page.render("pretraining.html")
