@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from csat.errors import SlideError
 from csat.labels.datasets.contract import Decoded, Sample
 from csat.responses import Batch, TargetSpec
+from csat.runs.plan import Plan
 from csat.tasks import DatasetInfo, Task, heads_of
 
 CLASSES = {Task.CLASSIFICATION: ("pale", "dark"), Task.SEGMENTATION: ("background", "gland"), Task.NUCLEI: ("round", "long")}
@@ -115,3 +116,8 @@ def losses_of_steps(method, batch: Batch, *, steps: int, lr: float) -> list[floa
         optimiser.step()
         losses.append(loss.item())
     return losses
+
+
+def plan_of(size: int, epochs: int = 2, seed: int = 0) -> Plan:
+    """As many positions an epoch as there are samples, in one chunk."""
+    return Plan([size], [0], num_epochs=epochs, seed=seed)

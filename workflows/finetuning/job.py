@@ -6,7 +6,8 @@ from typing import Any
 
 from ray.data import Dataset
 
-from csat.labels.reader import LabelledReader, SampleOrder, read_here, visits_an_epoch
+from csat.labels.order import SampleOrder, visits_an_epoch
+from csat.labels.reader import LabelledReader, read_here
 from csat.methods.contract import Method
 from csat.methods.registry import wanted_responses
 from csat.responses import ResponseSpec, TeacherSpec

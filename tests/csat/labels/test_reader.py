@@ -11,16 +11,13 @@ from hypothesis import strategies as st
 from csat.columns import OK, POSITION, QUARANTINED, READ_S, REASON, STATUS, TARGET_PREFIX, TEACHER_S, TILE
 from csat.labels.augment import JointConfig, fit_tile
 from csat.labels.datasets.contract import Decoded
-from csat.labels.reader import LabelledReader, SampleOrder, read_here, visits_an_epoch
-from csat.runs.plan import Intervals, Plan
+from csat.labels.order import SampleOrder
+from csat.labels.reader import LabelledReader, read_here
+from csat.runs.plan import Intervals
 from csat.tasks import Task, targets_of
-from tests.support.labelled_toy import ListSource, draw_nuclei, make_info, make_samples
+from tests.support.labelled_toy import ListSource, draw_nuclei, make_info, make_samples, plan_of
 
 STRONG = JointConfig(rotate_degrees=30.0, elastic_px=3.0, elastic_prob=0.5, noise=0.01)
-
-
-def plan_of(size: int, epochs: int = 2, seed: int = 0) -> Plan:
-    return Plan([size], [0], num_epochs=epochs, seed=seed)
 
 
 def make_reader(
@@ -119,61 +116,6 @@ def test_global_generators_are_neither_used_nor_moved():
     assert torch.equal(torch.random.get_rng_state(), states[2])
     np.random.seed(5), torch.manual_seed(5)
     assert_rows_equal(make_reader()({POSITION: np.arange(7)}), first)
-
-
-# --------------------------------------------------------------------------------------------------------------- the order
-
-
-@given(labels=st.lists(st.integers(0, 3), min_size=1, max_size=30), seed=st.integers(0, 5))
-@settings(max_examples=40, deadline=None)
-def test_natural_order_has_every_sample_once(labels, seed):
-    order = SampleOrder(plan_of(len(labels), 3, seed), sampling="natural", labels=labels)
-    for epoch in range(3):
-        assert sorted(order.epoch(epoch)) == list(range(len(labels)))
-
-
-@given(labels=st.lists(st.integers(0, 3), min_size=1, max_size=40), seed=st.integers(0, 5))
-@settings(max_examples=60, deadline=None)
-def test_balanced_order_deals_positions_evenly_to_classes_and_to_their_samples(labels, seed):
-    order = SampleOrder(plan_of(len(labels), 3, seed), sampling="balanced", labels=labels)
-    for epoch in range(3):
-        drawn = order.epoch(epoch)
-        assert len(drawn) == len(labels)
-        of_class = {label: sum(labels[index] == label for index in drawn) for label in set(labels)}
-        assert max(of_class.values()) - min(of_class.values()) <= 1, "no class is missing, none is ahead"
-        for label in of_class:
-            times = [int((drawn == index).sum()) for index in range(len(labels)) if labels[index] == label]
-            assert max(times) - min(times) <= 1
-
-
-def test_oversampling_repeats_rare_classes_by_the_rounded_ratio():
-    labels = [0] * 10 + [1] * 4 + [2] * 3 + [0]  # 11 / 4 = 2.75 and 11 / 3 = 3.67
-    visits = visits_an_epoch(labels, "oversampled")
-    assert visits.tolist() == [1] * 10 + [3] * 4 + [4] * 3 + [1]
-    order = SampleOrder(plan_of(int(visits.sum())), sampling="oversampled", labels=labels)
-    for epoch in range(2):
-        assert np.bincount(order.epoch(epoch)).tolist() == visits.tolist()
-    assert visits_an_epoch(labels, "natural").tolist() == visits_an_epoch(labels, "balanced").tolist() == [1] * 18
-
-
-def test_orders_differ_by_epoch_and_seed_and_repeat():
-    labels = [0] * 30 + [1] * 3
-    for sampling in ("natural", "balanced"):
-        orders = {
-            (seed, epoch): tuple(SampleOrder(plan_of(33, seed=seed), sampling=sampling, labels=labels).epoch(epoch))
-            for seed in (0, 1)
-            for epoch in (0, 1)
-        }
-        assert len(set(orders.values())) == 4
-        again = SampleOrder(plan_of(33, seed=1), sampling=sampling, labels=labels)
-        again.epoch(0)
-        assert tuple(again.epoch(1)) == orders[1, 1]
-
-
-def test_leftover_positions_go_to_different_classes():
-    order = SampleOrder(plan_of(4, 40), sampling="balanced", labels=[0, 1, 2, 2])
-    ahead = {np.bincount([[0, 1, 2, 2][index] for index in order.epoch(epoch)], minlength=3).argmax() for epoch in range(40)}
-    assert ahead == {0, 1, 2}
 
 
 # ----------------------------------------------------------------------------------------------------------------- reading

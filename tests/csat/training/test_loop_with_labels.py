@@ -10,7 +10,8 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 
 from csat.labels.augment import JointConfig
-from csat.labels.reader import LabelledReader, SampleOrder, read_here
+from csat.labels.order import SampleOrder
+from csat.labels.reader import LabelledReader, read_here
 from csat.methods.contract import Setting
 from csat.methods.supervised import Supervised, SupervisedConfig
 from csat.runs.checkpoints import Checkpoints
