@@ -16,6 +16,7 @@ LIGHT = {
     # Tiling is many processes that each live for seconds; so is decoding, and asking how far a run is.
     "workflows.shell.tile_slides": (*TORCH, "pandas", "matplotlib", "openpyxl"),
     "workflows.finetuning.decode": (*TORCH, "matplotlib", "openpyxl"),
+    "csat.evaluation.scores": (*TORCH, "ray", "matplotlib", "openpyxl"),
     "csat.runs.checkpoints, csat.runs.folder, workflows.shell.kept": (*TORCH, "ray", "matplotlib"),
 }
 

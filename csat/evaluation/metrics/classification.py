@@ -2,18 +2,13 @@
 
 `ece` alone is not torchmetrics': its bins (1.9.0) give a confidence of exactly 1, which confident networks often reach in
 float32, a sixteenth bin of its own.
+
+torchmetrics takes seconds to load, torch with it, and is loaded by the first point that is computed.
 """
 
 import warnings
 
 import numpy as np
-import torch
-from torchmetrics.functional.classification import (
-    multiclass_accuracy,
-    multiclass_auroc,
-    multiclass_cohen_kappa,
-    multiclass_f1_score,
-)
 
 from csat.evaluation.metrics.bootstrap import nan_mean, ratio
 
@@ -56,25 +51,28 @@ class ClassificationTally:
 
     def point(self) -> dict[str, float]:
         """NaN where a metric is not defined."""
+        import torch
+        from torchmetrics.functional import classification as metrics
+
         probs, said, labels = (torch.from_numpy(each) for each in (self.probs, self.said, self.labels))
         options = {"num_classes": self.num_classes}
         present = np.unique(self.labels)
-        recalls = multiclass_accuracy(said, labels, average=None, **options).numpy()
-        f1 = multiclass_f1_score(said, labels, average=None, **options).numpy()
+        recalls = metrics.multiclass_accuracy(said, labels, average=None, **options).numpy()
+        f1 = metrics.multiclass_f1_score(said, labels, average=None, **options).numpy()
         seen = np.union1d(present, self.said)
         with warnings.catch_warnings():
             warnings.filterwarnings(
                 "ignore", "No (positive|negative) samples", UserWarning
             )  # those classes are left out below
-            auroc = multiclass_auroc(probs, labels, average=None, **options).numpy()
+            auroc = metrics.multiclass_auroc(probs, labels, average=None, **options).numpy()
         auroc = auroc[1:] if self.num_classes == 2 else auroc
         is_ranked = np.isin(np.arange(self.num_classes), present)[-len(auroc) :] & (len(present) > 1)
         return {
-            "accuracy": float(multiclass_accuracy(said, labels, average="micro", **options)),
+            "accuracy": float(metrics.multiclass_accuracy(said, labels, average="micro", **options)),
             "balanced_accuracy": float(recalls[present].mean()),
             "macro_f1": float(f1[seen].mean()),
             "auroc": float(auroc[is_ranked].mean()) if is_ranked.any() else float("nan"),
-            "kappa": float(multiclass_cohen_kappa(said, labels, weights="quadratic", **options)),
+            "kappa": float(metrics.multiclass_cohen_kappa(said, labels, weights="quadratic", **options)),
             "ece": float(calibration_error(self._bins.sum(0))),
         }
 

@@ -5,8 +5,6 @@ helps nor hurts. Pixels labelled 255 do not count.
 """
 
 import numpy as np
-import torch
-from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from csat.evaluation.metrics.bootstrap import nan_mean, ratio
 from csat.tasks import IGNORE
@@ -23,6 +21,9 @@ METRICS = {
 
 def count_pixels(said: np.ndarray, true: np.ndarray, num_classes: int) -> np.ndarray:
     """int64 `[K, K]`: pixels by true class (row) and said class (column), of uint8 `[H, W]` maps."""
+    import torch  # here, as torchmetrics takes seconds to load, torch with it
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+
     said, true = (torch.from_numpy(np.ascontiguousarray(each, np.int64)) for each in (said, true))
     return multiclass_confusion_matrix(said, true, num_classes=num_classes, ignore_index=IGNORE).numpy().astype(np.int64)
 
