@@ -97,7 +97,7 @@ class ResponseSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherSpec:
-    """Everything that the rest of the system may know about a teacher. Written to the run's teacher manifest."""
+    """Everything that the rest of the system may know about a teacher. Written to the run's teacher.json."""
 
     name: str
     responses: tuple[ResponseSpec, ...]

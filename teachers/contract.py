@@ -1,4 +1,4 @@
-"""What every teacher is (`Teacher`), and the few things that all of them need: their weights' file, its hash, the manifest.
+"""What every teacher is (`Teacher`), and the few things that all of them need: their weights' file, its hash, a run's record.
 
 A teacher is one file with an options dataclass and
 
@@ -126,7 +126,7 @@ def weights_file(uri: str | None, *, teacher: str, expected: str) -> Iterator[Pa
 
 
 def sha256_of(path: str | Path) -> str:
-    """SHA-256 of a local file, in hexadecimal: what identifies a teacher in manifests and response caches."""
+    """SHA-256 of a local file, in hexadecimal: what identifies a teacher in run folders and response caches."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -142,7 +142,7 @@ def sha256_of_settings(options: Any, *, version: int) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-def teacher_manifest(spec: TeacherSpec) -> dict[str, Any]:
+def teacher_record(spec: TeacherSpec) -> dict[str, Any]:
     """What a run writes about its teacher (`teacher.json`), JSON-ready: name, hash, licence, mpp, responses and the rest."""
     return json.loads(json.dumps(asdict(spec)))  # tuples and enums become what JSON would make of them
 

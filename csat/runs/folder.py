@@ -1,7 +1,7 @@
 """The run folder: the same layout for every verb, local or in an object store.
 
 config.yaml          resolved configuration; a rerun must match it
-teacher.json         teacher manifest: name, weights' hash, licence, mpp, responses
+teacher.json         the teacher: name, weights' hash, licence, mpp, responses
 manifest/            tiles (parquet), index.json, holdout/, quarantine.parquet of slides
 checkpoints/         committed checkpoints, latest.json names the one in force
 metrics.jsonl        one line per log interval

@@ -1,4 +1,4 @@
-"""The spatial view of a tile: the eight symmetries of the square for tiles and responses alike, alignment, downsampling.
+"""The spatial view of a tile: the eight symmetries of the square, for tiles and responses alike.
 
 One view is drawn per tile (`d4_of`), from its position alone. The tile and every response go through the same view, and a
 response that is a vector field (HoVer-Net's horizontal and vertical maps) also changes its signs and swaps its channels.
@@ -16,7 +16,6 @@ from csat.columns import of_arrays
 from csat.responses import ResponseSpec, Symmetry
 from csat.views.draws import hash_positions
 
-NUM_SYMMETRIES = 8
 TRANSPOSE, FLIP_ROWS, FLIP_COLUMNS = 4, 2, 1  # bits of the index
 D4_STREAM = 0  # which of a tile's random streams picks its view
 
@@ -40,14 +39,6 @@ def d4_of(positions: np.ndarray | Tensor, seed: int) -> np.ndarray | Tensor:
 def invert_d4(index: int) -> int:
     """The symmetry that undoes `index`: itself, but for the two quarter turns, which undo each other."""
     return {5: 6, 6: 5}.get(index, index)
-
-
-def compose_d4(first: int, second: int) -> int:
-    """The one symmetry that does `first`, then `second`."""
-    flips = first & 3
-    if second & TRANSPOSE:  # a flip of rows before a transposition is a flip of columns after it
-        flips = (flips >> 1) | ((flips & 1) << 1)
-    return ((first ^ second) & TRANSPOSE) | (flips ^ (second & 3))
 
 
 def apply_d4(x: Tensor, index: Tensor, symmetry: Symmetry = Symmetry.SCALAR) -> Tensor:

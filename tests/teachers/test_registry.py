@@ -9,7 +9,7 @@ import pytest
 
 from csat.errors import ConfigError, TeacherError
 from teachers import registry
-from teachers.contract import sha256_of, sha256_of_settings, teacher_manifest, weights_file
+from teachers.contract import sha256_of, sha256_of_settings, teacher_record, weights_file
 from teachers.registry import TEACHERS, build_options, describe_teacher, load_teacher
 from tests.support.fakes import FakeOptions, FakeTeacher
 
@@ -79,13 +79,13 @@ def test_settings_and_version_make_a_weight_free_teachers_hash():
     assert len({base, sha256_of_settings(FakeOptions(seed=1), version=1), sha256_of_settings(FakeOptions(), version=2)}) == 3
 
 
-def test_the_manifest_is_json_and_names_what_a_run_must_record():
-    manifest = teacher_manifest(load_teacher("stain", options={"mpp": 0.25}).spec)
-    assert json.loads(json.dumps(manifest)) == manifest
-    assert manifest["name"] == "stain" and manifest["mpp"] == 0.25 and manifest["licence"] == "Apache-2.0"
-    assert len(manifest["weights_sha256"]) == 64
-    assert [response["name"] for response in manifest["responses"]] == ["np", "hv"]
-    assert manifest["responses"][1]["symmetry"] == "hv"
+def test_the_record_is_json_and_names_what_a_run_must_record():
+    record = teacher_record(load_teacher("stain", options={"mpp": 0.25}).spec)
+    assert json.loads(json.dumps(record)) == record
+    assert record["name"] == "stain" and record["mpp"] == 0.25 and record["licence"] == "Apache-2.0"
+    assert len(record["weights_sha256"]) == 64
+    assert [response["name"] for response in record["responses"]] == ["np", "hv"]
+    assert record["responses"][1]["symmetry"] == "hv"
 
 
 def test_missing_weights_say_what_was_expected_and_what_is_there(tmp_path):

@@ -19,7 +19,7 @@ from csat.storage import files
 from csat.tasks import DatasetInfo, Task
 from csat.views.grid import align
 from csat.views.symmetries import apply_d4, apply_d4_tiles
-from teachers.contract import sha256_of, teacher_manifest
+from teachers.contract import sha256_of, teacher_record
 from teachers.registry import describe_teacher, find_teacher, load_teacher
 from teachers.stage import TeacherStage
 
@@ -189,7 +189,7 @@ class TestIdentity:
         assert spec.weights_sha256 == sha256_of(tmp_path / "run" / "exported" / "hovernet.safetensors")
         assert (spec.name, spec.mpp, spec.licence) == ("run", 0.5, "CC BY 4.0")
         assert spec.source == f"{run}/exported: hovernet trained on our ward"
-        assert json.loads(json.dumps(teacher_manifest(spec)))["weights_sha256"] == spec.weights_sha256
+        assert json.loads(json.dumps(teacher_record(spec)))["weights_sha256"] == spec.weights_sha256
 
     def test_run_folder_exported_folder_and_name_are_one_teacher(self, tmp_path, monkeypatch):
         run = write_run(tmp_path / "run", fresh("unet", Task.SEGMENTATION), Task.SEGMENTATION)

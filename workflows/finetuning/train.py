@@ -8,7 +8,7 @@ from torch import nn
 
 from csat.evaluation import scores
 from csat.evaluation.predictions import Predictions, write_predictions
-from csat.evaluation.reports.finetuning import write_downstream_report
+from csat.evaluation.reports.finetuning import write_finetuning_report
 from csat.export.folder import export_model, exported_folder, read_exported_config
 from csat.model.cost import count_cost, measure_speed
 from csat.model.registry import ModelConfig
@@ -16,7 +16,7 @@ from csat.runs.folder import RunFolder
 from csat.training.context import TrainContext
 from csat.training.loop import Trainer
 from csat.training.validation import Validation
-from teachers.contract import teacher_manifest
+from teachers.contract import teacher_record
 from workflows.finetuning.job import LabelledJob
 from workflows.finetuning.judge import Judge
 
@@ -59,7 +59,7 @@ class FinetuneJob(LabelledJob):
             folder = RunFolder(self.run_folder)
             _write_results(folder, self, model, predictions, validation)
             pictures = judge.pictures(model, predictions.get("test") or predictions["val"])
-            write_downstream_report(folder, pictures=pictures)
+            write_finetuning_report(folder, pictures=pictures)
         context.gather(None)  # nobody leaves before the results are written
         return {"tiles": len(cursor.done)}
 
@@ -107,7 +107,7 @@ def _write_results(
         "source": data.info.source,
         "data": data.info.name,
         "started_from": started_from,
-        "teacher": teacher_manifest(job.teacher) if job.teacher else None,
+        "teacher": teacher_record(job.teacher) if job.teacher else None,
     }
     export_model(model, folder.path("exported"), metadata)
 

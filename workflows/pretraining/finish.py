@@ -10,7 +10,7 @@ from ray.data import ActorPoolStrategy
 
 from csat.evaluation.fidelity import summarise
 from csat.evaluation.held_out import KNOWN, PICTURE, SLIDE, FidelityStage
-from csat.evaluation.reports.pretraining import write_report
+from csat.evaluation.reports.pretraining import write_pretraining_report
 from csat.export.folder import export_student
 from csat.model.cost import count_cost
 from csat.runs.accounts import write_accounts, write_throughput
@@ -42,7 +42,7 @@ def finish(folder: RunFolder, job: PretrainJob, *, holdout: Manifest | None) -> 
         configure_data(job.config.ray)
         evaluation, pictures = _evaluate(folder, job, holdout)
         folder.write_json("evaluation.json", evaluation)
-    write_report(
+    write_pretraining_report(
         folder,
         metrics=read_metrics(folder.uri),
         accounts=told,

@@ -7,7 +7,7 @@ from csat import nuclei
 from csat.errors import ConfigError
 from csat.responses import TeacherSpec
 from csat.runs.folder import RunFolder
-from teachers.contract import teacher_manifest
+from teachers.contract import teacher_record
 
 
 def check_same_teacher(folder: RunFolder, spec: TeacherSpec) -> None:
@@ -16,7 +16,7 @@ def check_same_teacher(folder: RunFolder, spec: TeacherSpec) -> None:
     Raises:
         ConfigError: it was another one; lists the difference.
     """
-    now, earlier = teacher_manifest(spec), folder.read_json("teacher.json")
+    now, earlier = teacher_record(spec), folder.read_json("teacher.json")
     if earlier is not None and folder.has_begun():
         was, is_now = _in_one_spelling(earlier), _in_one_spelling(now)
         differences = [f"{key}: was {earlier.get(key)}, is {now.get(key)}" for key in now if was.get(key) != is_now[key]]
@@ -29,6 +29,6 @@ def check_same_teacher(folder: RunFolder, spec: TeacherSpec) -> None:
     folder.write_json("teacher.json", now)
 
 
-def _in_one_spelling(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    responses = [dict(each, channel_names=list(nuclei.one_spelling(each["channel_names"]))) for each in manifest["responses"]]
-    return {**manifest, "responses": responses}
+def _in_one_spelling(record: Mapping[str, Any]) -> dict[str, Any]:
+    responses = [dict(each, channel_names=list(nuclei.one_spelling(each["channel_names"]))) for each in record["responses"]]
+    return {**record, "responses": responses}

@@ -22,7 +22,7 @@ JUDGED = ("test", "val")  # parts that a run may have been judged on; the first 
 MOST_LISTED = 20
 
 
-def write_downstream_report(folder: RunFolder, *, pictures: list[dict[str, Any]]) -> None:
+def write_finetuning_report(folder: RunFolder, *, pictures: list[dict[str, Any]]) -> None:
     """Write `report.html` into the run folder. Everything but the pictures is read from there.
 
     Args:

@@ -12,7 +12,7 @@ from csat.runs.folder import RunFolder
 PICTURE_INCHES = 2.0  # edge of one picture in the grid
 
 
-def write_report(
+def write_pretraining_report(
     folder: RunFolder,
     *,
     metrics: list[dict[str, Any]],

@@ -1,4 +1,7 @@
-"""A table of one's own (csv, tsv, parquet, xlsx): a row per image, with its label or the files of its masks, group and part.
+"""A table of one's own (csv, tsv, parquet, xlsx): a row per image, with its label or the files of its masks, group and split.
+
+The layout is called "manifest", as recipes and command lines have it. It has nothing to do with the manifest of tiles
+(`csat.tiles.manifest`), which is what that word means everywhere else.
 
     path,label,group,split                 classification
     path,mask,group,split                  segmentation: class indices per pixel, 255 does not count

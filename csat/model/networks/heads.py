@@ -1,8 +1,9 @@
 """From backbone features to predictions: one light decoder for all dense tasks, and a small head per task.
 
-The decoder knows the backbone's strides and nothing of the task, so that pretraining on responses and segmentation downstream
-share it, weights and all; only heads are new. Form: a feature pyramid (Lin et al., 2017) with nearest upsampling, whose
-smoothing convolution is a ConvNeXt-style depthwise block. Not from the CSAT paper, which does not describe its decoders.
+The decoder knows the backbone's strides and nothing of the task, so that pretraining on responses and fine-tuning for
+segmentation share it, weights and all; only heads are new. Form: a feature pyramid (Lin et al., 2017) with nearest
+upsampling, whose smoothing convolution is a ConvNeXt-style depthwise block. Not from the CSAT paper, which does not describe
+its decoders.
 """
 
 from collections.abc import Sequence

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from csat.evaluation.reports.finetuning import write_downstream_report
+from csat.evaluation.reports.finetuning import write_finetuning_report
 from tests.support.made_up import classified, nuclei, pictures, segmented, write_run
 
 EVIL = "<script>alert(1)</script>"
@@ -13,7 +13,7 @@ IMAGE = re.compile(r'src="data:image/(png|jpeg);base64,')
 
 def render(tmp_path, parts, *, num_pictures=3, **more) -> str:
     folder = write_run(tmp_path / "run", parts, **more)
-    write_downstream_report(folder, pictures=pictures(next(reversed(parts.values())), num_pictures))
+    write_finetuning_report(folder, pictures=pictures(next(reversed(parts.values())), num_pictures))
     return (tmp_path / "run" / "report.html").read_text()
 
 
@@ -75,7 +75,7 @@ def test_nothing_from_outside_is_markup(tmp_path):
     folder.write_json("data.json", data)
     folder.write_json("exported/config.json", {"metadata": {"started_from": {"run": EVIL, "teacher": {"name": EVIL}}}})
     shown = [{**each, "title": EVIL} for each in pictures(said, 2)]
-    write_downstream_report(folder, pictures=shown)
+    write_finetuning_report(folder, pictures=shown)
     page = (tmp_path / "run" / "report.html").read_text()
     assert "<script" not in page
     assert page.count("&lt;script&gt;") > 10
@@ -90,7 +90,7 @@ def test_samples_are_counted_by_class_and_the_start_is_told(tmp_path):
     folder.write_json("data.json", data)
     started_from = {"run": "runs/rckd", "teacher": {"name": "stain", "licence": "none needed"}, "mpp": None}
     folder.write_json("exported/config.json", {"metadata": {"started_from": started_from}})
-    write_downstream_report(folder, pictures=[])
+    write_finetuning_report(folder, pictures=[])
     page = re.sub(r"\s+", " ", (tmp_path / "run" / "report.html").read_text())
     number = '<td class="n">{}</td>'.format
     assert f"<td>train</td>{number(2)}{number(1)} {number(1)}{number(0)}{number(1)}" in page

@@ -1,6 +1,6 @@
 import numpy as np
 
-from csat.evaluation.reports.pretraining import write_report
+from csat.evaluation.reports.pretraining import write_pretraining_report
 from csat.runs.folder import RunFolder
 
 
@@ -16,7 +16,7 @@ def test_a_pretraining_report_escapes_what_it_is_told(tmp_path):
     folder.write_json("teacher.json", teacher)
     folder.write_json("manifest/index.json", {"slides": {"given": 2, "tiled": 1, "quarantined": 1}, "mpp": 0.5})
     line = {"step": 1, "loss": 1.0, "loss/np_bce": 0.7, "lr": 0.001, "tiles_per_s": 9.0, "wait_share": 0.1}
-    write_report(
+    write_pretraining_report(
         folder,
         metrics=[line, {**line, "step": 2, "loss": 0.5}],
         accounts={
