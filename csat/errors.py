@@ -12,7 +12,7 @@ class StorageError(ValueError):
 
 
 class SlideError(ValueError):
-    """One slide or tile that cannot be used. The run goes on; the slide or tile becomes a quarantine row.
+    """One slide or tile that cannot be used. The run continues; the slide or tile becomes a quarantine row.
 
     Attributes:
         reason: A short code that groups rows in the summary, one of `QUARANTINE_REASONS`.

@@ -5,8 +5,8 @@
     URI/KEY/complete.json                             every tile of the manifest has been through the teacher
 
 A file holds, per tile, its responses, or the reason why the teacher has none for it. It appears whole or not at all, and its
-name is the hash of its content: a damaged file is told, deleted and answered anew, never used. A chunk may have several files
-(a resumed run answers what was left of it), and two writers of the same tiles write the same file or two that say the same.
+name is the hash of its content: a damaged file is detected, deleted and answered again. A chunk may have several files (a
+resumed run answers what was left of it), and two writers of the same tiles write the same file or two that say the same.
 
 Probabilities are kept as uint8, k / 255: what is read differs from what the teacher said by at most `PROBABILITY_ERROR`.
 Everything else is kept as float16, as it travels anyway: exactly.

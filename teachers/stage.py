@@ -81,7 +81,7 @@ class TeacherStage:
         if expected_sha256 is not None and spec.weights_sha256 != expected_sha256:
             raise TeacherError(
                 f"teacher {name!r}: this node's weights {weights} have the hash {spec.weights_sha256[:16]} and the driver's "
-                f"{expected_sha256[:16]}: the same path holds different files. Put the weights in a bucket, or copy them anew"
+                f"{expected_sha256[:16]}: the same path holds different files. Put the weights in a bucket, or copy them again"
             )
 
     def __call__(self, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -208,7 +208,7 @@ class TeacherStage:
         except Exception as error:
             raise TeacherError(
                 f"teacher {name!r} failed on a whole batch, and now on a tile that it answered before: {error}. Its device or "
-                "its memory is lost; run the same command again to go on from the last checkpoint"
+                "its memory is lost; run the same command again to resume from the last checkpoint"
             ) from error
 
 

@@ -5,7 +5,7 @@
 
 Every image is decoded once, the data are divided by group, the model is trained under Ray Train, its best weights are kept
 and judged on the test part with intervals. What comes out is a run folder: `pretrain.py --teacher runs/lung` takes it as a
-teacher. Run the same command again to go on after any interruption.
+teacher. The same command resumes after any interruption.
 """
 
 import logging

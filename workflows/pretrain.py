@@ -4,7 +4,7 @@
         --data.mpp 0.25 --run_folder s3://bucket/runs/csat-1
 
 Slides become a manifest of tiles (metadata only); tiles are read, answered by a pool of teacher actors and streamed to
-the DDP workers that train the student. Run the same command again to go on after any interruption.
+the DDP workers that train the student. The same command resumes after any interruption.
 """
 
 import logging
@@ -88,7 +88,7 @@ def pretrain(config: PretrainConfig, plain: dict[str, Any]) -> int:
 
     folder.set_status("running")
     if job.is_trained:
-        logger.info("every tile is trained: going on with the results")
+        logger.info("every tile is trained: continuing with the results")
     else:
         train_in_group(job)
         assert job.is_trained, "the workers ended before the plan's end"

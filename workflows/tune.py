@@ -5,8 +5,8 @@
 
 Every data set from every start is a cell: its hyper-parameters are searched with the same number of trials, and the best
 setting by the validation part is trained again with several seeds. Those runs are what the table shows on the test part.
-Settings below `base`, `data_sets.NAME` and `starts.NAME` are settings of finetune.py. Run the same command again to go on
-after any interruption.
+Settings below `base`, `data_sets.NAME` and `starts.NAME` are settings of finetune.py. After any interruption the same
+command resumes.
 """
 
 import logging

@@ -53,7 +53,7 @@ def read_run(uri: str, part: str | None) -> JudgedRun:
     status = folder.read_json("status.json") or {"state": "not begun"}
     if status["state"] != "finished":
         why = f" ({status['error']})" if status.get("error") else ""
-        raise ConfigError(f"the run {uri} is not finished, it is {status['state']}{why}: repeat its command to go on with it")
+        raise ConfigError(f"the run {uri} is not finished, it is {status['state']}{why}: repeat its command to resume it")
     config = yaml.safe_load(files.read_bytes(folder.path("config.yaml")))
     evaluation = folder.read_json("evaluation.json") or {}
     if "task" not in evaluation and "slides" in config:

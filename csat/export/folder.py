@@ -130,7 +130,7 @@ def exported_folder(run: str) -> str:
     if files.exists(files.join(run, "config.json")):
         return run
     if files.exists(files.join(run, "config.yaml")):
-        raise ConfigError(f"the run {run} has not exported its model yet: let it finish (the same command goes on with it)")
+        raise ConfigError(f"the run {run} has not exported its model yet: let it finish (the same command resumes it)")
     raise ConfigError(
         f"{run} is neither a run folder nor an exported model: expected exported/config.json or config.json in it "
         f"({_found_in(run)})"

@@ -28,7 +28,7 @@ class SplitConfig:
 
     val_fraction: float = 0.15  # of what is not test, in samples; drawn where a set has no official val part; 0: none is drawn
     test_fraction: float = 0.2  # of a set, in samples; drawn where it has no official test part; 0: none is drawn
-    official: bool = True  # keep the sets' official parts; false: draw all of them anew
+    official: bool = True  # keep the sets' official parts; false: draw all of them again
     seed: int = 0  # of the draw; not of the training
     label_fraction: float = 1.0  # share of the training samples that is used, whole groups, every class kept
 

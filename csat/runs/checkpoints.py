@@ -2,7 +2,7 @@
 
 `checkpoints/step-00001200/{state.pt, cursor.json, quarantine.parquet}` is written first and `checkpoints/latest.json`, which
 names it, last. Both a local rename and an object store's PUT replace that small file at once: a save that dies half-way
-leaves the last good checkpoint in force. Nothing ever asks which folders exist. A store that fails is tried again for half a
+leaves the last good checkpoint in force. Nothing ever asks which folders exist. A store that fails is retried for half a
 minute, see `files.insist`; then the save raises, and the workers start again from the last good checkpoint.
 
 torch is loaded where tensors are read or written: whoever only asks how far a run is (`latest_cursor`) does without.
@@ -60,7 +60,7 @@ class Cursor:
 
 @dataclass
 class Checkpoint:
-    """Everything needed to go on."""
+    """Everything needed to resume."""
 
     cursor: Cursor
     state: dict[str, Any]  # tensors and plain values only: it is read back with weights_only=True

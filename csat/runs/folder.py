@@ -117,7 +117,7 @@ class RunFolder:
             if self.has_begun() and not overwrite:
                 raise ConfigError(
                     f"{self.uri} holds a run of another configuration; it differs in\n  " + "\n  ".join(differences) + "\n"
-                    "Choose another --run_folder, repeat the earlier settings to go on, or say --overwrite true to delete it"
+                    "Choose another --run_folder, repeat the earlier settings to resume, or say --overwrite true to delete it"
                 )
             files.delete(self.uri)
         elif others := [files.base_name(name) for name in files.list_dir(self.uri)]:

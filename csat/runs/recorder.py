@@ -18,7 +18,7 @@ class Recorder:
 
     Args:
         run_folder: URI of the run folder.
-        last_step: The step of the checkpoint that the run goes on from; later lines belong to work that was lost.
+        last_step: The step of the checkpoint that the run resumes from; later lines belong to work that was lost.
     """
 
     def __init__(self, run_folder: str, *, last_step: int):

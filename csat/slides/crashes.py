@@ -26,7 +26,7 @@ class CrashLog:
     def __init__(self, run: str, folder: str | None = None):
         """
         Args:
-            run: Names the run; another run tries its slides anew.
+            run: Names the run; another run tries its slides again.
             folder: Of this node; None: below its folder for temporary files. Made when first needed.
         """
         self.run = run
@@ -55,7 +55,7 @@ class CrashLog:
             raise SlideError(
                 "unreadable",
                 f"{slide}: reading it crashed {self._crashes[slide]} processes (traces are in {self.folder}); open it with "
-                "another program and save it anew",
+                "another program and save it again",
             )
         self._note(slide)
 

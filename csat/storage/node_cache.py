@@ -168,7 +168,7 @@ class Lease:
             self.is_held = False
 
     def resume(self) -> bool:
-        """Pin the slide again. False: it was evicted meanwhile, and must be acquired and opened anew."""
+        """Pin the slide again. False: it was evicted meanwhile, and must be acquired and opened again."""
         if self._lock_path is None or self.is_held:
             return True
         if self._lock is None:

@@ -92,7 +92,7 @@ class Study:
         trial = self._trials[number] = self._read(number)
         asked = self._asked.pop(number)
         if not trial.has_ended:
-            pass  # interrupted: it goes on the next time
+            pass  # interrupted: it resumes the next time
         elif trial.state == FAILED or trial.metric is None:
             self._study.tell(asked, state=TrialState.FAIL)
         elif trial.state == PRUNED:

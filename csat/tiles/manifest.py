@@ -101,7 +101,7 @@ class Manifest:
         except (OSError, pa.ArrowInvalid) as error:
             raise StorageError(
                 f"cannot read chunk {chunk} of {uri}: {error}. Was the manifest changed while in use? Delete {self.uri} "
-                "and run again to make it anew"
+                "and run again: it is recreated"
             ) from error
         # Earlier versions wrote squares only, then square pixels only, and did not say where a resolution comes from.
         missing = dict(width_px=self.tile_px, height_px=self.tile_px, aspect=1.0, mpp_source=None)
@@ -141,7 +141,9 @@ def read_manifest(uri: str, fingerprint: str | None = None, *, missing_ok: bool 
         raise StorageError(f"{uri} is no finished tile manifest: it has no {INDEX} (it holds: {found})")
     index = json.loads(files.read_bytes(place))
     if index.get("version") != VERSION:
-        raise StorageError(f"{uri}: a manifest of version {index.get('version')}, expected {VERSION}: make it anew elsewhere")
+        raise StorageError(
+            f"{uri}: a manifest of version {index.get('version')}, expected {VERSION}: create it elsewhere"
+        )
     if fingerprint not in (None, index["fingerprint"]):
         raise ConfigError(
             f"{uri} was made from other slides or other --data or --manifest settings, or by an earlier version (fingerprint "

@@ -23,7 +23,7 @@ class TileReader:
     """Reads tiles, keeping the slides that it used last open.
 
     Picklable: it travels without its open slides. Of a slide in a bucket only the one that is being read is pinned in the
-    node's cache; the others may be evicted, are noticed by the end of the batch, and are opened anew when next needed.
+    node's cache; the others may be evicted, are noticed by the end of the batch, and are reopened when next needed.
     """
 
     def __init__(

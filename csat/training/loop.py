@@ -4,7 +4,7 @@ It knows nothing of Ray. A step takes the next rows of every rank, agrees on how
 update per turn of the method. Ranks may hold different numbers of tiles, even none: the loss of a step is the mean over the
 tiles of all ranks, so one process and several agree. Whole images, each of its own size, are computed in one part per size and
 weigh as tiles do. Everything random about a tile follows from its position, everything
-else from (seed, step, rank), so a resumed run goes on as it would have, with any number of workers.
+else from (seed, step, rank), so a resumed run continues as it would have, with any number of workers.
 """
 
 import contextlib
@@ -175,7 +175,7 @@ class Trainer:
         """Steps until no rank has rows left, or the validation says to stop.
 
         Raises:
-            StoppedError: on every rank, between two steps. Rows that were taken for the next one are dropped: whoever goes on
+            StoppedError: on every rank, between two steps. Rows that were taken for the next one are dropped: whoever resumes
                 takes them again.
         """
         parts: list[Columns | None] = []

@@ -76,7 +76,7 @@ class Chain:
     def __init__(self, verb: str, signum: str, folder: Path, *, size: int = 10):
         """
         Args:
-            folder: For the run and its inputs; a chain goes on where an earlier one left it.
+            folder: For the run and its inputs; a chain resumes where an earlier one left it.
             size: Interruptions that the run should be long enough for.
         """
         self.verb, self.signal, self.folder = verb, signum, folder / f"{verb}-{signum}"

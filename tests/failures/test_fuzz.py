@@ -44,7 +44,7 @@ def test_a_real_slide_that_is_damaged(shared_data, tmp_path):
 
 
 def test_a_crash_and_a_hang_would_be_noticed(sources, tmp_path, monkeypatch):
-    """The fuzzing itself: what it must find is found, and it goes on with the next file."""
+    """The fuzzing itself: what it must find is found, and it continues with the next file."""
 
     def spoiled(path):
         size = path.stat().st_size

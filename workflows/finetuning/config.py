@@ -17,7 +17,7 @@ from workflows.shell.config import MethodConfig, PoolConfig, RayConfig, ReaderCo
 class FinetuneConfig:
     """Settings of finetune.py."""
 
-    run_folder: str  # local path or s3://…; the same folder and settings go on with an interrupted run
+    run_folder: str  # local path or s3://…; the same folder and settings resume an interrupted run
     data: LabelledConfig  # labelled images
     model: ModelConfig = field(default_factory=ModelConfig)  # what is trained, and from where it starts
     method: MethodConfig = field(default_factory=lambda: MethodConfig(name="supervised"))  # how it learns from labels
@@ -33,7 +33,7 @@ class FinetuneConfig:
     readers: ReaderConfig = field(default_factory=ReaderConfig)  # actors that decode, where not every worker does by itself
     ray: RayConfig = field(default_factory=RayConfig)  # the cluster
     prepare_only: bool = False  # stop after reading, dividing and checking the data; writes samples.csv
-    accept_leakage: bool = False  # go on although images of the test part were in the pretraining
+    accept_leakage: bool = False  # train although images of the test part were in the pretraining
     overwrite: bool = False  # delete a run of another configuration in run_folder
 
     def __post_init__(self):

@@ -23,7 +23,7 @@ class DemoConfig:
 class PretrainConfig:
     """Settings of pretrain.py."""
 
-    run_folder: str  # local path or s3://…; the same folder and settings go on with an interrupted run
+    run_folder: str  # local path or s3://…; the same folder and settings resume an interrupted run
     slides: list[str]  # files, folders, globs, .csv, .xlsx or .txt lists, parquet of tiles; local or s3://; or demo
     teacher: TeacherConfig
     data: TilingConfig = field(default_factory=TilingConfig)  # how slides become tiles

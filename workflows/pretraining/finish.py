@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 def finish(folder: RunFolder, job: PretrainJob, *, holdout: Manifest | None) -> None:
-    """Everything after the last step. Each part can be made again: a rerun starts here if it was killed here."""
+    """Everything after the last step. Each part can be repeated: a rerun starts here if it was killed here."""
     checkpoint = Checkpoints(folder.path("checkpoints")).load()
     assert checkpoint is not None, "training ended without a checkpoint"
     told = write_accounts(folder, job.plan, checkpoint)

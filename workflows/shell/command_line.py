@@ -91,11 +91,11 @@ def _run(
         interruption.end()
         logger.debug("the whole story", exc_info=True)
         what = "training failed" if isinstance(error, TrainingFailedError) else "Ray stopped"
-        print(f"{what}: {last_line(error)}\nWhat was committed is safe: run the same command to go on", file=sys.stderr)
+        print(f"{what}: {last_line(error)}\nWhat was committed is safe: run the same command to resume", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         interruption.end()
-        print("interrupted: run the same command to go on", file=sys.stderr)
+        print("interrupted: run the same command to resume", file=sys.stderr)
         return interruption.EXIT_CODES[signal.SIGINT]
 
 

@@ -3,7 +3,7 @@
 The signals are blocked in all of a verb's threads, and one thread waits for them. So no library's handler is in the way and
 nothing is raised in the midst of something else. Ray's own processes inherit the mask: a signal to the whole process group, as
 a terminal or `timeout` sends it, does not take them away while they are needed. While a verb trains, the first signal asks its
-workers to finish their step and commit. At any other time a run may simply end, since every step can be made again. A second
+workers to finish their step and commit. At any other time a run may simply end, since every step can be repeated. A second
 signal ends it at once.
 
 Only the standard library is loaded here: a page listens before its imports, which take seconds.

@@ -11,7 +11,7 @@ from teachers.contract import teacher_record
 
 
 def check_same_teacher(folder: RunFolder, spec: TeacherSpec) -> None:
-    """A run goes on with the teacher that it began with; teacher.json says which. Its classes may be spelt in another way.
+    """A run resumes with the teacher that it began with; teacher.json says which. Its classes may be spelt in another way.
 
     Raises:
         ConfigError: it was another one; lists the difference.

@@ -14,10 +14,10 @@ JUST_BEFORE_END = 0.999  # share of a trial's epochs from which stopping it save
 
 @dataclass(frozen=True, kw_only=True)
 class AshaConfig:
-    """Asynchronous successive halving (Li et al. 2020): at each rung only the best share goes on."""
+    """Asynchronous successive halving (Li et al. 2020): at each rung only the best share continues."""
 
     grace: float = 0.2  # share of its epochs that every trial may train: the first rung
-    reduction_factor: float = 3.0  # one in so many goes on, and each rung is so many times later than the one before
+    reduction_factor: float = 3.0  # one in so many continues, and each rung is so many times later than the one before
 
     def __post_init__(self):
         if not 0 < self.grace < JUST_BEFORE_END:
@@ -37,7 +37,7 @@ NESTED = {
 class SweepConfig:
     """Settings of tune.py."""
 
-    run_folder: str  # local path or s3://…; the same folder and settings go on with an interrupted sweep
+    run_folder: str  # local path or s3://…; the same folder and settings resume an interrupted sweep
     data_sets: dict[str, Any]  # name → settings of finetune.py that make the data set: data.sets, data.tile_px, …
     starts: dict[str, Any]  # name → settings of finetune.py that make the initialisation: model.name, model.init, …
     base: dict[str, Any] = field(default_factory=dict)  # settings of finetune.py that all runs share

@@ -111,7 +111,7 @@ def run_trials(
         tuner.fit()
     ray.kill(board)
     if work.num_left:
-        raise RuntimeError(f"Ray Tune came to an end with {work.num_left} runs left: run the same command to go on")
+        raise RuntimeError(f"Ray Tune came to an end with {work.num_left} runs left: run the same command to resume")
 
 
 def make_scheduler(name: str, asha: AshaConfig, *, epochs: int, history: Sequence[Trial]) -> TrialScheduler:
@@ -132,7 +132,7 @@ def make_scheduler(name: str, asha: AshaConfig, *, epochs: int, history: Sequenc
 
 
 class RecordedAsha(ASHAScheduler):
-    """ASHA whose decisions are written down and stand: what an earlier attempt let go on is not stopped when told again."""
+    """ASHA whose decisions are written down and stand: what an earlier attempt let continue is not stopped when told again."""
 
     def learn(self, history: Sequence[Trial], epochs: int) -> None:
         """Trials that ended before; `epochs` of those whose settings do not say."""
@@ -239,4 +239,4 @@ class _Handout(Searcher):
         """Nothing: the work keeps its own record."""
 
     def restore(self, checkpoint_path: str) -> None:
-        raise AssertionError("a sweep goes on from its record, not from Tune's")
+        raise AssertionError("a sweep resumes from its record, not from Tune's")

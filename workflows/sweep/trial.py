@@ -39,7 +39,7 @@ END_TIMEOUT_S = 120
 
 
 def run_trial(config: dict[str, Any]) -> None:
-    """Train one setting, or go on with it. How it went is in its run folder, an exception of the training too.
+    """Train one setting, or resume it. How it went is in its run folder, an exception of the training too.
 
     Args:
         config: `settings`, all of finetune.py; `data`, under which name they are shared; `board`, under which name the sweep's

@@ -23,7 +23,7 @@ Differs, or is decided here:
   and the polynomial schedule.
 - The teacher's maps travel as responses, and the paraphrasers run beside the student: two maps of 256 x 64 x 64 are 4.2 MB
   for a tile of 256 px, where the tile is 0.2 MB. In the teacher pool they could send factors of 0.4 MB; but then the pool
-  would have to be started anew after their training, and students of different widths could not share it.
+  would have to be recreated after their training, and students of different widths could not share it.
 - Where the student's logits are coarser than the tile (a timm backbone's are at half its resolution) they are raised
   linearly.
 """

@@ -3,7 +3,7 @@
 Source: DiPalma et al. 2021 (arXiv 2101.04170): 7x7 stem, one basic block per stage at 32/64/128/256 channels, GroupNorm with
 32 groups, 1.231M parameters with 4 classes. It has no batch statistics, so images of any size can be trained on one by one.
 
-timm's ResNet, whose stem is 64 channels wide whatever is asked for: the stem and the first stage are made anew, at 32. As in
+timm's ResNet, whose stem is 64 channels wide whatever is asked for: the stem and the first stage are replaced, at 32. As in
 timm, the last norm of each block starts at zero (the paper does not say how it starts).
 """
 

@@ -114,7 +114,7 @@ def read_table(path: Path = TABLE) -> list[dict[str, str]]:
 
 
 def main(names: list[str]) -> None:
-    """The given architectures, printed; without any, those of the table, and the table is written anew."""
+    """The given architectures, printed; without any, those of the table, and the table is rewritten."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)  # a fork inherits no threads
     chosen = names or [row["architecture"] for row in read_table()]

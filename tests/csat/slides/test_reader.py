@@ -173,7 +173,7 @@ def test_one_bad_tile_does_not_spoil_the_others(tmp_path, write_slide):
         slide.read(256, 512, 0, 256)
     assert caught.value.reason == "unreadable"
     np.testing.assert_array_equal(slide.read(512, 512, 0, 256), PIXELS[512:768, 512:768])
-    raw = openslide.OpenSlide(str(tmp_path / "bad.tif"))  # why the reader opens the slide anew: errors latch in OpenSlide
+    raw = openslide.OpenSlide(str(tmp_path / "bad.tif"))  # why the reader reopens the slide: errors latch in OpenSlide
     with pytest.raises(openslide.OpenSlideError):
         raw.read_region((256, 512), 0, (256, 256))
     with pytest.raises(openslide.OpenSlideError):

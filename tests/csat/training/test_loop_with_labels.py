@@ -1,4 +1,4 @@
-"""The loop on labels: each task learns, validation measures and stops, killed runs go on bit by bit, ranks agree."""
+"""The loop on labels: each task learns, validation measures and stops, killed runs resume bit by bit, ranks agree."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""A run that is asked to end: the step is finished, all of it is committed, and whoever goes on ends as if it had not been."""
+"""A run that is asked to end: the step is finished, all of it is committed, and whoever resumes ends as if it had not been."""
 
 import threading
 import time
@@ -109,7 +109,7 @@ def test_a_machine_that_will_be_taken_away_is_a_reason_to_commit(tmp_path, monke
         return len(asked) in (3, 5)
 
     make_trainer(tmp_path, range(48), is_leaving=is_leaving).run()
-    assert asked == [48, 48, 48, 36, 36, *[28] * 8], "committed after the third and the fifth step, and it goes on"
+    assert asked == [48, 48, 48, 36, 36, *[28] * 8], "committed after the third and the fifth step, and it continues"
 
 
 def test_a_run_that_waits_for_rows_commits_before_its_machine_is_taken_away(tmp_path, monkeypatch):

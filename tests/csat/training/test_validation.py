@@ -33,7 +33,7 @@ def test_the_best_weights_are_kept_as_a_copy():
     validation = make_validation([0.3, 0.7, 0.5])
     state = {"weight": torch.zeros(2)}
     for step in (1, 2, 3):
-        state["weight"].fill_(step)  # training goes on in place
+        state["weight"].fill_(step)  # training continues in place
         figures = validation.measure(nn.Linear(1, 1), state, CONTEXT, done=10 * step, step=step)
     assert validation.best_state["weight"].tolist() == [2, 2]
     assert (validation.best, validation.best_step) == (0.7, 2)
@@ -142,7 +142,7 @@ def test_a_checkpoint_brings_everything_back(tmp_path):
     assert torch.equal(second.best_state["weight"], first.best_state["weight"])
     assert not second.is_due(30)
     measure(second, done=40)
-    assert second.is_stopped, "patience goes on where it was"
+    assert second.is_stopped, "patience continues where it was"
 
 
 def test_a_fresh_state_comes_back_too(tmp_path):

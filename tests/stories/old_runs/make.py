@@ -1,4 +1,4 @@
-"""Makes small run folders with the code of the day, as later code must go on opening them.
+"""Makes small run folders with the code of the day, which later code must still open.
 
     python -m tests.stories.old_runs.make /tmp/csat-old-runs
 

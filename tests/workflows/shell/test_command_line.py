@@ -180,7 +180,7 @@ def test_the_printed_configuration_has_it(capsys):
         (ConfigError("tile_px must be even"), 2, "error: tile_px must be even"),
         (NonFiniteLossError("step 3: loss is not finite"), 1, "stopped: step 3"),
         (WorkerCrashedError(), 1, "Ray stopped: The worker died unexpectedly"),
-        (KeyboardInterrupt(), 130, "run the same command to go on"),
+        (KeyboardInterrupt(), 130, "run the same command to resume"),
     ],
 )
 def test_how_a_verb_ends(capsys, error, code, words):

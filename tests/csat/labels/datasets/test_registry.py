@@ -187,7 +187,7 @@ def test_numbered_nuclei_are_taken_in_pieces_and_with_specks(name, tmp_path):
 
 @pytest.mark.parametrize(("name", "mask_folder"), [("pairs", "masks"), ("nuinsseg", "masks_binary"), ("dsb2018", None)])
 def test_masks_of_yes_or_no_hold_nothing_between(name, mask_folder, tmp_path):
-    """A picture's noise about the nuclei, saved anew without loss, would join what is apart."""
+    """A picture's noise about the nuclei, saved again without loss, would join what is apart."""
     mask = np.where(_nuclei() > 0, 255, 0).astype(np.uint8)
     mask[0, 0] = 3
     images, masks = ("images", mask_folder) if mask_folder else ("1/images", "1/masks")
