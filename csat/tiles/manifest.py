@@ -141,9 +141,7 @@ def read_manifest(uri: str, fingerprint: str | None = None, *, missing_ok: bool 
         raise StorageError(f"{uri} is no finished tile manifest: it has no {INDEX} (it holds: {found})")
     index = json.loads(files.read_bytes(place))
     if index.get("version") != VERSION:
-        raise StorageError(
-            f"{uri}: a manifest of version {index.get('version')}, expected {VERSION}: create it elsewhere"
-        )
+        raise StorageError(f"{uri}: a manifest of version {index.get('version')}, expected {VERSION}: create it elsewhere")
     if fingerprint not in (None, index["fingerprint"]):
         raise ConfigError(
             f"{uri} was made from other slides or other --data or --manifest settings, or by an earlier version (fingerprint "
