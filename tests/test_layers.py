@@ -24,7 +24,7 @@ FLOORS = (
     ("evaluation",),
 )
 # And of workflows: pages stand on top, and nobody imports them.
-WINGS = ("workflows.pretraining", "workflows.finetuning", "workflows.rates", "workflows.prediction")
+WINGS = ("workflows.pretraining", "workflows.finetuning", "workflows.comparison", "workflows.rates", "workflows.prediction")
 # Heavy libraries and the places that may open their door.
 DOORS = {
     "ray": ("workflows/", "teachers/stage.py"),

@@ -15,7 +15,7 @@ LIGHT = {
     "csat.labels.reader, csat.labels.sets": (*TORCH, "ray", "matplotlib", "openpyxl"),
     # Tiling is many processes that each live for seconds; so is decoding, and asking how far a run is.
     "workflows.shell.tile_slides": (*TORCH, "pandas", "matplotlib", "openpyxl"),
-    "workflows.finetuning.decode": (*TORCH, "matplotlib", "openpyxl"),
+    "workflows.shell.decode_samples": (*TORCH, "matplotlib", "openpyxl"),
     "csat.evaluation.scores": (*TORCH, "ray", "matplotlib", "openpyxl"),
     "csat.runs.checkpoints, csat.runs.folder, workflows.shell.kept": (*TORCH, "ray", "matplotlib"),
 }

@@ -8,7 +8,6 @@ and judged on the test part with intervals. What comes out is a run folder: `pre
 teacher. The same command resumes after any interruption.
 """
 
-import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,19 +20,15 @@ from workflows.shell import interruption
 if __name__ == "__main__":
     interruption.listen()  # before the imports, which take seconds
 
-
-from csat.labels.sets import LabelledData
-from csat.labels.splits import PARTS
 from csat.runs.folder import RunFolder
 from workflows.finetuning.check import check
 from workflows.finetuning.config import FinetuneConfig
-from workflows.finetuning.decode import decode
-from workflows.finetuning.fit import fit, open_folder, where, write_samples
+from workflows.finetuning.fit import fit, open_folder
+from workflows.finetuning.records import print_data, where, write_samples
 from workflows.shell import cluster, command_line
+from workflows.shell.decode_samples import decode
 from workflows.shell.kept import kept_of_run
 from workflows.shell.places import with_places_found
-
-logger = logging.getLogger("finetune")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -55,7 +50,7 @@ def finetune(config: FinetuneConfig, plain: dict[str, Any]) -> int:
     cluster.check_workers(config.workers, pool=config.pool if config.teacher else None, readers=config.readers)
     cluster.check_run_folder_is_shared(folder.uri)
     prepared = decode(config.data, data)
-    _print_data(data)
+    print_data(data)
     if config.prepare_only:
         write_samples(folder, prepared)
         print(f"the data are in order: {folder.path('samples.csv')}")
@@ -63,21 +58,6 @@ def finetune(config: FinetuneConfig, plain: dict[str, Any]) -> int:
     fit(config, plain, prepared)
     print(where(folder))
     return 0
-
-
-def _print_data(data: LabelledData) -> None:
-    for part in PARTS:
-        samples = data.parts[part]
-        groups = len({sample.group for sample in samples})
-        by_class = ""
-        if samples and samples[0].label is not None:
-            counts = [sum(sample.label == index for sample in samples) for index in range(len(data.info.classes))]
-            by_class = ": " + ", ".join(f"{name} {count:,}" for name, count in zip(data.info.classes, counts, strict=True))
-        print(f"{part}: {len(samples):,} images of {groups:,} groups{by_class}")
-    if data.unlabelled:
-        print(f"not used (label_fraction): {len(data.unlabelled):,} images")
-    if data.info.note:
-        print(f"note: {data.info.note}")
 
 
 if __name__ == "__main__":

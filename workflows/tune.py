@@ -9,7 +9,6 @@ Settings below `base`, `data_sets.NAME` and `starts.NAME` are settings of finetu
 command resumes.
 """
 
-import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,26 +21,20 @@ from workflows.shell import interruption
 if __name__ == "__main__":
     interruption.listen()  # before the imports, which take seconds
 
-from csat.errors import ConfigError, DatasetError, StorageError
-from csat.evaluation.reports.sweep import write_sweep_report
-from csat.evaluation.sweep_table import make_table, to_csv, to_json, to_text
-from csat.labels.sets import LabelledData
 from csat.runs.folder import RunFolder
 from csat.storage import files
-from csat.sweeps.space import Dimension, corners, read_space
+from csat.sweeps.space import read_space
 from csat.sweeps.tracking import MlflowTracker
-from csat.sweeps.trial import CellResult
-from workflows.finetuning.check import check as check_run
-from workflows.finetuning.decode import decode
 from workflows.shell import cluster, command_line
+from workflows.shell.decode_samples import decode
 from workflows.shell.kept import kept_of_sweep
-from workflows.sweep.cells import Cell, make_cells
+from workflows.sweep.cells import make_cells
+from workflows.sweep.check import check_cells, check_resources
 from workflows.sweep.config import NESTED, SweepConfig
+from workflows.sweep.finish import finish
 from workflows.sweep.runs import finished_result, run_cell
-from workflows.sweep.search import GROUP_DRIVER_CPUS, Progress
+from workflows.sweep.search import Progress
 from workflows.sweep.shared_data import share
-
-logger = logging.getLogger("tune")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -61,9 +54,9 @@ def sweep(config: SweepConfig, plain: dict[str, Any]) -> int:
     results = {cell.name: result for cell in cells if (result := finished_result(cell)) is not None}
     waiting = [cell for cell in cells if cell.name not in results]
     if waiting:
-        data = check(waiting, space)
+        data = check_cells(waiting, space)
         cluster.connect(config.ray, kept_gb=2 * max(cell.config.data.memory_gb for cell in waiting))
-        _check_resources(config, waiting)
+        check_resources(config, waiting)
         cluster.check_run_folder_is_shared(folder.uri)
         folder.set_status("running")
         per_cell = (config.num_trials if space else 0) + config.final_seeds
@@ -76,54 +69,7 @@ def sweep(config: SweepConfig, plain: dict[str, Any]) -> int:
                     results[cell.name] = run_cell(cell, config, space, data_name=name, progress=progress, tracker=tracker)
     else:
         print("this sweep is finished: nothing to do")
-    num_bootstraps = cells[0].config.num_bootstraps
-    return finish(folder, [results[cell.name] for cell in cells], space, num_bootstraps)
-
-
-def check(cells: list[Cell], space: tuple[Dimension, ...]) -> dict[str, LabelledData]:
-    """Everything that can be known before a trial starts: data, parts, metrics, models and where they start from, leakage.
-
-    Returns:
-        `data_key` → the data of the cells that have it.
-
-    Raises:
-        ConfigError, DatasetError, StorageError: names the cell, what is wrong and what to try.
-    """
-    data: dict[str, LabelledData] = {}
-    # Settings of the model and the method show only when it is built whether they fit.
-    builds_all = any(dimension.name.startswith(("model.", "method.")) for dimension in space)
-    for cell in cells:
-        try:
-            for point in corners(space) if builds_all else corners(space)[:1]:
-                data[cell.data_key] = check_run(cell.read(point), data.get(cell.data_key))
-        except (ConfigError, DatasetError, StorageError) as error:
-            raise type(error)(f"{cell.name}: {error}") from error
-    return data
-
-
-def finish(folder: RunFolder, results: list[CellResult], space: tuple[Dimension, ...], num_bootstraps: int) -> int:
-    """The table, in the terminal and in the run folder. Returns the exit code."""
-    rows = make_table(results, num_bootstraps=num_bootstraps)
-    text = to_text(rows)
-    folder.write_text("table.txt", text + "\n")
-    folder.write_text("table.csv", to_csv(rows))
-    folder.write_json("table.json", to_json(rows))
-    write_sweep_report(folder, results=results, rows=rows, space=space)
-    folder.set_status("finished")
-    print(f"{text}\nreport: {folder.path('report.html')}")
-    return 1 if any(not result.seeds for result in results) else 0
-
-
-def _check_resources(config: SweepConfig, cells: list[Cell]) -> None:
-    for cell in cells:
-        workers = cell.config.workers
-        is_group = workers.num_workers > 1
-        cluster.check_trials(
-            max_concurrent=config.max_concurrent,
-            cpus=GROUP_DRIVER_CPUS if is_group else config.cpus_per_trial,
-            gpus=0.0 if is_group else config.gpus_per_trial,
-            workers=workers if is_group else None,
-        )
+    return finish(folder, [results[cell.name] for cell in cells], space, num_bootstraps=cells[0].config.num_bootstraps)
 
 
 if __name__ == "__main__":

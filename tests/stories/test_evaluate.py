@@ -18,11 +18,11 @@ from csat.runs.folder import RunFolder
 from tests.support.labelled_folders import data_settings, make_folder
 from tests.support.made_up import classified, nuclei, segmented, write_run
 from workflows import evaluate
-from workflows.evaluate import name_runs
+from workflows.comparison.config import name_runs
+from workflows.comparison.data import judge, look, own_data
 from workflows.finetuning.build import build_method
 from workflows.finetuning.check import check
 from workflows.finetuning.config import read_config
-from workflows.finetuning.run_data import judge, look, own_data
 
 QUICK = ["--num_bootstraps=100"]
 

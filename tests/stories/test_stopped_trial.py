@@ -11,7 +11,7 @@ from tests.support.labelled_folders import data_settings, make_folder
 from workflows.finetuning import fit as finetuning
 from workflows.finetuning.check import check
 from workflows.finetuning.config import read_config
-from workflows.finetuning.decode import Prepared
+from workflows.shell.decode_samples import Prepared
 
 SETTINGS = {
     "model": {"name": "csat_nano", "decoder_channels": 8},

@@ -7,8 +7,8 @@ from PIL import Image
 
 from workflows.finetuning.check import check
 from workflows.finetuning.config import read_config
-from workflows.finetuning.decode import Prepared
 from workflows.finetuning.fit import fit
+from workflows.shell.decode_samples import Prepared
 
 COLORS = {"pink": (210, 140, 180), "violet": (120, 90, 170)}
 SIZE_PX = 32

@@ -1,9 +1,6 @@
 """A fine-tuning from its decoded data to its finished run folder."""
 
-import csv
-import io
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -16,9 +13,10 @@ from csat.words import last_line
 from workflows.finetuning.build import describe
 from workflows.finetuning.check import check
 from workflows.finetuning.config import FinetuneConfig
-from workflows.finetuning.decode import Prepared, decode
 from workflows.finetuning.first_stage import make_first_job
+from workflows.finetuning.records import write_data, write_samples
 from workflows.finetuning.train import FinetuneJob
+from workflows.shell.decode_samples import Prepared, decode
 from workflows.shell.group import FAILED, train_here, train_in_group
 from workflows.shell.kept import INTERRUPTED
 from workflows.shell.run_teacher import check_same_teacher
@@ -59,7 +57,7 @@ def fit(
     open_folder(folder, config, plain)
     if folder.is_finished():
         return folder.read_json("evaluation.json")
-    _write_data(folder, prepared)
+    write_data(folder, prepared)
     write_samples(folder, prepared)
     job = FinetuneJob(config=config, prepared=prepared, teacher=describe(config))
     if job.teacher is not None:
@@ -103,55 +101,3 @@ def open_folder(folder: RunFolder, config: FinetuneConfig, plain: dict[str, Any]
         config_class=FinetuneConfig,
         as_before=partial(spelled_out, as_before=True),
     )
-
-
-def where(folder: RunFolder) -> str:
-    """Where a user finds the results, and what they are."""
-    figures = (folder.read_json("evaluation.json") or {}).get("test", {})
-    lines = [
-        f"test: {name} {figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
-        for name, figure in figures.items()
-        if isinstance(figure, dict) and "low" in figure and "/" not in name
-    ]
-    return "\n".join([*lines, f"model:  {folder.path('exported')}", f"report: {folder.path('report.html')}"])
-
-
-def _write_data(folder: RunFolder, prepared: Prepared) -> None:
-    """data.json: what was learned from, for reports, model cards and whoever asks later."""
-    data = prepared.data
-    parts = {
-        part: {"samples": len(samples), "groups": sorted({sample.group for sample in samples})}
-        for part, samples in data.parts.items()
-    }
-    unreadable = [{"sample": data.samples[index].key, "reason": reason} for index, reason in prepared.unreadable.items()]
-    folder.write_json(
-        "data.json",
-        {**asdict(data.info), "sets": [asdict(info) for info in data.sets], "parts": parts, "unreadable": unreadable},
-    )
-
-
-def write_samples(folder: RunFolder, prepared: Prepared) -> None:
-    """samples.csv, a line per image with its part; pretrain.csv, the training images as `pretrain.py --slides` takes them."""
-    data = prepared.data
-    reasons = {data.samples[index].key: reason for index, reason in prepared.unreadable.items()}
-    parts = {**data.parts, "not used": data.unlabelled}
-    lines = [
-        [sample.image, part, sample.key, sample.group, "" if sample.label is None else data.info.classes[sample.label]]
-        + ["" if sample.mpp is None else sample.mpp, reasons.get(sample.key, "")]
-        for part, samples in parts.items()
-        for sample in samples
-    ]
-    _write_csv(folder, "samples.csv", ["image", "part", "sample", "group", "label", "mpp", "reason"], lines)
-    # An image of a container (h5, npy) has no file of its own that a slide reader could open.
-    unlabelled = [
-        [sample.image, sample.group, "" if sample.mpp is None else sample.mpp]
-        for sample in (*data.parts["train"], *data.unlabelled)
-        if sample.index is None
-    ]
-    _write_csv(folder, "pretrain.csv", ["slide", "patient", "mpp"], unlabelled)
-
-
-def _write_csv(folder: RunFolder, name: str, header: list[str], lines: list[list[Any]]) -> None:
-    table = io.StringIO()
-    csv.writer(table).writerows([header, *lines])
-    folder.write_text(name, table.getvalue())

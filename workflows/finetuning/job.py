@@ -18,10 +18,10 @@ from csat.training.context import Columns, TrainContext
 from teachers.stage import TeacherStage
 from workflows.finetuning.build import build_method
 from workflows.finetuning.config import FinetuneConfig
-from workflows.finetuning.decode import Prepared
 from workflows.finetuning.stream import LabelledStream
 from workflows.shell.config import RayConfig, WorkerConfig
 from workflows.shell.data import TRAIN
+from workflows.shell.decode_samples import Prepared
 from workflows.shell.group import Job
 
 

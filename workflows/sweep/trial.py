@@ -21,9 +21,9 @@ from csat.runs.folder import RunFolder
 from csat.runs.recorder import read_metrics
 from csat.sweeps.trial import ENDED
 from workflows.finetuning.config import FinetuneConfig, read_config
-from workflows.finetuning.decode import Prepared
 from workflows.finetuning.fit import fit
 from workflows.shell.board import StopWatch
+from workflows.shell.decode_samples import Prepared
 from workflows.sweep.shared_data import shared_data
 
 logger = logging.getLogger(__name__)

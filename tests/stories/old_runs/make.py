@@ -29,7 +29,7 @@ from workflows import pretrain
 from workflows.finetuning import fit as finetuning
 from workflows.finetuning.check import check
 from workflows.finetuning.config import read_config
-from workflows.finetuning.decode import Prepared
+from workflows.shell.decode_samples import Prepared
 from workflows.shell.places import with_places_found
 
 SMALL = {

@@ -6,10 +6,10 @@ from ray.exceptions import WorkerCrashedError
 
 from csat.errors import ConfigError, NonFiniteLossError
 from csat.settings import valid_keys
-from workflows.benchmark import BenchmarkConfig
-from workflows.evaluate import EvaluateConfig
+from workflows.comparison.config import EvaluateConfig
 from workflows.finetuning.config import FinetuneConfig
 from workflows.pretraining.config import PretrainConfig
+from workflows.rates.config import BenchmarkConfig
 from workflows.shell import command_line
 from workflows.shell.config import TeacherConfig
 from workflows.sweep.config import SweepConfig

@@ -20,9 +20,8 @@ from csat.prediction.windows import View
 from csat.settings import read_settings
 from csat.tasks import DatasetInfo, Task
 from csat.words import some
-from workflows.finetuning.decode import Prepared, decode
-
-EVERY_PART = "all"
+from workflows.comparison.config import EVERY_PART
+from workflows.shell.decode_samples import Prepared, decode
 
 
 @dataclass(frozen=True, kw_only=True)

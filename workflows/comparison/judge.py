@@ -1,0 +1,71 @@
+"""The exported models of runs at work: on other labelled images, and on the samples that all of them are wrong about."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from csat.errors import ConfigError, DatasetError, SlideError, StorageError
+from csat.evaluation.judged_run import JudgedRun
+from csat.evaluation.predictions import write_predictions
+from csat.runs.folder import RunFolder
+from csat.tasks import Task
+from workflows.comparison.config import EvaluateConfig
+from workflows.comparison.data import RunData, judge, look, other_data, own_data
+
+logger = logging.getLogger("evaluate")
+
+Groups = dict[str, list[JudgedRun]]
+MOST_SHOWN = 3  # groups whose maps stand beside each other in a picture
+
+
+def judge_on_other_data(
+    config: EvaluateConfig, folder: RunFolder, groups: Groups, device: torch.device
+) -> tuple[Groups, dict[str, RunData]]:
+    """Every run with predictions of the other data, and the data as the first run of each group sees them."""
+    seen: dict[str, RunData] = {}
+    judged: Groups = {}
+    for name, members in groups.items():
+        for number, run in enumerate(members):
+            data = other_data(run, config.data, config.split, accept_leakage=config.accept_leakage)
+            seen.setdefault(name, data)
+            predictions = judge(run, data, device=device)
+            logger.info("%s: %d images judged", run.uri, len(predictions))
+            write_predictions(folder.path("predictions", f"{name}-{number}.parquet"), predictions)
+            judged.setdefault(name, []).append(replace(run, predictions=predictions))
+    return judged, seen
+
+
+def make_pictures(
+    groups: Groups, seen: Mapping[str, RunData], worst: Sequence[Mapping[str, Any]], device: torch.device
+) -> tuple[list[dict[str, Any]], str | None]:
+    """Of the worst samples, with the maps of the first run of each group; and where the images are not at hand, why."""
+    if not worst:
+        return [], None
+    keys = [sample["key"] for sample in worst]
+    by_group, first = {}, next(iter(groups.values()))[0]
+    try:
+        most = 1 if first.task == Task.CLASSIFICATION else MOST_SHOWN  # there are no maps to set beside each other
+        for name, members in list(groups.items())[:most]:
+            data = seen.get(name) or own_data(members[0])
+            by_group[name] = {each["key"]: each for each in look(members[0], data, keys, device=device)}
+    except (ConfigError, DatasetError, SlideError, StorageError) as error:
+        logger.warning("the report shows no pictures: %s", error)
+        return [], str(error)
+    shown = next(iter(by_group.values()))
+    pictures = [
+        {"key": key, "image": shown[key]["image"], "true": shown[key]["true"]}
+        | {"said": {name: found[key]["said"] for name, found in by_group.items()}}
+        for key in keys
+        if all(key in found for found in by_group.values())
+    ]
+    return pictures, None
+
+
+def find_device(name: str) -> torch.device:
+    """Raises ConfigError for a GPU that is not there."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device cuda was asked for and torch sees no GPU here: say --device cpu")
+    return torch.device(name)

@@ -1,0 +1,79 @@
+"""What a fine-tuning says about its data and its results: in the terminal, data.json, samples.csv and pretrain.csv."""
+
+import csv
+import io
+from dataclasses import asdict
+from typing import Any
+
+from csat.labels.sets import LabelledData
+from csat.labels.splits import PARTS
+from csat.runs.folder import RunFolder
+from workflows.shell.decode_samples import Prepared
+
+
+def print_data(data: LabelledData) -> None:
+    """The parts, with their groups and classes."""
+    for part in PARTS:
+        samples = data.parts[part]
+        groups = len({sample.group for sample in samples})
+        by_class = ""
+        if samples and samples[0].label is not None:
+            counts = [sum(sample.label == index for sample in samples) for index in range(len(data.info.classes))]
+            by_class = ": " + ", ".join(f"{name} {count:,}" for name, count in zip(data.info.classes, counts, strict=True))
+        print(f"{part}: {len(samples):,} images of {groups:,} groups{by_class}")
+    if data.unlabelled:
+        print(f"not used (label_fraction): {len(data.unlabelled):,} images")
+    if data.info.note:
+        print(f"note: {data.info.note}")
+
+
+def write_data(folder: RunFolder, prepared: Prepared) -> None:
+    """data.json: what was learned from, for reports, model cards and whoever asks later."""
+    data = prepared.data
+    parts = {
+        part: {"samples": len(samples), "groups": sorted({sample.group for sample in samples})}
+        for part, samples in data.parts.items()
+    }
+    unreadable = [{"sample": data.samples[index].key, "reason": reason} for index, reason in prepared.unreadable.items()]
+    folder.write_json(
+        "data.json",
+        {**asdict(data.info), "sets": [asdict(info) for info in data.sets], "parts": parts, "unreadable": unreadable},
+    )
+
+
+def write_samples(folder: RunFolder, prepared: Prepared) -> None:
+    """samples.csv, a line per image with its part; pretrain.csv, the training images as `pretrain.py --slides` takes them."""
+    data = prepared.data
+    reasons = {data.samples[index].key: reason for index, reason in prepared.unreadable.items()}
+    parts = {**data.parts, "not used": data.unlabelled}
+    lines = [
+        [sample.image, part, sample.key, sample.group, "" if sample.label is None else data.info.classes[sample.label]]
+        + ["" if sample.mpp is None else sample.mpp, reasons.get(sample.key, "")]
+        for part, samples in parts.items()
+        for sample in samples
+    ]
+    _write_csv(folder, "samples.csv", ["image", "part", "sample", "group", "label", "mpp", "reason"], lines)
+    # An image of a container (h5, npy) has no file of its own that a slide reader could open.
+    unlabelled = [
+        [sample.image, sample.group, "" if sample.mpp is None else sample.mpp]
+        for sample in (*data.parts["train"], *data.unlabelled)
+        if sample.index is None
+    ]
+    _write_csv(folder, "pretrain.csv", ["slide", "patient", "mpp"], unlabelled)
+
+
+def where(folder: RunFolder) -> str:
+    """Where a user finds the results, and what they are."""
+    figures = (folder.read_json("evaluation.json") or {}).get("test", {})
+    lines = [
+        f"test: {name} {figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
+        for name, figure in figures.items()
+        if isinstance(figure, dict) and "low" in figure and "/" not in name
+    ]
+    return "\n".join([*lines, f"model:  {folder.path('exported')}", f"report: {folder.path('report.html')}"])
+
+
+def _write_csv(folder: RunFolder, name: str, header: list[str], lines: list[list[Any]]) -> None:
+    table = io.StringIO()
+    csv.writer(table).writerows([header, *lines])
+    folder.write_text(name, table.getvalue())

@@ -1,0 +1,22 @@
+"""The settings of benchmark.py."""
+
+from dataclasses import dataclass, field
+
+STUDENTS = ("csat", "csat_nano", "convnextv2_atto", "efficientnet_b0", "resnet18")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig:
+    """Settings of benchmark.py."""
+
+    stages: list[str] = field(default_factory=lambda: ["student", "teacher", "reader"])  # any of these, plan, manifest
+    students: list[str] = field(default_factory=lambda: list(STUDENTS))  # backbones
+    slides: list[str] = field(default_factory=list)  # slides for the reader; empty: a synthetic one
+    tile_px: int = 256  # edge of the tiles
+    batch_size: int = 16  # tiles at once
+    num_slides: int = 10_000  # simulated slides of the stage manifest
+    num_tiles: int = 100_000_000  # simulated tiles of the stages plan and manifest
+    rounds: int = 5  # timed rounds of each, after one that is not counted
+    device: str = "cpu"  # cpu or cuda
+    threads: int | None = None  # of torch, on the CPU; None: torch's choice
+    output: str | None = None  # file for the figures as JSON
