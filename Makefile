@@ -34,7 +34,7 @@ test-lowest: $(TEST_STAMP)
 	$(BIN)/python -c $(PURELIB) > $$($(VENV)/lowest/bin/python -c $(PURELIB))/pinned.pth
 	$(BIN)/python tests/lowest_versions.py | grep -Ev '^torch(vision)?==' > $(VENV)/lowest/lowest.txt
 	$(VENV)/lowest/bin/python -m pip install --quiet --disable-pip-version-check -r $(VENV)/lowest/lowest.txt
-	$(VENV)/lowest/bin/python -m pytest -m "not gpu and not ray and not slow"
+	$(subst $(BIN),$(VENV)/lowest/bin,$(PYTEST)) -m "not thorough and not gpu and not ray and not slow"
 
 lint: $(TEST_STAMP)
 	$(BIN)/ruff check .
