@@ -130,7 +130,7 @@ class TeacherSpec:
             nearest = sorted(sorted(self.tile_px, key=lambda size: abs(size - tile_px))[:4])
             raise ConfigError(
                 f"teacher {self.name!r} does not take tiles of {tile_px} px; the nearest that it takes: "
-                f"{', '.join(map(str, nearest))} px. Set --data.tile_px"
+                f"{', '.join(map(str, nearest))} px. Set data.tile_px"
             )
         for spec in self.responses:
             spec.shape(tile_px)
@@ -138,9 +138,9 @@ class TeacherSpec:
             return
         if not 0.9 < mpp / self.mpp < 1.1:
             raise ConfigError(
-                f"teacher {self.name!r} was made for {self.mpp} um/px and the tiles are read at {mpp} um/px: set --data.mpp "
-                f"{self.mpp} (and --student.downsample 2 to let the student see half of that), or "
-                "--teacher.accept_any_mpp true"
+                f"teacher {self.name!r} was made for {self.mpp} um/px and the tiles are read at {mpp} um/px: set data.mpp "
+                f"{self.mpp} (and student.downsample 2 to let the student see half of that), or "
+                "teacher.accept_any_mpp true"
             )
 
 

@@ -1,17 +1,104 @@
-"""Plain settings, as from a YAML recipe, into a frozen config dataclass: types checked, unknown keys refused."""
+"""Settings: what a field of a config says about itself, and plain values, as from a YAML recipe, as that config.
+
+A field of a config says with its type what it is beside its value:
+
+    run_folder: Free[Place]  # may be another one when the run is resumed, and is a path or URI
+    from_run: Place | None = None
+    report_tiles: Free[int] = 8
+    sets: dict[str, Place | SettingsOf[SetConfig]]
+
+A message names a setting as it stands in a recipe (`data.tile_px`); which flag that is, the page knows that shows it.
+"""
 
 import difflib
 import importlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, fields, is_dataclass
-from typing import Any, TypeVar, get_type_hints
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import jsonargparse
 
 from csat.errors import ConfigError
+from csat.storage import uris
 
 Config = TypeVar("Config")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Stands in a type, and changes nothing about the value."""
+
+    name: str
+
+
+PLACE, FREE = Mark("place"), Mark("free")
+Place = Annotated[str, PLACE]  # a path or URI: absolute from the command line on, see `with_places`
+Free = Annotated[T, FREE]  # may differ when a run is resumed: how the work is spread and reported, never what is learned
+
+
+class SettingsOf:
+    """`SettingsOf[SetConfig]`: a mapping of some of that config's settings, which is read into one later."""
+
+    def __init__(self, config_class: type):
+        self.config_class = config_class
+
+    def __class_getitem__(cls, config_class: type) -> Any:
+        return Annotated[dict[str, Any], cls(config_class)]
+
+
+class UnknownSettingError(ConfigError):
+    """There is no setting of that name. The message lists those that there are."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One field of a config, or of a config in it.
+
+    Attributes:
+        name: Dotted.
+        hint: Its type, without marks.
+        is_free: It, or what it is part of, may differ when a run is resumed.
+        section: The config that it is, or may be; None: it is a value.
+    """
+
+    name: str
+    hint: Any
+    is_free: bool
+    section: type | None
+
+
+def settings_of(config_class: type, prefix: str = "", *, is_free: bool = False) -> Iterator[Setting]:
+    """All settings of a config: each field, and after a config those in it."""
+    hints, marked = get_type_hints(config_class), get_type_hints(config_class, include_extras=True)
+    for item in fields(config_class):
+        hint = hints[item.name]
+        section = next((each for each in (hint, *get_args(hint)) if isinstance(each, type) and is_dataclass(each)), None)
+        free = is_free or FREE in getattr(marked[item.name], "__metadata__", ())
+        yield Setting(prefix + item.name, hint, free, section)
+        if section is not None:
+            yield from settings_of(section, f"{prefix}{item.name}.", is_free=free)
+
+
+def valid_keys(config_class: type) -> list[str]:
+    """All settings that have a value, dotted."""
+    return [setting.name for setting in settings_of(config_class) if setting.section is None]
+
+
+def free_keys(config_class: type) -> set[str]:
+    """Settings that may differ when a run is resumed, dotted; of a config in it, all that are below it too."""
+    return {setting.name for setting in settings_of(config_class) if setting.is_free}
+
+
+def add_settings(parser: jsonargparse.ArgumentParser, config_class: type) -> None:
+    """All settings of a config as arguments of a parser, whose help and errors show types without marks."""
+    parser.add_class_arguments(config_class)
+    hints = {setting.name: setting.hint for setting in settings_of(config_class)}
+    for action in parser._actions:  # jsonargparse 4.53 shows the marks; no public way to give it other types
+        if hasattr(action, "_typehint") and action.dest in hints:
+            action._typehint = hints[action.dest]
 
 
 def read_settings(config_class: type[Config], settings: Mapping[str, Any] | None, *, what: str) -> Config:
@@ -29,9 +116,9 @@ def read_settings(config_class: type[Config], settings: Mapping[str, Any] | None
         raise ConfigError(f"{what}: settings are a mapping of names to values, not {settings!r}")
     settings = dict(settings or {})
     for key in unknown_keys(config_class, settings):
-        raise ConfigError(f"{what}: {no_such_key(config_class, key)}")
+        raise UnknownSettingError(f"{what}: {no_such_key(config_class, key)}")
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(config_class)
+    add_settings(parser, config_class)
     try:
         return config_class(**vars(parser.instantiate(parser.parse_object(settings))))
     except ConfigError:
@@ -48,39 +135,52 @@ def resolve(reference: str | Any) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
+def plain_settings(config: Any) -> dict[str, Any]:
+    """A config as plain values: what config.yaml holds, and what `read_settings` makes the same config of."""
+    return json.loads(json.dumps(asdict(config)))
+
+
 def completed(config_class: type, plain: Mapping[str, Any]) -> dict[str, Any]:
-    """A resolved configuration of an earlier version, with the defaults of the settings that have come since.
+    """A resolved configuration of an earlier version as this version would have recorded it: with the defaults of the
+    settings that have come since, and absolute places.
 
     Where this version cannot read it (a setting has gone), it comes back as it is.
     """
     try:
-        return json.loads(json.dumps(asdict(read_settings(config_class, plain, what="the earlier run"))))
+        return plain_settings(with_places(read_settings(config_class, plain, what="the earlier run")))
     except ConfigError:
         return dict(plain)
 
 
-def valid_keys(config_class: type, prefix: str = "") -> list[str]:
-    """All settings of a config, dotted."""
-    hints = get_type_hints(config_class)
-    keys = []
-    for item in fields(config_class):
-        if is_dataclass(hints[item.name]):
-            keys += valid_keys(hints[item.name], f"{prefix}{item.name}.")
-        else:
-            keys.append(prefix + item.name)
-    return keys
+def with_places(config: Config) -> Config:
+    """The config with every `Place` absolute: workers, trials and other nodes start in other folders than the verb did.
+
+    A config whose places its types do not tell has a method `with_own_places`, which is asked after that.
+
+    Raises:
+        ConfigError, StorageError: a place that cannot be.
+    """
+    hints = get_type_hints(type(config), include_extras=True)
+    changes = {item.name: _placed(hints[item.name], getattr(config, item.name)) for item in fields(config)}
+    found = replace(config, **changes)
+    return found.with_own_places() if hasattr(found, "with_own_places") else found
+
+
+def places_in(config_class: type, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Some settings of a config, with every `Place` absolute. What is not of its type stays as it is, for the check of it."""
+    hints = get_type_hints(config_class, include_extras=True)
+    return {name: _placed(hints[name], value) if name in hints else value for name, value in settings.items()}
 
 
 def unknown_keys(config_class: type, settings: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Dotted keys of `settings` that the config does not have."""
-    hints = get_type_hints(config_class)
-    names = {item.name for item in fields(config_class)}
+    sections = {setting.name: setting.section for setting in settings_of(config_class) if "." not in setting.name}
     unknown = []
     for key, value in settings.items():
-        if key not in names:
+        if key not in sections:
             unknown.append(f"{prefix}{key}")
-        elif is_dataclass(hints[key]) and isinstance(value, Mapping):
-            unknown += unknown_keys(hints[key], value, f"{prefix}{key}.")
+        elif sections[key] is not None and isinstance(value, Mapping):
+            unknown += unknown_keys(sections[key], value, f"{prefix}{key}.")
     return unknown
 
 
@@ -111,3 +211,25 @@ def unfold(settings: Mapping[str, Any]) -> dict[str, Any]:
             value = {part: value}
         unfolded = merge(unfolded, value)
     return unfolded
+
+
+def _placed(hint: Any, value: Any) -> Any:
+    """A value with its places absolute, as far as it is of that type."""
+    if marks := getattr(hint, "__metadata__", ()):
+        if PLACE in marks and isinstance(value, str):
+            return uris.normalise(value)
+        of = next((mark.config_class for mark in marks if isinstance(mark, SettingsOf)), None)
+        if of is not None and isinstance(value, Mapping):
+            return places_in(of, value)
+        hint = hint.__origin__
+    origin, inner = get_origin(hint), get_args(hint)
+    if isinstance(hint, type) and is_dataclass(hint) and isinstance(value, hint):
+        return with_places(value)
+    if origin in (Union, UnionType):
+        for each in inner:
+            value = _placed(each, value)
+    elif origin is list and isinstance(value, list):
+        return [_placed(inner[0], each) for each in value]
+    elif origin is dict and isinstance(value, Mapping):
+        return {key: _placed(inner[1], each) for key, each in value.items()}
+    return value

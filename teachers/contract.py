@@ -105,7 +105,7 @@ def weights_file(uri: str | None, *, teacher: str, expected: str) -> Iterator[Pa
         TeacherError: no weights were given, or there is no such file.
     """
     if not uri:
-        raise TeacherError(f"teacher {teacher!r} needs weights and got none: expected {expected}. Set --teacher.weights")
+        raise TeacherError(f"teacher {teacher!r} needs weights and got none: expected {expected}. Set teacher.weights")
     try:
         if is_local(uri):
             path, release = local_path(uri), lambda: None
@@ -116,7 +116,7 @@ def weights_file(uri: str | None, *, teacher: str, expected: str) -> Iterator[Pa
             path, release = lease.path, lease.release
     except (SlideError, StorageError) as error:
         raise TeacherError(
-            f"teacher {teacher!r}: cannot read the weights {uri} ({error}). Expected {expected}. Check --teacher.weights, and "
+            f"teacher {teacher!r}: cannot read the weights {uri} ({error}). Expected {expected}. Check teacher.weights, and "
             "that every node may read it"
         ) from error
     try:
@@ -161,6 +161,6 @@ def _no_such_file(path: Path, *, teacher: str, expected: str) -> str:
     else:
         found = f"the folder {folder} does not exist on this machine"
     return (
-        f"teacher {teacher!r}: there is no weights file {path} ({found}). Expected {expected}. Correct --teacher.weights; "
+        f"teacher {teacher!r}: there is no weights file {path} ({found}). Expected {expected}. Correct teacher.weights; "
         "on a cluster, the path must exist on every node, or be an s3:// URI"
     )

@@ -27,6 +27,7 @@ import safetensors.numpy
 
 from csat.errors import ConfigError, StorageError, TeacherError
 from csat.responses import Kind, ResponseSpec, TeacherSpec
+from csat.settings import Free, Place
 from csat.storage import files
 
 logger = logging.getLogger(__name__)
@@ -44,14 +45,14 @@ Answer = dict[str, np.ndarray] | str  # responses of one tile (float16), or the 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheConfig:
-    """Where responses are kept. Set as --cache.NAME."""
+    """Where responses are kept: the settings cache.NAME."""
 
-    uri: str | None = None  # local path that every node sees, or s3://…; None: the teacher answers in every epoch
-    budget_gb: float = 100.0  # a run whose responses could take more is refused before it starts
+    uri: Place | None = None  # local path that every node sees, or s3://…; None: the teacher answers in every epoch
+    budget_gb: Free[float] = 100.0  # a run whose responses could take more is refused before it starts
 
     def __post_init__(self):
         if self.budget_gb <= 0:
-            raise ConfigError(f"--cache.budget_gb must be more than 0, not {self.budget_gb}")
+            raise ConfigError(f"cache.budget_gb must be more than 0, not {self.budget_gb}")
 
 
 def cache_key(
@@ -101,7 +102,7 @@ def quantised(values: np.ndarray, spec: ResponseSpec) -> np.ndarray:
     if low < -PROBABILITY_SLACK or high > 1 + PROBABILITY_SLACK:
         raise TeacherError(
             f"response {spec.name!r} is a probability by the teacher's spec, and holds values from {low:.4g} to {high:.4g}: "
-            "it cannot be cached as such. Mend the teacher's kind of response, or leave out --cache.uri"
+            "it cannot be cached as such. Mend the teacher's kind of response, or leave out cache.uri"
         )
     return np.rint(values.astype(np.float32).clip(0, 1) * 255).astype(np.uint8)
 
@@ -151,9 +152,7 @@ class ResponseCache:
         if files.exists(place):
             found = files.insist(lambda: files.read_bytes(place))
             if found != _canonical(self.key):
-                raise ConfigError(
-                    f"{place} says another key than its folder: choose another --cache.uri, or delete the folder"
-                )
+                raise ConfigError(f"{place} says another key than its folder: choose another cache.uri, or delete the folder")
             return
         files.insist(lambda: files.write_bytes(place, _canonical(self.key)))
 
@@ -242,9 +241,9 @@ def open_cache(
     if num_bytes > config.budget_gb * 1e9:
         raise ConfigError(
             f"the responses to {num_tiles:,} tiles may take {num_bytes / 1e9:.4g} GB in {config.uri}, more than "
-            f"--cache.budget_gb {config.budget_gb:g}: allow {num_bytes / 1e9 * 1.01:.4g}, or leave out --cache.uri"
+            f"cache.budget_gb {config.budget_gb:g}: allow {num_bytes / 1e9 * 1.01:.4g}, or leave out cache.uri"
         )
-    cache = ResponseCache(files.normalise(config.uri), key, responses)
+    cache = ResponseCache(config.uri, key, responses)
     cache.open()
     return cache, num_bytes
 

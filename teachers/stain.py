@@ -48,7 +48,7 @@ RESPONSES = (
 class StainOptions:
     """Settings of the stain teacher. Haematoxylin is in units of its stain vector: a dark nucleus has about 0.5."""
 
-    mpp: float = 0.5  # resolution of the tiles that it is shown, um/px: set it to --data.mpp
+    mpp: float = 0.5  # resolution of the tiles that it is shown, um/px: set it to data.mpp
     smoothing_um: float = 0.4  # standard deviation of the smoothing of the haematoxylin, um
     min_haematoxylin: float = 0.1  # no nucleus below this
     min_contrast: float = 0.04  # of the threshold over the mean of what lies below it
@@ -83,7 +83,7 @@ def load(
     """
     if weights:
         raise TeacherError(
-            f"the stain teacher has no weights and was given {weights}: drop --teacher.weights, or choose another"
+            f"the stain teacher has no weights and was given {weights}: drop teacher.weights, or choose another"
         )
     return StainTeacher(options, wanted)
 

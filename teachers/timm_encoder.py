@@ -128,7 +128,7 @@ def load(options: TimmOptions, *, weights: str | None, device: str, wanted: Sequ
     chosen += ["random_weights"] * options.random_weights
     if len(chosen) != 1:
         raise ConfigError(
-            f"timm: {options.model} needs its weights from exactly one place: a file (--teacher.weights), the option "
+            f"timm: {options.model} needs its weights from exactly one place: a file (teacher.weights), the option "
             f"pretrained (download from the hub), or random_weights (dry runs); got {' and '.join(chosen) or 'none'}"
         )
     encoder = find_encoder(options.model)
@@ -282,7 +282,7 @@ def _refusal(model: str, arguments: Mapping[str, Any], error: Exception, *, pret
     if pretrained or model.startswith(HUB):
         return TeacherError(
             f"timm: cannot fetch {model} from the hub ({said}). No internet on this machine: download the weights elsewhere "
-            "and set --teacher.weights (for an encoder that is not in teachers/pathology_encoders.py, name its timm "
+            "and set teacher.weights (for an encoder that is not in teachers/pathology_encoders.py, name its timm "
             "architecture as model). Gated model: accept its terms on its page and set HF_TOKEN on every node. Mistyped: "
             "check the name"
         )

@@ -112,14 +112,15 @@ def load(options: RunOptions, *, weights: str | None, device: str, wanted: Seque
             last feature map was asked for one.
     """
     if not weights:
-        raise TeacherError(f"teacher {NAME!r} is a run folder of finetune.py: say which with --teacher FOLDER")
+        raise TeacherError(f"teacher {NAME!r} is a run folder of finetune.py: say which with teacher=FOLDER")
     folder = exported_folder(files.normalise(weights))
     config = read_exported_config(folder)
     metadata = config.get("metadata") or {}
     if metadata.get("task") is None and metadata.get("teacher"):
         raise TeacherError(
             f"{weights} holds a student of pretrain.py, which imitates the teacher {metadata['teacher'].get('name')!r}: name "
-            "that teacher, or fine-tune the student first (finetune.py --model.init run --model.from_run …) and give that run"
+            "that teacher, or fine-tune the student first (finetune.py with model.init run and model.from_run) and give that "
+            "run"
         )
     with local_copy(folder) as copy:
         model, sha256 = load_exported(str(copy)), sha256_of(copy / weights_name(config))
@@ -143,7 +144,7 @@ def _responses(model: nn.Module, options: RunOptions, weights: str) -> list[Resp
     if options.cam:
         raise TeacherError(
             f"teacher {NAME!r}: {weights} holds a {type(model).__name__}, and cam are maps of a classifier on a named "
-            "layer: leave the option out, or train one with finetune.py --model.options.layer"
+            "layer: leave the option out, or train one by finetune.py with model.options.layer"
         )
     if options.taps:
         responses += _taps(model, weights)

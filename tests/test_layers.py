@@ -1,6 +1,7 @@
 """Who may import whom, and that importing has no effects: the conventions as a test."""
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -16,7 +17,8 @@ SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 FLOORS = (
     ("columns", "instances", "losses", "nuclei", "words"),
     ("errors",),
-    ("responses", "settings", "storage"),
+    ("responses", "storage"),
+    ("settings",),
     ("runs", "slides", "tasks", "views"),
     ("labels", "model", "sweeps", "tiles"),
     ("methods", "prediction"),
@@ -154,6 +156,24 @@ def test_tiling_slides_does_not_load_torch():
     """Its tasks are many processes that each live for seconds."""
     code = "import sys, workflows.shell.tile_slides; assert 'torch' not in sys.modules, 'torch was loaded'"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)
+
+
+def test_the_command_line_loads_neither_torch_nor_ray():
+    """Help and refusals come at once; what was raised is looked up where it was raised."""
+    code = (
+        "import sys, workflows.shell.command_line;"
+        "loaded = {'torch', 'ray', 'timm'} & set(sys.modules); assert not loaded, loaded"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if not name_of(path).startswith("workflows")], ids=name_of)
+def test_the_core_knows_no_flag(path):
+    """Messages name settings (`data.tile_px`); the page that shows one spells its flag. A docstring may show a command."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            lines = [line for line in node.value.splitlines() if not re.match(r"    (python|csat) ", line)]
+            assert not [line for line in lines if re.search(r"--[A-Za-z]", line)], f"{path}:{node.lineno} names a flag"
 
 
 def test_no_catch_all_modules():

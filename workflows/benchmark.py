@@ -10,7 +10,6 @@ table shows each as a ratio to the first. What a whole run reaches, with everyth
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the script runs from a checkout, installed or not
@@ -35,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     return command_line.run(benchmark, BenchmarkConfig, __doc__, argv)
 
 
-def benchmark(config: BenchmarkConfig, plain: dict[str, Any]) -> int:
+def benchmark(config: BenchmarkConfig) -> int:
     """All of it, top to bottom."""
     stages = {
         "student": measure_students,
@@ -47,9 +46,9 @@ def benchmark(config: BenchmarkConfig, plain: dict[str, Any]) -> int:
     if unknown := [stage for stage in config.stages if stage not in stages]:
         raise ConfigError(f"there is no stage {', '.join(unknown)}; there are: {', '.join(stages)}")
     if min(config.num_slides - 1, config.num_tiles) < 1:
-        raise ConfigError("--num_slides must be at least 2 and --num_tiles at least 1")
+        raise ConfigError("num_slides must be at least 2 and num_tiles at least 1")
     if config.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: torch sees no CUDA device here")
+        raise ConfigError("device=cuda: torch sees no CUDA device here")
     if config.threads:
         torch.set_num_threads(config.threads)
     if config.slides:

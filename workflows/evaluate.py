@@ -9,7 +9,6 @@ the runs left behind are compared. With `data.sets` the exported models are judg
 
 import sys
 from pathlib import Path
-from typing import Any
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the script runs from a checkout, installed or not
@@ -35,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     return command_line.run(evaluate, EvaluateConfig, __doc__, argv)
 
 
-def evaluate(config: EvaluateConfig, plain: dict[str, Any]) -> int:
+def evaluate(config: EvaluateConfig) -> int:
     """All of it, top to bottom."""
     folder = RunFolder(config.run_folder)
     device = find_device(config.device)
@@ -44,7 +43,7 @@ def evaluate(config: EvaluateConfig, plain: dict[str, Any]) -> int:
     check_groups(groups)
     first = next(iter(groups.values()))[0]
     metric = check_metric(first.task, first.classes, config.metric or first.evaluation["metric"])
-    folder.open(plain, overwrite=config.overwrite, config_class=EvaluateConfig)
+    folder.open(config, overwrite=config.overwrite)
     folder.set_status("running")
     seen: dict[str, RunData] = {}
     if config.data:

@@ -10,7 +10,6 @@ teacher. The same command resumes after any interruption.
 
 import sys
 from pathlib import Path
-from typing import Any
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the script runs from a checkout, installed or not
@@ -28,7 +27,6 @@ from workflows.finetuning.records import print_data, where, write_samples
 from workflows.shell import cluster, command_line
 from workflows.shell.decode_samples import decode
 from workflows.shell.kept import kept_of_run
-from workflows.shell.places import with_places_found
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,12 +34,11 @@ def main(argv: list[str] | None = None) -> int:
     return command_line.run(finetune, FinetuneConfig, __doc__, argv, kept=lambda config: kept_of_run(config.run_folder))
 
 
-def finetune(config: FinetuneConfig, plain: dict[str, Any]) -> int:
+def finetune(config: FinetuneConfig) -> int:
     """All of it, top to bottom."""
-    config, plain = with_places_found(config, plain)
     folder = RunFolder(config.run_folder)
     config.train.rows_per_worker(config.workers.num_workers)
-    open_folder(folder, config, plain)
+    open_folder(folder, config)
     if folder.is_finished():
         print(f"this run is finished: nothing to do\n{where(folder)}")
         return 0
@@ -55,7 +52,7 @@ def finetune(config: FinetuneConfig, plain: dict[str, Any]) -> int:
         write_samples(folder, prepared)
         print(f"the data are in order: {folder.path('samples.csv')}")
         return 0
-    fit(config, plain, prepared)
+    fit(config, prepared)
     print(where(folder))
     return 0
 

@@ -11,7 +11,6 @@ import logging
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the script runs from a checkout, installed or not
@@ -33,20 +32,17 @@ from csat.tiles.sources import SlideRow, list_slides
 from teachers.response_cache import KEY, cache_key, open_cache
 from workflows.pretraining import finish
 from workflows.pretraining.check import check_method, describe
-from workflows.pretraining.config import PretrainConfig
+from workflows.pretraining.config import DEMO, PretrainConfig
 from workflows.pretraining.job import PretrainJob, make_job
 from workflows.pretraining.stream import slide_cache
 from workflows.shell import cluster, command_line
 from workflows.shell.config import check_counts
 from workflows.shell.group import train_in_group
 from workflows.shell.kept import kept_of_run
-from workflows.shell.places import with_places_found
 from workflows.shell.run_teacher import check_same_teacher
 from workflows.shell.tile_slides import build_manifest
 
 logger = logging.getLogger("pretrain")
-
-DEMO = "demo"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -54,17 +50,16 @@ def main(argv: list[str] | None = None) -> int:
     return command_line.run(pretrain, PretrainConfig, __doc__, argv, kept=lambda config: kept_of_run(config.run_folder))
 
 
-def pretrain(config: PretrainConfig, plain: dict[str, Any]) -> int:
+def pretrain(config: PretrainConfig) -> int:
     """All of it, top to bottom. Before `train_in_group` there are checks and metadata; nothing costly starts until then."""
-    config, plain = with_places_found(config, plain)
     folder = RunFolder(config.run_folder)
     check_counts(readers=config.readers, pool=config.pool)
     config.train.rows_per_worker(config.workers.num_workers)
     spec = describe(config)
     recorded = (folder.config() or {}).get("manifest", {})
-    begun, plain_begun = _with_holdout(config, plain, as_begun(config.manifest, recorded, whole=bool(config.data.whole)))
-    is_rerun = folder.open(plain_begun, overwrite=config.overwrite, config_class=PretrainConfig)
-    config, plain = (begun, plain_begun) if is_rerun else (config, plain)
+    begun = replace(config, manifest=as_begun(config.manifest, recorded, whole=bool(config.data.whole)))
+    is_rerun = folder.open(begun, overwrite=config.overwrite)
+    config = begun if is_rerun else config
     if is_rerun and folder.is_finished():
         print(f"this run is finished: nothing to do\n{finish.where(folder)}")
         return 0
@@ -78,8 +73,8 @@ def pretrain(config: PretrainConfig, plain: dict[str, Any]) -> int:
     _check_resources(job)
     cluster.check_run_folder_is_shared(folder.uri)
     manifest, done = _tile(config, folder, slides)
-    config, plain = _with_holdout(config, plain, done)
-    folder.write_config(plain)
+    config = replace(config, manifest=done)  # what is held out, which the user may have left open
+    folder.write_config(config)
     job = replace(job, config=config).over(manifest)
     if config.data.whole:
         _check_resources(job)  # again: how large the largest image is, only the manifest knows
@@ -105,19 +100,11 @@ def _with_demo(config: PretrainConfig, folder: RunFolder) -> list[str]:
     if DEMO not in config.slides:
         return config.slides
     if config.data.mpp is None or not files.is_local(folder.uri):
-        raise ConfigError("--slides demo needs a local --run_folder and a --data.mpp: it writes slides of known resolution")
+        raise ConfigError("slides=demo needs a local run_folder and a data.mpp: it writes slides of known resolution")
     target = files.local_path(folder.path("demo_slides"))
     logger.info("making %d synthetic slides in %s", config.demo.num_slides, target)
     made = make_slides(target, num_slides=config.demo.num_slides, size_px=config.demo.size_px, seed=config.demo.seed)
     return [slide for slide in config.slides if slide != DEMO] + [str(path) for path in made]
-
-
-def _with_holdout(
-    config: PretrainConfig, plain: dict[str, Any], done: ManifestConfig
-) -> tuple[PretrainConfig, dict[str, Any]]:
-    """Settings and the run's record with what is held out, which the user may have left open."""
-    held_out = {"holdout_by": done.holdout_by, "holdout_fraction": done.holdout_fraction}
-    return replace(config, manifest=done), {**plain, "manifest": {**plain["manifest"], **held_out}}
 
 
 def _tile(config: PretrainConfig, folder: RunFolder, slides: list[SlideRow]) -> tuple[Manifest, ManifestConfig]:

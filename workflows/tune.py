@@ -11,7 +11,6 @@ command resumes.
 
 import sys
 from pathlib import Path
-from typing import Any
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the script runs from a checkout, installed or not
@@ -30,7 +29,7 @@ from workflows.shell.decode_samples import decode
 from workflows.shell.kept import kept_of_sweep
 from workflows.sweep.cells import make_cells
 from workflows.sweep.check import check_cells, check_resources
-from workflows.sweep.config import NESTED, SweepConfig
+from workflows.sweep.config import HOLDS, NESTED, SweepConfig
 from workflows.sweep.finish import finish
 from workflows.sweep.runs import finished_result, run_cell
 from workflows.sweep.search import Progress
@@ -40,17 +39,17 @@ from workflows.sweep.shared_data import share
 def main(argv: list[str] | None = None) -> int:
     """Run the verb. Returns the exit code, see `command_line.run`; 1 also where a cell failed."""
     return command_line.run(
-        sweep, SweepConfig, __doc__, argv, nested=NESTED, kept=lambda config: kept_of_sweep(config.run_folder)
+        sweep, SweepConfig, __doc__, argv, nested=NESTED, holds=HOLDS, kept=lambda config: kept_of_sweep(config.run_folder)
     )
 
 
-def sweep(config: SweepConfig, plain: dict[str, Any]) -> int:
+def sweep(config: SweepConfig) -> int:
     """All of it, top to bottom."""
     folder = RunFolder(config.run_folder)
     space = read_space(config.search)
     cells = make_cells(config, space)
     tracker = MlflowTracker(config.mlflow, files.base_name(folder.uri)) if config.mlflow is not None else None
-    folder.open(plain, overwrite=config.overwrite, config_class=SweepConfig)
+    folder.open(config, overwrite=config.overwrite)
     results = {cell.name: result for cell in cells if (result := finished_result(cell)) is not None}
     waiting = [cell for cell in cells if cell.name not in results]
     if waiting:

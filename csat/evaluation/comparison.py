@@ -80,7 +80,7 @@ def compare_runs(
     if metric not in figures:
         raise ConfigError(
             f"not every run has the metric {metric!r}: predictions of earlier versions lack it. Judge the runs again, with "
-            f"--data.sets, or choose one of: {', '.join(figures)}"
+            f"data.sets, or choose one of: {', '.join(figures)}"
         )
     figure = figures[metric]
     return {

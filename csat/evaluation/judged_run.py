@@ -49,7 +49,7 @@ def read_run(uri: str, part: str | None) -> JudgedRun:
     """
     folder = RunFolder(uri)
     if not files.exists(folder.path("config.yaml")):
-        raise ConfigError(f"{uri} is no run folder: there is no config.yaml in it; give the --run_folder of a finetune.py run")
+        raise ConfigError(f"{uri} is no run folder: there is no config.yaml in it; give the run_folder of a finetune.py run")
     status = folder.read_json("status.json") or {"state": "not begun"}
     if status["state"] != "finished":
         why = f" ({status['error']})" if status.get("error") else ""
@@ -82,12 +82,12 @@ def _distilled(folder: RunFolder, config: dict[str, Any], part: str | None) -> J
         names = ", ".join(head["name"] for head in exported["responses"])
         raise ConfigError(
             f"{folder.uri} is a run of pretrain.py, and its student ({names}) tells no classes apart: evaluate.py compares "
-            "what finetune.py has trained, and what a teacher from finetune.py has taught with --method.name resolution"
+            "what finetune.py has trained, and what a teacher from finetune.py has taught with method.name resolution"
         )
     if part is not None:
         raise ConfigError(
             f"{folder.uri} is a run of pretrain.py, which knows no labelled images: give some to judge it on, as in "
-            "--data.sets.NAME FOLDER"
+            "data.sets.NAME FOLDER"
         )
     view = {"tile_px": exported["metadata"]["tile_px"], "mpp": exported["metadata"]["mpp"], "fit": "crop"}
     if view["tile_px"] is None:

@@ -85,7 +85,7 @@ def check_leakage(initial: str | None, data: LabelledData, *, teacher: str | Non
         raise DatasetError(
             "the model would be judged on what it has seen:\n  "
             + "\n  ".join(lines)
-            + "\nOr say --accept_leakage true, and report it"
+            + "\nOr say accept_leakage true, and report it"
         )
 
 
@@ -110,13 +110,13 @@ def _follow(place: str, *, role: str, visited: set[str]) -> Iterator[Seen]:
     if files.exists(files.join(folder, "manifest", "index.json")):
         yield Seen(
             f"in the pretraining {folder}{role}",
-            "Pretrain on the training part only: --prepare_only true writes it as pretrain.csv",
+            "Pretrain on the training part only: prepare_only true writes it as pretrain.csv",
             *_keys(_read_manifest(files.join(folder, "manifest"))),
         )
     if files.exists(files.join(folder, "samples.csv")):
         yield Seen(
             f"in the training part of the fine-tuning {folder}{role}",
-            "Train that run on the same parts: the same sets and --data.split, or a split column",
+            "Train that run on the same parts: the same sets and data.split, or a split column",
             *_keys(_read_samples(files.join(folder, "samples.csv"))),
         )
     config = yaml.safe_load(files.read_bytes(files.join(folder, "config.yaml"))) or {}

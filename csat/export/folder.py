@@ -3,7 +3,7 @@
 | model | files |
 |---|---|
 | student (csat, any timm backbone) | `student.safetensors`, `backbone.safetensors` (timm's keys), `config.json` |
-| hovernet | `hovernet.safetensors` (the published tensor names: `--teacher hovernet` loads it), `config.json` |
+| hovernet | `hovernet.safetensors` (the published tensor names: teacher hovernet loads it), `config.json` |
 | unet, fanet, mobile_unet, enet, erfnet, a classifier on a layer | `model.safetensors`, `config.json` |
 """
 

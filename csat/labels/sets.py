@@ -10,7 +10,7 @@ from csat.labels.augment import JointConfig
 from csat.labels.datasets.contract import LabelledSet, Sample
 from csat.labels.datasets.registry import DATASETS, read_dataset
 from csat.labels.splits import PARTS, SplitConfig, check_classes, check_images, keep_fraction, renamed, split_set
-from csat.settings import read_settings
+from csat.settings import Free, Place, SettingsOf, read_settings
 from csat.slides.mpp import check_mpp
 from csat.tasks import DatasetInfo, Task
 
@@ -21,7 +21,7 @@ MOST_ENLARGING = 1.5  # how many times finer than an image is its tiles may be a
 class SetConfig:
     """One data set on disk."""
 
-    path: str  # folder or file, local or s3://
+    path: Place  # folder or file, local or s3://
     layout: str | None = None  # how it is laid out, a name of csat.labels.datasets.registry; None: the name it stands under
     options: dict[str, Any] = field(default_factory=dict)  # what the layout lets one choose
     mpp: float | None = None  # of its images, um/px, but for those whose own row or file states theirs; None: the set's
@@ -36,7 +36,7 @@ class SetConfig:
 class LabelledConfig:
     """Labelled images: where they are, what is learned from them, and what a model sees of them."""
 
-    sets: dict[str, Any]  # name → folder, or settings: path, layout, options, mpp, val_fraction, test_fraction
+    sets: dict[str, Place | SettingsOf[SetConfig]]  # name → folder, or path, layout, options, mpp, val_fraction, test_fraction
     task: str | None = None  # classification, segmentation or nuclei; None: the sets' own
     mpp: float | None = None  # resolution that images are brought to, um/px; None: as they are
     tile_px: int = 224  # edge of the square that the model sees
@@ -44,7 +44,7 @@ class LabelledConfig:
     split: SplitConfig = field(default_factory=SplitConfig)  # parts
     sampling: str = "natural"  # natural, balanced (classes equally often) or oversampled (samples of rare classes repeated)
     augment: JointConfig = field(default_factory=JointConfig)  # of training images and their masks together
-    memory_gb: float = 4.0  # decoded images up to this size stay in the object store; larger sets are decoded in each epoch
+    memory_gb: Free[float] = 4.0  # decoded images up to this size stay in the object store; larger sets are decoded each epoch
     max_unreadable: float = 0.05  # share of images that may be unreadable before the run refuses to start
 
     def __post_init__(self):
@@ -127,7 +127,7 @@ def assemble_to_judge(config: LabelledConfig, part: str | None) -> LabelledData:
         chosen = {name: [each for each in found.samples if part in (None, each.split)] for name, _, found in sets}
         samples = [each for name, mine in chosen.items() for each in (renamed(mine, name) if len(sets) > 1 else mine)]
     if not samples:
-        raise DatasetError(f"there are no samples in the {part} part of {info.name}; say --split with another, or all")
+        raise DatasetError(f"there are no samples in the {part} part of {info.name}; say split=NAME of another, or split=all")
     test = tuple(sorted(samples, key=lambda sample: sample.key))
     return LabelledData(info, tuple(found.info for _, _, found in sets), {**dict.fromkeys(PARTS, ()), "test": test})
 
@@ -172,12 +172,12 @@ def _check_resolution(name: str, samples: Sequence[Sample], mpp: float | None) -
         if sample.mpp is None:
             raise ConfigError(
                 f"data.mpp {mpp} was asked for and the set {name} does not state its resolution: say it beside "
-                f"the path, --data.sets.{name} '{{path: …, mpp: …}}', or leave data.mpp out to use images as they are"
+                f"the path, data.sets.{name} '{{path: …, mpp: …}}', or leave data.mpp out to use images as they are"
             )
         if sample.mpp > MOST_ENLARGING * mpp:
             raise ConfigError(
                 f"data.mpp {mpp} was asked for and {sample.key} of set {name} has {sample.mpp} um/px: enlarging it "
-                f"{sample.mpp / mpp:.2g} times shows nothing new. Set --data.mpp {sample.mpp} or coarser"
+                f"{sample.mpp / mpp:.2g} times shows nothing new. Set data.mpp {sample.mpp} or coarser"
             )
 
 
@@ -190,7 +190,7 @@ def _merge(infos: Sequence[DatasetInfo]) -> DatasetInfo:
     first = infos[0]
     if len({info.task for info in infos}) > 1:
         tasks = ", ".join(f"{info.name}: {info.task}" for info in infos)
-        raise ConfigError(f"the sets serve different tasks ({tasks}): choose one that all of them have with --data.task")
+        raise ConfigError(f"the sets serve different tasks ({tasks}): choose one that all of them have with data.task")
     same_classes = all(nuclei.are_same(info.classes, first.classes) for info in infos)
     if not same_classes and first.task != Task.NUCLEI:
         classes = "; ".join(f"{info.name}: {', '.join(info.classes)}" for info in infos)

@@ -74,7 +74,7 @@ def check_groups(parts: Parts, name: str, group: str) -> None:
         if shared := sorted(groups[one] & groups[other]):
             raise DatasetError(
                 f"{name}: {len(shared)} groups ({group}) are in both {one} and {other}: {some(shared, MOST_LISTED)}. A model "
-                "would be judged on what it has seen. Correct the split column, or say --data.split.official false to draw "
+                "would be judged on what it has seen. Correct the split column, or say data.split.official false to draw "
                 "parts of whole groups"
             )
 
@@ -103,7 +103,7 @@ def check_classes(parts: Parts, task: Task, classes: Sequence[str]) -> None:
     if task != Task.CLASSIFICATION:
         for part in ("train", "val"):
             if not parts[part]:
-                raise DatasetError(f"the {part} part is empty: raise --data.split.{part}_fraction, or give more images")
+                raise DatasetError(f"the {part} part is empty: raise data.split.{part}_fraction, or give more images")
         return
     counts = {part: Counter(sample.label for sample in samples) for part, samples in parts.items()}
     empty = [
@@ -124,7 +124,7 @@ def check_classes(parts: Parts, task: Task, classes: Sequence[str]) -> None:
         )
         raise DatasetError(
             f"no sample of class {', '.join(empty)} ({table}). A class needs a group for each part: give more groups of "
-            "it, change --data.split.val_fraction, test_fraction or seed, or leave the class out"
+            "it, change data.split.val_fraction, test_fraction or seed, or leave the class out"
         )
 
 

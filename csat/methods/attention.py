@@ -71,7 +71,7 @@ class AttentionConfig:
         if not (self.alpha_kd or self.alpha_fm or self.has_attention):
             raise ConfigError(
                 "alpha_kd and alpha_fm are 0 and there is no attention term: nothing would be learned from the teacher. Set "
-                "alpha_kd (0 by default) to 1, or train without a teacher (--teacher null --method.name supervised)"
+                "alpha_kd (0 by default) to 1, or train without a teacher (teacher=null method.name=supervised)"
             )
 
     @property
@@ -110,7 +110,7 @@ class Attention(Method):
         if not hasattr(model, "tap") or not hasattr(model, "tap_channels"):
             raise ConfigError(
                 f"method attention compares the maps of a layer, and a {type(model).__name__} has none named: set "
-                "--model.name vgg16 --model.options.layer features.28, or another timm backbone with one of its layers"
+                "model.name vgg16 model.options.layer features.28, or another timm backbone with one of its layers"
             )
         self.model, self.info = model, info
         alphas = {"kd": config.alpha_kd, "fm": config.alpha_fm, "at": config.alpha_at if config.has_attention else 0.0}
@@ -128,8 +128,8 @@ class Attention(Method):
         wanted = [(LABEL, Kind.LOGITS, False)] if config.alpha_kd else []
         wanted += [(FEATURES, Kind.FEATURES, True)] if config.alpha_fm else []
         wanted += [(CAMS[config.variant], Kind.ATTENTION, True)] if config.has_attention else []
-        hint = "A run of finetune.py with --model.options.layer gives all with --teacher.options.features true "
-        return pick_responses("attention", wanted, teacher, hint=hint + "--teacher.options.cam true")
+        hint = "A run of finetune.py with model.options.layer gives all with teacher.options.features true "
+        return pick_responses("attention", wanted, teacher, hint=hint + "teacher.options.cam true")
 
     def part(self, turn: str) -> nn.Module:
         return {"student": self.model}[turn]
@@ -159,8 +159,8 @@ class Attention(Method):
             if spec.channels != self.model.tap_channels:
                 raise ConfigError(
                     f"the teacher's layer has {spec.channels} channels and the student's {self.model.tap_channels}, and fm "
-                    "compares them one by one: choose layers of as many (--model.options.layer), or "
-                    "--method.options.alpha_fm 0"
+                    "compares them one by one: choose layers of as many (model.options.layer), or "
+                    "method.options.alpha_fm 0"
                 )
         else:
             check_same_classes(spec, self.info.classes, remedy="choose a teacher of these classes")

@@ -108,12 +108,12 @@ def whole_step_px(name: str, options: Mapping[str, Any], student_config: Student
     """
     if not find_method(name).takes_any_size:
         takes = [each for each in METHODS if find_method(each).takes_any_size]
-        raise ConfigError(f"--data.whole is for method {' or '.join(takes)}; {name} learns from square tiles: leave it out")
+        raise ConfigError(f"data.whole is for method {' or '.join(takes)}; {name} learns from square tiles: leave it out")
     if teacher.tile_px is not None:
         sizes = ", ".join([*map(str, teacher.tile_px[:4]), *["…"] * (len(teacher.tile_px) > 4)])
         raise ConfigError(
             f"teacher {teacher.name!r} takes tiles of {sizes} px, and whole images have sizes of their own: use a "
-            "convolutional net (of a run of finetune.py with --teacher.options.any_size true), or leave --data.whole out"
+            "convolutional net (of a run of finetune.py with teacher.options.any_size true), or leave data.whole out"
         )
     student = build_student(name, options, student_config, teacher)
     if student.backbone.pretrained_cfg.get("fixed_input_size"):
@@ -133,7 +133,7 @@ def _find_fitting(name: str, teacher: TeacherSpec | None, *, has_labels: bool) -
     method_class = find_method(name)
     has_use = Source.RESPONSES in method_class.learns_from
     if has_use and teacher is None:
-        raise ConfigError(f"method {name!r} learns from a teacher too: name one with --teacher.name, such as a run's folder")
+        raise ConfigError(f"method {name!r} learns from a teacher too: name one with teacher.name, such as a run's folder")
     if not has_use and teacher is not None:
         others = [each for each, one in _methods(has_labels=has_labels).items() if Source.RESPONSES in one.learns_from]
         raise ConfigError(

@@ -159,13 +159,13 @@ def _choose(what: str, name: str | None, teacher: TeacherSpec, fitting: Sequence
     if len(chosen) > 1:
         raise TeacherError(
             f"resolution needs {wanted}, and teacher {teacher.name!r} gives several: {_describe(chosen)}. Name one with "
-            f"--method.options.{what}"
+            f"method.options.{what}"
         )
     asked = f"the response {name!r} as {wanted}" if name else wanted
     raise TeacherError(
         f"resolution needs {asked}, which teacher {teacher.name!r} does not give; it gives: {_describe(teacher.responses)}. "
-        "A classifier of finetune.py gives both with --teacher.options.features true, a timm model with "
-        "--teacher.options.outputs [tokens,logits]"
+        "A classifier of finetune.py gives both with teacher.options.features true, a timm model with "
+        "teacher.options.outputs [tokens,logits]"
     )
 
 

@@ -1,7 +1,7 @@
 """The student: the CSAT backbone, any other timm backbone, decoder and heads.
 
 Once this package is imported timm knows the backbones in `csat/model/networks`: at once where timm is loaded already, else
-as soon as anybody loads it. timm itself takes seconds, and settings, refusals and `--help` need none of it.
+as soon as anybody loads it. timm itself takes seconds, and settings, refusals and `help` need none of it.
 """
 
 import importlib

@@ -21,7 +21,7 @@ from csat.model.student import Student, StudentConfig
 from csat.model.tapped import TappedClassifier
 from csat.model.transfer import transfer
 from csat.model.unet import UNetModel
-from csat.settings import read_settings
+from csat.settings import Place, read_settings
 from csat.tasks import DatasetInfo, Task, heads_of
 
 INITS = ("scratch", "pretrained", "run")
@@ -40,7 +40,7 @@ class ModelConfig:
 
     name: str = "csat"  # a timm model (csat, resnet18, …), hovernet, unet, fanet, mobile_unet, enet or erfnet
     init: str = "scratch"  # scratch, pretrained (timm's own weights, downloaded) or run (from_run)
-    from_run: str | None = None  # run folder of pretrain.py or finetune.py, or an exported folder; local or s3://
+    from_run: Place | None = None  # run folder of pretrain.py or finetune.py, or an exported folder; local or s3://
     transfer: str = "all"  # of from_run: backbone, backbone+decoder, or all (also heads of the same name and form)
     freeze: str = "none"  # what does not train: none, backbone, or backbone+decoder
     decoder_channels: int = 64  # width of the dense decoder of a timm backbone
@@ -122,7 +122,7 @@ def build_model(config: ModelConfig, info: DatasetInfo, load: Callable[[str], nn
     if DECODER in FREEZES[config.freeze] and not model.tensors_of(DECODER).keys() <= set(moved):
         raise ConfigError(
             f"model.freeze {config.freeze}, and a part of the decoder is not in {config.from_run}: it would never learn. Set "
-            "--model.freeze backbone"
+            "model.freeze backbone"
         )
     if config.freeze != "none":
         model.freeze(FREEZES[config.freeze])

@@ -96,7 +96,7 @@ class SegmentationNet(PartedModel):
         if tile_px <= 0 or tile_px % self.step_px:
             nearest = max(self.step_px, round(tile_px / self.step_px) * self.step_px)
             raise ConfigError(
-                f"{self.network} takes tiles of multiples of {self.step_px} px: set --data.tile_px {nearest}, not {tile_px}"
+                f"{self.network} takes tiles of multiples of {self.step_px} px: set data.tile_px {nearest}, not {tile_px}"
             )
 
     def parts(self) -> dict[str, list[nn.Module]]:

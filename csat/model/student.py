@@ -194,7 +194,7 @@ class Student(PartedModel):
             near_px = [size for size in (tile_px // step_px * step_px, (tile_px // step_px + 1) * step_px) if size > 0]
             raise ConfigError(
                 f"student {self.config.backbone!r} takes tiles whose edge is a multiple of {step_px} px "
-                f"(stride {self.step_px} x downsample {factor}), not {tile_px} px: set --data.tile_px to "
+                f"(stride {self.step_px} x downsample {factor}), not {tile_px} px: set data.tile_px to "
                 f"{' or '.join(map(str, near_px))}"
             )
         image_px = tile_px // factor
@@ -207,7 +207,7 @@ class Student(PartedModel):
         ) as error:  # timm's models raise what they like at a size that they do not take: the cause stays attached
             raise ConfigError(
                 f"backbone {self.config.backbone!r} refuses images of {image_px} px ({first_line(error)}): set "
-                f"--data.tile_px {self._size_px * factor}, or choose a backbone that takes images of any size"
+                f"data.tile_px {self._size_px * factor}, or choose a backbone that takes images of any size"
             ) from error
 
     def prediction_stride_px(self, spec: ResponseSpec) -> int:

@@ -99,7 +99,7 @@ class TappedClassifier(PartedModel):
             nearest = max(step_px, round(tile_px / step_px) * step_px)
             raise ConfigError(
                 f"layer {self.layer!r} has a cell per {self.stride_px} px, and with downsample {self.downsample} one per "
-                f"{step_px} px of the tile: set --data.tile_px {nearest}, not {tile_px}"
+                f"{step_px} px of the tile: set data.tile_px {nearest}, not {tile_px}"
             )
 
     @property

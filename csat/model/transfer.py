@@ -42,7 +42,7 @@ def transfer(source: nn.Module, model: PartedModel, *, parts: tuple[str, ...], s
         if _has_decoder(source):
             moved |= _of_one_size(source.tensors_of(DECODER), model.tensors_of(DECODER), DECODER, source_name)
         elif HEADS not in parts:
-            raise ConfigError(f"{source_name} has no decoder that was ever trained: set --model.transfer backbone")
+            raise ConfigError(f"{source_name} has no decoder that was ever trained: set model.transfer backbone")
     heads = _fitting_heads(source, model) if HEADS in parts else {}
     for tensors in heads.values():
         moved |= tensors
@@ -65,7 +65,7 @@ def _check_kind(source: nn.Module, model: PartedModel, source_name: str) -> None
         theirs, ours = source.config.backbone, model.config.backbone
         if architecture_of(theirs) != architecture_of(ours):
             raise ConfigError(
-                f"{source_name} holds a student with the backbone {theirs!r}, and model.name is {ours!r}: set --model.name "
+                f"{source_name} holds a student with the backbone {theirs!r}, and model.name is {ours!r}: set model.name "
                 f"{theirs}, or choose another run"
             )
 
@@ -82,7 +82,7 @@ def _of_one_size(given: dict[str, Tensor], own: dict[str, Tensor], part: str, so
     if wrong:
         shapes = [str(list(tensors[wrong[0]].shape)) if wrong[0] in tensors else "absent" for tensors in (given, own)]
         setting = "model.decoder_channels" if part == DECODER and wrong[0].startswith("decoder.laterals") else "model.options"
-        keep = ", or --model.transfer backbone" if part == DECODER else ""
+        keep = ", or model.transfer backbone" if part == DECODER else ""
         raise ConfigError(
             f"the {part} of {source_name} has another size: {len(wrong)} tensors differ, such as {wrong[0]} ({shapes[0]} "
             f"there, {shapes[1]} here). Set {setting} as that run has them{keep}"

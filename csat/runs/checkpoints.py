@@ -99,7 +99,7 @@ class Checkpoints:
         except (ConfigError, RuntimeError) as error:
             raise ConfigError(
                 f"the checkpoint in {self.folder} does not fit the networks of this version ({_briefly(error)}), and cannot "
-                "be resumed: train again with another --run_folder, or with --overwrite true"
+                "be resumed: train again with another run_folder, or with overwrite=true"
             ) from error
 
     def latest_cursor(self) -> Cursor:

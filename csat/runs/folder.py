@@ -19,39 +19,15 @@ status.json          running, interrupted, failed (with the error) or finished
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import yaml
 
 from csat.errors import ConfigError
-from csat.settings import completed
+from csat.settings import completed, free_keys, plain_settings
 from csat.storage import files
 from csat.words import some
-
-# What a rerun may change: how the work is spread over machines and how often it is reported, never what is learned from what.
-FREE_SETTINGS = (
-    "run_folder",
-    "overwrite",
-    "readers",
-    "pool",
-    "workers",
-    "ray",
-    "cache.budget_gb",
-    "train.log_every_steps",
-    "train.checkpoint_every_s",
-    "train.checkpoint_every_steps",
-    "train.keep_checkpoints",
-    "train.compile",
-    "report_tiles",
-    "report_samples",
-    "data.memory_gb",
-    "prepare_only",
-    "max_concurrent",
-    "cpus_per_trial",
-    "gpus_per_trial",
-    "mlflow",
-)
 
 
 class RunFolder:
@@ -82,23 +58,21 @@ class RunFolder:
 
     def open(
         self,
-        config: Mapping[str, Any],
+        config: Any,
         *,
         overwrite: bool,
-        config_class: type | None = None,
         as_before: Callable[[dict[str, Any]], dict[str, Any]] = dict,
     ) -> bool:
         """Make the folder this run's own, or find that it already is.
 
         Args:
-            config: The resolved configuration, plain values only.
+            config: The verb's configuration, resolved. A run of an earlier version, which lacks the settings that have come
+                since, is resumed where these are at their defaults.
             overwrite: Delete a run of another configuration instead of refusing.
-            config_class: What `config` was read into: a run of an earlier version, which lacks the settings that have come
-                since, is gone on with where these are at their defaults. None: every setting must have been there.
-            as_before: Adds to the earlier configuration what it left to defaults that are others now.
+            as_before: Adds to the earlier configuration, in plain values, what it left to defaults that are others now.
 
         Returns:
-            Whether an earlier attempt of the same run is gone on with.
+            Whether an earlier attempt of the same run is resumed.
 
         Raises:
             StorageError: the folder cannot be written.
@@ -107,23 +81,20 @@ class RunFolder:
         files.check_writable(self.uri)
         earlier = self.config()
         if earlier is not None:
-            if config_class is not None:
-                earlier = completed(config_class, earlier)
-            earlier = as_before(earlier)
-            differences = compare_configs(earlier, config)
+            earlier, now = as_before(completed(type(config), earlier)), plain_settings(config)
+            differences = compare_configs(earlier, now, free=free_keys(type(config)))
             if not differences:
                 self.write_config(config)
                 return True
             if self.has_begun() and not overwrite:
                 raise ConfigError(
                     f"{self.uri} holds a run of another configuration; it differs in\n  " + "\n  ".join(differences) + "\n"
-                    "Choose another --run_folder, repeat the earlier settings to resume, or say --overwrite true to delete it"
+                    "Choose another run_folder, repeat the earlier settings to resume, or say overwrite=true to delete it"
                 )
             files.delete(self.uri)
         elif others := [files.base_name(name) for name in files.list_dir(self.uri)]:
             raise ConfigError(
-                f"{self.uri} is not empty and is no run folder (it holds {some(others, 4)}): choose an empty or new "
-                "--run_folder"
+                f"{self.uri} is not empty and is no run folder (it holds {some(others, 4)}): choose an empty or new run_folder"
             )
         files.make_dir(self.uri)
         self.write_config(config)
@@ -134,8 +105,9 @@ class RunFolder:
         path = self.path("config.yaml")
         return yaml.safe_load(files.read_bytes(path)) if files.exists(path) else None
 
-    def write_config(self, config: Mapping[str, Any]) -> None:
-        self.write_text("config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+    def write_config(self, config: Any) -> None:
+        """Record the verb's configuration."""
+        self.write_text("config.yaml", yaml.safe_dump(plain_settings(config), sort_keys=False))
 
     def has_begun(self) -> bool:
         """Whether there is any work to lose: a run that was refused for its input may be repeated with other settings."""
@@ -149,13 +121,13 @@ class RunFolder:
         self.write_json("status.json", {"state": state, **details})
 
 
-def compare_configs(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two resolved configurations, one line each, apart from `FREE_SETTINGS`."""
+def compare_configs(earlier: Mapping[str, Any], now: Mapping[str, Any], *, free: Collection[str] = ()) -> list[str]:
+    """What differs between two resolved configurations, one line each, apart from `free` settings and what is below them."""
     before, after = _flatten(earlier), _flatten(now)
     return [
         f"{key}: was {before.get(key, 'not set')}, is {after.get(key, 'not set')}"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not any(key == free or key.startswith(free + ".") for free in FREE_SETTINGS)
+        if before.get(key) != after.get(key) and not any(key == each or key.startswith(f"{each}.") for each in free)
     ]
 
 

@@ -128,7 +128,7 @@ def no_mpp_error(uri: str) -> SlideError:
     """The error for a slide whose resolution is needed and not known."""
     return SlideError(
         "no_mpp",
-        f"{uri}: states no resolution. Give it with --data.source_mpp 0.25 (um/px, for all slides that state none), or per "
+        f"{uri}: states no resolution. Give it with data.source_mpp 0.25 (um/px, for all slides that state none), or per "
         "slide in a CSV with the columns slide,mpp",
     )
 

@@ -28,7 +28,7 @@ class MlflowTracker:
             import mlflow  # optional
         except ImportError as error:
             raise ConfigError(
-                f"--mlflow {uri} needs the package mlflow: pip install mlflow-skinny, or leave it out (every run folder has "
+                f"mlflow={uri} needs the package mlflow: pip install mlflow-skinny, or leave it out (every run folder has "
                 "TensorBoard's files)"
             ) from error
         try:
@@ -36,7 +36,7 @@ class MlflowTracker:
             found = self._client.get_experiment_by_name(experiment)
             self._experiment = found.experiment_id if found else self._client.create_experiment(experiment)
         except Exception as error:  # requests, mlflow and its stores each have their own family
-            raise ConfigError(f"--mlflow {uri}: cannot be used: {type(error).__name__}: {error}") from error
+            raise ConfigError(f"mlflow={uri}: cannot be used: {type(error).__name__}: {error}") from error
 
     def log(self, run_folder: str, *, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
         """Log one run: parameters, tags, the validation curve and the figures of the test part."""

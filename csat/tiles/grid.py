@@ -47,7 +47,7 @@ MOST_UNEQUAL = 2.0  # how many times longer than wide a slide's pixels may be
 
 @dataclass(frozen=True, kw_only=True)
 class TilingConfig:
-    """Which tiles to cut. Set as --data.NAME.
+    """Which tiles to cut: the settings data.NAME.
 
     A slide's resolution is, in this order: what a CSV's column mpp says of this slide; what the file states; source_mpp;
     a guess (10 / objective power). A printer's resolution (72, 300, 600 dpi) states nothing.
@@ -65,24 +65,24 @@ class TilingConfig:
     max_px: int = 4096  # with whole: longest edge at the wanted resolution; a larger image is quarantined, never shrunk
 
     def __post_init__(self):
-        check_mpp(self.mpp, "--data.mpp")
-        check_mpp(self.source_mpp, "--data.source_mpp")
+        check_mpp(self.mpp, "data.mpp")
+        check_mpp(self.source_mpp, "data.source_mpp")
         if self.tile_px < SMALLEST_PX:
-            raise ConfigError(f"--data.tile_px must be at least {SMALLEST_PX} px, not {self.tile_px}")
+            raise ConfigError(f"data.tile_px must be at least {SMALLEST_PX} px, not {self.tile_px}")
         if self.whole not in (None, "image", "tissue"):
-            raise ConfigError(f"--data.whole is image, tissue or null, not {self.whole!r}")
+            raise ConfigError(f"data.whole is image, tissue or null, not {self.whole!r}")
         if self.whole and self.overlap_px:
-            raise ConfigError("--data.overlap_px is about tiles of a grid: leave it out with --data.whole")
+            raise ConfigError("data.overlap_px is about tiles of a grid: leave it out with data.whole")
         if self.max_px < SMALLEST_PX:
-            raise ConfigError(f"--data.max_px must be at least {SMALLEST_PX} px, not {self.max_px}")
+            raise ConfigError(f"data.max_px must be at least {SMALLEST_PX} px, not {self.max_px}")
         if not 0 <= self.overlap_px < self.tile_px:
-            raise ConfigError(f"--data.overlap_px must be 0 to tile_px - 1 = {self.tile_px - 1}, not {self.overlap_px}")
+            raise ConfigError(f"data.overlap_px must be 0 to tile_px - 1 = {self.tile_px - 1}, not {self.overlap_px}")
         if not 0 <= self.min_tissue <= 1:
-            raise ConfigError(f"--data.min_tissue is a share, 0 to 1, not {self.min_tissue}")
+            raise ConfigError(f"data.min_tissue is a share, 0 to 1, not {self.min_tissue}")
         if not 1 <= self.max_upsampling < math.inf:
-            raise ConfigError(f"--data.max_upsampling is a factor of 1 or more, not {self.max_upsampling}")
+            raise ConfigError(f"data.max_upsampling is a factor of 1 or more, not {self.max_upsampling}")
         if self.tissue_thumbnail_px < 64:
-            raise ConfigError(f"--data.tissue_thumbnail_px must be at least 64 px, not {self.tissue_thumbnail_px}")
+            raise ConfigError(f"data.tissue_thumbnail_px must be at least 64 px, not {self.tissue_thumbnail_px}")
 
 
 class Scale(NamedTuple):
@@ -165,8 +165,8 @@ def plan_grid(slide: str, levels: list[Level], resolution: Mpp | None, config: T
         raise SlideError(
             "too_small",
             f"{slide}: {width} x {height} px is smaller than one tile of {config.tile_px} px, which covers "
-            f"{covered[0] if covered[0] == covered[1] else ' x '.join(covered)} px of it: lower --data.tile_px"
-            f"{'' if config.mpp is None else ' or --data.mpp'}",
+            f"{covered[0] if covered[0] == covered[1] else ' x '.join(covered)} px of it: lower data.tile_px"
+            f"{'' if config.mpp is None else ' or data.mpp'}",
         )
     step = (config.tile_px - config.overlap_px) / config.tile_px
     columns, rows = (
@@ -209,11 +209,11 @@ def _check_upsampling(slide: str, factor: float, finest_mpp: float, config: Tili
         advice = (
             "leave it out; if that is not its resolution, give the right one in a CSV with the columns slide,mpp (enlarging "
         )
-        advice += f"stops at --data.max_upsampling {config.max_upsampling:g})"
+        advice += f"stops at data.max_upsampling {config.max_upsampling:g})"
     else:
-        advice = "--data.allow_upsampling true to enlarge it"
+        advice = "data.allow_upsampling true to enlarge it"
     raise SlideError(
         "needs_upsampling",
         f"{slide}: its finest level has {finest_mpp:.4g} um/px, {factor:.3g} times coarser than the wanted {config.mpp:g}: "
-        f"set --data.mpp {finest_mpp:.4g}, or {advice}",
+        f"set data.mpp {finest_mpp:.4g}, or {advice}",
     )

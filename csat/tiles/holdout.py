@@ -49,8 +49,8 @@ class SlideHoldout:
         groups = sorted({row.patient or row.slide for row in slides if row.kind != "parquet" or row.patient})
         if len(groups) < 2 and all(row.kind != "parquet" for row in slides):
             raise HoldoutError(
-                f"--manifest.holdout_by slide keeps whole slides (patients) from training, and there is only {len(groups)}: "
-                "nothing would remain to train on. Use --manifest.holdout_by tile, or --manifest.holdout_fraction 0"
+                f"manifest.holdout_by slide keeps whole slides (patients) from training, and there is only {len(groups)}: "
+                "nothing would remain to train on. Use manifest.holdout_by tile, or manifest.holdout_fraction 0"
             )
         ranked = sorted(groups, key=lambda group: hash_text(self._names[group], seed=seed))
         count = min(max(1, round(fraction * len(groups))), len(groups) - 1) if len(groups) > 1 else 0

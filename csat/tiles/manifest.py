@@ -35,7 +35,7 @@ CHUNK_DTYPE = np.dtype([("shard", np.int32), ("chunk", np.int32), ("first_tile_i
 
 @dataclass(frozen=True, kw_only=True)
 class ManifestConfig:
-    """How tiles are ordered, grouped and held out. Set as --manifest.NAME."""
+    """How tiles are ordered, grouped and held out: the settings manifest.NAME."""
 
     seed: int = 0  # of the shuffle and of the choice of held-out tiles
     slides_per_window: int = 64  # slides whose tiles are mixed; also how many are open at a time while training
@@ -49,13 +49,13 @@ class ManifestConfig:
     def __post_init__(self):
         for name in ("slides_per_window", "max_window_tiles", "chunk_tiles", "holdout_block_tiles", "max_holdout_tiles"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"--manifest.{name} must be at least 1, not {getattr(self, name)}")
+                raise ConfigError(f"manifest.{name} must be at least 1, not {getattr(self, name)}")
         if self.seed < 0:
-            raise ConfigError(f"--manifest.seed must not be negative: {self.seed}")
+            raise ConfigError(f"manifest.seed must not be negative: {self.seed}")
         if not 0 <= self.holdout_fraction < 1:
-            raise ConfigError(f"--manifest.holdout_fraction is a share, 0 to less than 1, not {self.holdout_fraction}")
+            raise ConfigError(f"manifest.holdout_fraction is a share, 0 to less than 1, not {self.holdout_fraction}")
         if self.holdout_by not in ("slide", "tile", None):
-            raise ConfigError(f"--manifest.holdout_by is slide, tile or null, not {self.holdout_by!r}")
+            raise ConfigError(f"manifest.holdout_by is slide, tile or null, not {self.holdout_by!r}")
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def read_manifest(uri: str, fingerprint: str | None = None, *, missing_ok: bool 
         raise StorageError(f"{uri}: a manifest of version {index.get('version')}, expected {VERSION}: create it elsewhere")
     if fingerprint not in (None, index["fingerprint"]):
         raise ConfigError(
-            f"{uri} was made from other slides or other --data or --manifest settings, or by an earlier version (fingerprint "
+            f"{uri} was made from other slides or other data or manifest settings, or by an earlier version (fingerprint "
             f"{index['fingerprint'][:12]}, now {fingerprint[:12]}): choose another folder, or delete this one"
         )
     shards = index["parts"]

@@ -168,16 +168,16 @@ class ManifestWriter:
     def _check_not_empty(self) -> None:
         if self._choose is not None and not self._held.num_seen and self._shards:
             raise HoldoutError(
-                f"--manifest.holdout_fraction {self.config.holdout_fraction} of these slides holds out no tile at all: use "
-                "--manifest.holdout_by tile, a smaller --manifest.holdout_block_tiles or a larger fraction"
+                f"manifest.holdout_fraction {self.config.holdout_fraction} of these slides holds out no tile at all: use "
+                "manifest.holdout_by tile, a smaller manifest.holdout_block_tiles or a larger fraction"
             )
         if self._shards:
             return
         if self._held.num_seen:
             raise HoldoutError(
-                f"all {self._held.num_seen} tiles are held out (--manifest.holdout_fraction {self.config.holdout_fraction}, "
-                f"--manifest.holdout_by {self.config.holdout_by or 'slide'}) and none is left to train on: use "
-                "--manifest.holdout_by tile with a smaller --manifest.holdout_block_tiles, more slides or a smaller fraction"
+                f"all {self._held.num_seen} tiles are held out (manifest.holdout_fraction {self.config.holdout_fraction}, "
+                f"manifest.holdout_by {self.config.holdout_by or 'slide'}) and none is left to train on: use "
+                "manifest.holdout_by tile with a smaller manifest.holdout_block_tiles, more slides or a smaller fraction"
             )
         raise ConfigError(
             f"no slide gave a tile: {self._slides['given']} given, {self._slides['quarantined']} quarantined "

@@ -68,7 +68,7 @@ def list_slides(slides: Sequence[str], *, source_mpp: float | None = None) -> li
     places = [slides] if isinstance(slides, str) else list(slides)
     if not places:
         raise ConfigError("no slides given: name a file, a folder, a pattern such as 's3://bucket/**/*.svs', or a .csv")
-    check_mpp(source_mpp, "--data.source_mpp")
+    check_mpp(source_mpp, "data.source_mpp")
     rows: dict[str, SlideRow] = {}
     for place in places:
         for row in _expand(str(place)):

@@ -76,7 +76,7 @@ def _tile_grid(row: SlideRow, config: TilingConfig, reader: SlideReader) -> pa.T
         raise SlideError(
             "no_tissue",
             f"{row.slide}: none of its {len(tissue)} tiles is at least {config.min_tissue:.0%} tissue (the most is "
-            f"{tissue.max():.0%}): lower --data.min_tissue, or leave the slide out",
+            f"{tissue.max():.0%}): lower data.min_tissue, or leave the slide out",
         )
     columns = dict(x_px=grid.x_px[keep], y_px=grid.y_px[keep])
     return table_of(row, grid, tissue=tissue[keep].astype(np.float32), tile_px=config.tile_px, **columns)
@@ -152,7 +152,7 @@ def _tile_whole(row: SlideRow, config: TilingConfig, reader: SlideReader) -> pa.
         raise SlideError(
             "no_tissue",
             f"{row.slide}: less than {config.min_tissue:.0%} of {'it' if config.whole == 'image' else 'each piece of it'} is "
-            f"tissue (the most is {tissue.max(initial=0):.0%}): lower --data.min_tissue, or leave the slide out",
+            f"tissue (the most is {tissue.max(initial=0):.0%}): lower data.min_tissue, or leave the slide out",
         )
     left, top = np.floor(edges[keep, 0] * width).astype(int), np.floor(edges[keep, 1] * height).astype(int)
     right, bottom = np.ceil(edges[keep, 2] * width), np.ceil(edges[keep, 3] * height)
@@ -176,22 +176,22 @@ def _check_sizes(slide: str, sizes: np.ndarray, config: TilingConfig) -> None:
         width, height = sizes[sizes.max(axis=1).argmax()]
         raise SlideError(
             "too_large",
-            f"{slide}: {what} has {width} x {height} px {where}, and --data.max_px is {config.max_px}: raise it (memory grows "
-            "with the area of the largest image), or choose a coarser --data.mpp",
+            f"{slide}: {what} has {width} x {height} px {where}, and data.max_px is {config.max_px}: raise it (memory grows "
+            "with the area of the largest image), or choose a coarser data.mpp",
         )
     if sizes.min() < SMALLEST_PX:
         width, height = sizes[sizes.min(axis=1).argmin()]
         raise SlideError(
             "too_small",
             f"{slide}: {what} has {width} x {height} px {where}, and the shorter edge must have {SMALLEST_PX} px or more: "
-            "choose a finer --data.mpp, or leave the slide out",
+            "choose a finer data.mpp, or leave the slide out",
         )
 
 
 def _cut_parquet(row: SlideRow, config: TilingConfig, reader: SlideReader, source_mpp: float | None) -> Cut:
     """Tiles of a parquet of encoded images: the same grid in every row of one resolution."""
     if config.whole:
-        raise SlideError("unreadable", f"{row.slide}: a parquet holds tiles, and --data.whole wants images: leave it out")
+        raise SlideError("unreadable", f"{row.slide}: a parquet holds tiles, and data.whole wants images: leave it out")
     facts = reader.metadata()
     patients = _row_patients(row, facts)
     stated, misfits = _row_mpps(row, config, facts)

@@ -27,6 +27,7 @@ from csat.runs.checkpoints import Checkpoint, Checkpoints, Cursor
 from csat.runs.plan import Plan
 from csat.runs.quarantine import QUARANTINE_SCHEMA
 from csat.runs.recorder import Recorder
+from csat.settings import Free
 from csat.storage import files
 from csat.training.accounting import Accounts
 from csat.training.context import Columns, TrainContext
@@ -50,12 +51,12 @@ class TrainConfig:
     batch_size: int = 64  # tiles per optimiser step, over all workers
     accumulate: int = 1  # parts that a worker's share of a step is computed in
     precision: str = "float32"  # of the student's forward and backward: float32 or bfloat16 (autocast)
-    compile: bool = False  # torch.compile the student
+    compile: Free[bool] = False  # torch.compile the student
     seed: int = 0  # of weights, order, views and augmentation
-    log_every_steps: int = 10  # steps between lines of metrics.jsonl
-    checkpoint_every_s: float | None = 300.0  # seconds between checkpoints; None: not by time
-    checkpoint_every_steps: int | None = None  # steps between checkpoints; None: not by step
-    keep_checkpoints: int = 2  # committed checkpoints kept
+    log_every_steps: Free[int] = 10  # steps between lines of metrics.jsonl
+    checkpoint_every_s: Free[float | None] = 300.0  # seconds between checkpoints; None: not by time
+    checkpoint_every_steps: Free[int | None] = None  # steps between checkpoints; None: not by step
+    keep_checkpoints: Free[int] = 2  # committed checkpoints kept
     optim: OptimConfig = field(default_factory=OptimConfig)  # optimiser and schedule
 
     def __post_init__(self):

@@ -81,7 +81,7 @@ def test_a_teacher_without_maps_is_refused(images, teacher, tmp_path):
     with pytest.raises(
         TeacherError, match="method attention needs the response 'cam_at_plus'.*it gives: label .*, features .*cam true"
     ):
-        check(read_config(plain)[0])
+        check(read_config(plain))
 
 
 @pytest.mark.ray
@@ -90,8 +90,8 @@ def test_two_workers_and_a_pool(ray_cluster, images, teacher, tmp_path):
     plain = settings(images, tmp_path / "low", **STUDENT, teacher=asked(teacher))
     plain["data"]["sampling"] = "oversampled"
     plain["workers"]["num_workers"] = 2
-    config, plain = read_config(plain)
-    fit(config, plain, prepare(config))
+    config = read_config(plain)
+    fit(config, prepare(config))
     check_run(tmp_path / "low", teacher, terms={"ce", "fm", "at"})
 
 

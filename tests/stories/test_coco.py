@@ -90,7 +90,7 @@ def test_a_student_in_this_process(glands, teacher, tmp_path):
 def test_paraphrasers_of_another_teacher_are_refused_before_anything_starts(glands, teacher, tmp_path):
     folder, sha256 = str(tmp_path / "others"), load_teacher(str(teacher)).spec.weights_sha256
     save_paraphrasers(make_paraphrasers((32, 32), (24, 24)), folder, teacher_sha256="f" * 64)
-    config, _ = read_config(settings(glands, tmp_path / "run", **taught(teacher, paraphrasers=folder)))
+    config = read_config(settings(glands, tmp_path / "run", **taught(teacher, paraphrasers=folder)))
     with pytest.raises(ConfigError, match=f"hash {'f' * 16}.*teacher has {sha256[:16]}"):
         check(config)
 
@@ -99,7 +99,7 @@ def test_a_teacher_without_taps_is_refused(glands, teacher, tmp_path):
     plain = settings(glands, tmp_path / "run", **taught(teacher))
     plain["teacher"]["options"] = {}
     with pytest.raises(TeacherError, match="method coco needs the response 'encoder'.*it gives: mask.*taps true"):
-        check(read_config(plain)[0])
+        check(read_config(plain))
 
 
 @pytest.mark.ray
@@ -107,8 +107,8 @@ def test_a_teacher_without_taps_is_refused(glands, teacher, tmp_path):
 def test_two_workers_and_a_pool(ray_cluster, glands, teacher, tmp_path):
     plain = settings(glands, tmp_path / "student", **taught(teacher))
     plain["workers"]["num_workers"] = 2
-    config, plain = read_config(plain)
-    fit(config, plain, prepare(config))
+    config = read_config(plain)
+    fit(config, prepare(config))
     check_run(tmp_path / "student", teacher)
     folder = RunFolder(str(tmp_path / "student"))
     assert folder.read_json("throughput.json") and folder.read_json("attempts.json") == {"attempts": 2}  # one a stage

@@ -145,11 +145,11 @@ class TestClassification:
     def test_it_starts_another_run(self, finished, images, tmp_path):
         folder, _ = finished
         start = {"model": {"init": "run", "from_run": str(folder)}, "train": {"epochs": 1}}
-        config, plain = read_config(
+        config = read_config(
             merged(SMALL, data_settings(str(images), tile_px=TILE_PX), start, {"run_folder": str(tmp_path / "run")})
         )
         # The set is small: one broken image of 48 is within max_unreadable.
-        evaluation = fit(config, plain, prepare(config), in_this_process=True)
+        evaluation = fit(config, prepare(config), in_this_process=True)
         assert evaluation["model"]["from_run"] == str(folder)
         started = read_json(tmp_path / "run", "exported/config.json")["metadata"]["started_from"]
         assert started["run"] == str(folder) and started["task"] == "classification"
@@ -159,11 +159,9 @@ class TestClassification:
 @pytest.mark.thorough
 class TestOtherWays:
     def fit(self, tmp_path, *settings, seen=None):
-        config, plain = read_config(
-            merged(SMALL, {"run_folder": str(tmp_path / "run"), "data": {"tile_px": TILE_PX}}, *settings)
-        )
+        config = read_config(merged(SMALL, {"run_folder": str(tmp_path / "run"), "data": {"tile_px": TILE_PX}}, *settings))
         on_validation = ([] if seen is None else seen).append
-        return fit(config, plain, prepare(config), in_this_process=True, on_validation=on_validation)
+        return fit(config, prepare(config), in_this_process=True, on_validation=on_validation)
 
     def test_a_set_that_does_not_fit_into_memory_is_streamed(self, ray_cluster, images, tmp_path):
         more = {

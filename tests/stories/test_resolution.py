@@ -108,7 +108,7 @@ def test_whole_images_of_varying_size(ray_cluster, images, tmp_path, capsys):
     assert "whole images up to 160 x 96 px (multiples of 32)" in out
     bad = pq.read_table(folder / "quarantine.parquet").to_pylist()
     assert [(row["slide"].endswith("large.png"), row["reason"]) for row in bad] == [(True, "too_large")]
-    assert "161 x 100 px as it is, and --data.max_px is 160" in bad[0]["message"]
+    assert "161 x 100 px as it is, and data.max_px is 160" in bad[0]["message"]
     evaluation = json.loads((folder / "evaluation.json").read_text())
     assert {"student_vs_teacher.logits.agreement", "student_vs_teacher.tokens.cosine"} <= evaluation.keys()
     _check_accounts(folder)

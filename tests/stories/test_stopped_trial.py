@@ -34,9 +34,9 @@ class Asks:
 
 def fit(folder, images, is_stopped=lambda: False):
     plain = {**SETTINGS, **data_settings(str(images), tile_px=32, memory_gb=0.05), "run_folder": str(folder)}
-    config, plain = read_config(plain)
+    config = read_config(plain)
     prepared = Prepared(check(config), config.data)
-    return finetuning.fit(config, plain, prepared, in_this_process=True, is_stopped=is_stopped)
+    return finetuning.fit(config, prepared, in_this_process=True, is_stopped=is_stopped)
 
 
 def num_done(folder):

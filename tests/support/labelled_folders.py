@@ -67,6 +67,6 @@ def taught_settings(*, batch_size: int) -> dict:
 
 def fit_here(plain: dict) -> dict:
     """finetune.py in this process, as a trial of a sweep does it, over files: Ray is not started."""
-    config, plain = read_config(plain)
+    config = read_config(plain)
     prepared = Prepared(check(config), config.data)
-    return fit(config, plain, prepared, in_this_process=True)
+    return fit(config, prepared, in_this_process=True)

@@ -102,7 +102,7 @@ def test_missing_weights_say_what_was_expected_and_what_is_there(tmp_path):
         pass
     with pytest.raises(TeacherError, match="does not exist"), weights_file("/no/such/w.pt", teacher="x", expected="y"):
         pass
-    with pytest.raises(TeacherError, match="Set --teacher.weights"), weights_file(None, teacher="x", expected="y"):
+    with pytest.raises(TeacherError, match="Set teacher.weights"), weights_file(None, teacher="x", expected="y"):
         pass
     with pytest.raises(TeacherError, match="ftp://"), weights_file("ftp://host/w.pt", teacher="x", expected="y"):
         pass

@@ -23,5 +23,5 @@ def test_weights_are_read_from_a_bucket_with_the_hash_of_the_file(s3, tmp_path, 
 
 def test_weights_that_are_not_in_the_bucket_are_named(s3, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with pytest.raises(TeacherError, match="absent.tar.*--teacher.weights"):
+    with pytest.raises(TeacherError, match="absent.tar.*teacher.weights"):
         describe_teacher("hovernet", f"{s3}/weights/absent.tar", OPTIONS)

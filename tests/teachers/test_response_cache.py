@@ -79,7 +79,7 @@ def test_other_responses_come_back_exactly(spec):
 
 def test_a_probability_just_beyond_one_is_clipped_and_a_wrong_one_is_refused():
     assert quantised(np.array([1.0005, -0.0001], np.float16), NP).tolist() == [255, 0]
-    with pytest.raises(TeacherError, match="'np'.*1.5.*--cache.uri"):
+    with pytest.raises(TeacherError, match="'np'.*1.5.*cache.uri"):
         quantised(np.array([0.5, 1.5], np.float16), NP)
 
 
@@ -189,7 +189,7 @@ def test_complete_is_said_once_for_all(cache):
 def test_over_the_budget_is_refused_with_the_number(tmp_path):
     num_bytes = projected_bytes(SPECS, 1000, TILE_PX)
     assert num_bytes >= 1000 * (256 + 2 * 2 * 256 + 2 * 5)
-    with pytest.raises(ConfigError, match=rf"1,000 tiles may take {num_bytes / 1e9:.4g} GB.*--cache.budget_gb 0.001"):
+    with pytest.raises(ConfigError, match=rf"1,000 tiles may take {num_bytes / 1e9:.4g} GB.*cache.budget_gb 0.001"):
         open_cache(CacheConfig(uri=str(tmp_path), budget_gb=0.001), key(), SPECS, num_tiles=1000, tile_px=TILE_PX)
     assert not list(tmp_path.iterdir())
     with pytest.raises(ConfigError, match="more than 0"):

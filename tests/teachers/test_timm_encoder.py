@@ -239,7 +239,7 @@ def test_weights_come_from_one_place(options, weights, message):
 def test_without_the_hub_the_error_says_what_to_do(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for model in ("hf-hub:MahmoodLab/UNI2-h", CNN + ".r160_in1k"):
-        with pytest.raises(TeacherError, match=r"cannot fetch .* from the hub.*--teacher.weights.*HF_TOKEN") as error:
+        with pytest.raises(TeacherError, match=r"cannot fetch .* from the hub.*teacher.weights.*HF_TOKEN") as error:
             load(TimmOptions(model=model, pretrained=True), weights=None, device="cpu", wanted=None)
         assert error.value.__cause__ is not None
 

@@ -283,7 +283,7 @@ class TestBadInput:
             load_teacher(str(tmp_path), "a.pth")
 
     def test_no_folder_at_all(self):
-        with pytest.raises(TeacherError, match="--teacher FOLDER"):
+        with pytest.raises(TeacherError, match="teacher=FOLDER"):
             load_teacher("run")
 
     def test_a_student_of_pretraining(self, tmp_path):

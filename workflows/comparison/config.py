@@ -7,9 +7,12 @@ from typing import Any
 from csat.errors import ConfigError
 from csat.labels.sets import LabelledConfig
 from csat.labels.splits import PARTS
+from csat.settings import Free, Place
 from csat.storage import files
 from csat.storage.uris import has_magic
 from workflows.shell.config import RayConfig
+
+Runs = list[Place] | dict[str, Place | list[Place] | Any]
 
 EVERY_PART = "all"
 
@@ -18,18 +21,18 @@ EVERY_PART = "all"
 class EvaluateConfig:
     """Settings of evaluate.py."""
 
-    runs: list[str] | dict[str, Any]  # name → run folders of finetune.py or distilled classifiers (seeds), or folders; globs
-    run_folder: str  # where the comparison goes, local path or s3://…
+    runs: Runs  # name → run folders of finetune.py or distilled classifiers (seeds), or folders; globs
+    run_folder: Free[Place]  # where the comparison goes, local path or s3://…
     split: str = "test"  # part that is compared: test, val, train or, of other data, all
     metric: str | None = None  # that the table leads with; None: the one that chose the weights of the first run
     data: LabelledConfig | None = None  # other labelled images to judge the exported models on; None: those of the runs
     accept_leakage: bool = False  # judge on other images although a run was trained on some of them
     num_bootstraps: int = 10_000  # resamples of the groups behind each interval
     seed: int = 0  # of the resamples
-    report_samples: int = 12  # worst samples shown in the report; 0: none, and no image is read
+    report_samples: Free[int] = 12  # worst samples shown in the report; 0: none, and no image is read
     device: str = "cpu"  # where models run, where they have to: cpu or cuda
-    ray: RayConfig = field(default_factory=RayConfig)  # the cluster that decodes other data
-    overwrite: bool = False  # delete a comparison of another configuration in run_folder
+    ray: Free[RayConfig] = field(default_factory=RayConfig)  # the cluster that decodes other data
+    overwrite: Free[bool] = False  # delete a comparison of another configuration in run_folder
 
     def __post_init__(self):
         parts = (*PARTS, EVERY_PART) if self.data else PARTS
@@ -58,16 +61,16 @@ def name_runs(runs: Sequence[str] | Mapping[str, Any]) -> dict[str, list[str]]:
         found = {files.base_name(uri): [uri] for uri in uris}
         if len(found) < len(uris):
             raise ConfigError(
-                "two run folders have the same name: say what they are, as in --runs '{rckd: [a/0, a/1], scratch: [b/0, b/1]}'"
+                "two run folders have the same name: say what they are, as in runs='{rckd: [a/0, a/1], scratch: [b/0, b/1]}'"
             )
     if not found:
-        raise ConfigError("no runs were given: --runs takes run folders of finetune.py, or NAME: FOLDERS pairs")
+        raise ConfigError("no runs were given: runs=… takes run folders of finetune.py, or NAME: FOLDERS pairs")
     return found
 
 
 def _matches(pattern: str) -> list[str]:
     if not has_magic(pattern):
-        return [files.normalise(pattern)]
+        return [pattern]
     if not (found := [uri for uri in files.glob(pattern) if files.is_dir(uri)]):
         raise ConfigError(f"no folder matches {pattern}")
     return found

@@ -67,5 +67,5 @@ def make_pictures(
 def find_device(name: str) -> torch.device:
     """Raises ConfigError for a GPU that is not there."""
     if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device cuda was asked for and torch sees no GPU here: say --device cpu")
+        raise ConfigError("device cuda was asked for and torch sees no GPU here: say device=cpu")
     return torch.device(name)

@@ -1,13 +1,12 @@
 """The settings of finetune.py."""
 
-import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from csat.errors import ConfigError
 from csat.labels.sets import LabelledConfig
 from csat.model.registry import ModelConfig
-from csat.settings import read_settings
+from csat.settings import Free, Place, read_settings
 from csat.training.loop import TrainConfig
 from csat.training.validation import ValidationConfig
 from workflows.shell.config import MethodConfig, PoolConfig, RayConfig, ReaderConfig, TeacherConfig, WorkerConfig
@@ -17,7 +16,7 @@ from workflows.shell.config import MethodConfig, PoolConfig, RayConfig, ReaderCo
 class FinetuneConfig:
     """Settings of finetune.py."""
 
-    run_folder: str  # local path or s3://…; the same folder and settings resume an interrupted run
+    run_folder: Free[Place]  # local path or s3://…; the same folder and settings resume an interrupted run
     data: LabelledConfig  # labelled images
     model: ModelConfig = field(default_factory=ModelConfig)  # what is trained, and from where it starts
     method: MethodConfig = field(default_factory=lambda: MethodConfig(name="supervised"))  # how it learns from labels
@@ -26,15 +25,15 @@ class FinetuneConfig:
     metric: str | None = None  # that chooses the best weights; None: balanced_accuracy, miou or dice, by task
     test_time_views: int = 1  # views of each test image that predictions are averaged over: 1 or 8
     num_bootstraps: int = 10_000  # resamples of the groups behind each interval
-    report_samples: int = 12  # worst test samples shown in the report
-    workers: WorkerConfig = field(default_factory=WorkerConfig)  # processes that train
+    report_samples: Free[int] = 12  # worst test samples shown in the report
+    workers: Free[WorkerConfig] = field(default_factory=WorkerConfig)  # processes that train
     teacher: TeacherConfig | None = None  # whom a method such as coco learns from beside the labels
-    pool: PoolConfig = field(default_factory=PoolConfig)  # actors that hold the teacher
-    readers: ReaderConfig = field(default_factory=ReaderConfig)  # actors that decode, where not every worker does by itself
-    ray: RayConfig = field(default_factory=RayConfig)  # the cluster
-    prepare_only: bool = False  # stop after reading, dividing and checking the data; writes samples.csv
+    pool: Free[PoolConfig] = field(default_factory=PoolConfig)  # actors that hold the teacher
+    readers: Free[ReaderConfig] = field(default_factory=ReaderConfig)  # actors that decode, where no worker does by itself
+    ray: Free[RayConfig] = field(default_factory=RayConfig)  # the cluster
+    prepare_only: Free[bool] = False  # stop after reading, dividing and checking the data; writes samples.csv
     accept_leakage: bool = False  # train although images of the test part were in the pretraining
-    overwrite: bool = False  # delete a run of another configuration in run_folder
+    overwrite: Free[bool] = False  # delete a run of another configuration in run_folder
 
     def __post_init__(self):
         if self.test_time_views not in (1, 8):
@@ -48,7 +47,6 @@ class FinetuneConfig:
             )
 
 
-def read_config(settings: dict[str, Any]) -> tuple[FinetuneConfig, dict[str, Any]]:
-    """A configuration from nested plain settings, and the same as plain values. Raises ConfigError."""
-    config = read_settings(FinetuneConfig, settings, what="finetune")
-    return config, json.loads(json.dumps(asdict(config)))
+def read_config(settings: dict[str, Any]) -> FinetuneConfig:
+    """A configuration from nested plain settings. Raises ConfigError."""
+    return read_settings(FinetuneConfig, settings, what="finetune")

@@ -1,6 +1,7 @@
 """A fine-tuning from its decoded data to its finished run folder."""
 
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ from workflows.finetuning.config import FinetuneConfig
 from workflows.finetuning.first_stage import make_first_job
 from workflows.finetuning.records import write_data, write_samples
 from workflows.finetuning.train import FinetuneJob
+from workflows.shell.config import MethodConfig
 from workflows.shell.decode_samples import Prepared, decode
 from workflows.shell.group import FAILED, train_here, train_in_group
 from workflows.shell.kept import INTERRUPTED
@@ -29,7 +31,6 @@ def prepare(config: FinetuneConfig) -> Prepared:
 
 def fit(
     config: FinetuneConfig,
-    plain: dict[str, Any],
     prepared: Prepared,
     *,
     on_validation: Callable[[dict[str, Any]], None] = lambda figures: None,
@@ -39,7 +40,6 @@ def fit(
     """Train, choose the best weights, judge them, write the run folder. Goes on from the last checkpoint where there is one.
 
     Args:
-        plain: `config` as plain values.
         prepared: Of `prepare`.
         on_validation: Called with the figures of each validation; only where the training runs in this process.
         in_this_process: Train here (a trial of a sweep is a process of its own already) instead of in a Ray Train group. More
@@ -54,7 +54,7 @@ def fit(
         NonFiniteLossError, TrainingFailedError: training stopped; the last checkpoint is intact.
     """
     folder = RunFolder(config.run_folder)
-    open_folder(folder, config, plain)
+    open_folder(folder, config)
     if folder.is_finished():
         return folder.read_json("evaluation.json")
     write_data(folder, prepared)
@@ -89,15 +89,10 @@ def fit(
     return evaluation
 
 
-def open_folder(folder: RunFolder, config: FinetuneConfig, plain: dict[str, Any]) -> None:
+def open_folder(folder: RunFolder, config: FinetuneConfig) -> None:
     """Make the folder this run's own. What the method's defaults were when an earlier attempt began counts for that one."""
-
-    def spelled_out(settings: dict[str, Any], *, as_before: bool = False) -> dict[str, Any]:
-        return {**settings, "method": spell_out(settings.get("method") or {}, as_before=as_before)}
-
     folder.open(
-        spelled_out(plain),
+        replace(config, method=MethodConfig(**spell_out(asdict(config.method)))),
         overwrite=config.overwrite,
-        config_class=FinetuneConfig,
-        as_before=partial(spelled_out, as_before=True),
+        as_before=lambda earlier: {**earlier, "method": spell_out(earlier.get("method") or {}, as_before=True)},
     )

@@ -41,18 +41,18 @@ def teacher_options(config: PretrainConfig) -> dict[str, Any]:
 def check_method(config: PretrainConfig, method: Method) -> None:
     """Whether this method can work on these pixels, and with the response cache that is asked for. Raises ConfigError."""
     if config.data.whole and config.manifest.holdout_by == "tile" and config.manifest.holdout_fraction:
-        raise ConfigError("--manifest.holdout_by tile is about a grid of tiles: use slide with --data.whole")
+        raise ConfigError("manifest.holdout_by tile is about a grid of tiles: use slide with data.whole")
     if config.student_pixels not in ("tile", "pyramid"):
-        raise ConfigError(f"--student_pixels is tile or pyramid, not {config.student_pixels!r}")
+        raise ConfigError(f"student_pixels is tile or pyramid, not {config.student_pixels!r}")
     if config.student_pixels == "pyramid" and (not method.takes_any_size or config.student.downsample == 1):
         raise ConfigError(
-            "--student_pixels pyramid is for a student at lower resolution than its teacher: --method.name resolution with "
-            f"--student.downsample 2 or more, not {config.method.name} with {config.student.downsample}"
+            "student_pixels pyramid is for a student at lower resolution than its teacher: method.name resolution with "
+            f"student.downsample 2 or more, not {config.method.name} with {config.student.downsample}"
         )
     if config.cache.uri is not None and (method.view_in_pool or method.colour_in_pool is not None):
         what = "view (flip and rotation)" if method.view_in_pool else "colours"
         raise ConfigError(
-            f"--cache.uri: with --method.name {config.method.name} and these options the teacher sees each tile in another "
-            f"{what} in every epoch, so that its earlier response is of no use: leave --cache.uri out, or choose responses "
+            f"cache.uri: with method.name {config.method.name} and these options the teacher sees each tile in another "
+            f"{what} in every epoch, so that its earlier response is of no use: leave cache.uri out, or choose responses "
             "(maps) and options with which the tile stays as it was scanned until the trainer has it"
         )

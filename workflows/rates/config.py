@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from csat.settings import Place
+
 STUDENTS = ("csat", "csat_nano", "convnextv2_atto", "efficientnet_b0", "resnet18")
 
 
@@ -11,7 +13,7 @@ class BenchmarkConfig:
 
     stages: list[str] = field(default_factory=lambda: ["student", "teacher", "reader"])  # any of these, plan, manifest
     students: list[str] = field(default_factory=lambda: list(STUDENTS))  # backbones
-    slides: list[str] = field(default_factory=list)  # slides for the reader; empty: a synthetic one
+    slides: list[Place] = field(default_factory=list)  # slides for the reader; empty: a synthetic one
     tile_px: int = 256  # edge of the tiles
     batch_size: int = 16  # tiles at once
     num_slides: int = 10_000  # simulated slides of the stage manifest
@@ -19,4 +21,4 @@ class BenchmarkConfig:
     rounds: int = 5  # timed rounds of each, after one that is not counted
     device: str = "cpu"  # cpu or cuda
     threads: int | None = None  # of torch, on the CPU; None: torch's choice
-    output: str | None = None  # file for the figures as JSON
+    output: Place | None = None  # file for the figures as JSON

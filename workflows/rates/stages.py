@@ -53,7 +53,7 @@ def measure_teachers(config: BenchmarkConfig) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="csat-bench-") as scratch:
         tiles = _tiles(config, Path(scratch))
     if not len(tiles):
-        raise ConfigError(f"no tile of {config.slides} could be read: give other --slides")
+        raise ConfigError(f"no tile of {config.slides} could be read: give others with slides=")
     candidates = {}
     for name, (teacher, options) in TEACHERS.items():
         loaded = load_teacher(teacher, None, options, device=config.device)

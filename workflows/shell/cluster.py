@@ -37,7 +37,7 @@ def connect(config: RayConfig, *, kept_gb: float = 0.0) -> None:
             ray.init(address=address, **common)
         except ConnectionError as error:
             raise ConfigError(
-                f"no Ray cluster answers at {address!r}: start one with `ray start --head`, or leave out --ray.address to use "
+                f"no Ray cluster answers at {address!r}: start one with `ray start --head`, or leave out ray.address to use "
                 f"this machine ({error})"
             ) from error
         return
@@ -82,14 +82,14 @@ def check_resources(
     needed_bytes = LEAST_BLOCKS_IN_FLIGHT * slot_bytes
     if ray_config.stream_gb * 1e9 < needed_bytes:
         raise ConfigError(
-            f"--ray.stream_gb {ray_config.stream_gb:g} is too little to keep the stream moving: {LEAST_BLOCKS_IN_FLIGHT} "
-            f"blocks of {slot_bytes / 1e6:.0f} MB are on their way at least. Set --ray.stream_gb "
-            f"{needed_bytes / 1e9 + 0.05:.1f}, or a smaller --manifest.chunk_tiles"
+            f"ray.stream_gb {ray_config.stream_gb:g} is too little to keep the stream moving: {LEAST_BLOCKS_IN_FLIGHT} "
+            f"blocks of {slot_bytes / 1e6:.0f} MB are on their way at least. Set ray.stream_gb "
+            f"{needed_bytes / 1e9 + 0.05:.1f}, or a smaller manifest.chunk_tiles"
         )
     store_bytes = max(have.get("object_store_memory", 0.0), growable.get("object_store_memory", 0.0))
     if ray_config.stream_gb * 1e9 > store_bytes:
         raise ConfigError(
-            f"--ray.stream_gb {ray_config.stream_gb:g} is more than the cluster's object store holds "
+            f"ray.stream_gb {ray_config.stream_gb:g} is more than the cluster's object store holds "
             f"({store_bytes / 1e9:.2f} GB): lower it, or start Ray with a larger --object-store-memory"
         )
 
@@ -108,13 +108,13 @@ def _check_sums(workers: WorkerConfig, pool: PoolConfig | None, readers: ReaderC
     have, growable = _have(), _autoscaling_limits()
     for resource, flag in (("CPU", "cpus"), ("GPU", "gpus")):
         parts = {f"{workers.num_workers} workers x {flag} {_per(workers, flag):g}": workers.num_workers * _per(workers, flag)}
-        levers = ["--workers.num_workers", f"--workers.{flag}_per_worker"]
+        levers = ["workers.num_workers", f"workers.{flag}_per_worker"]
         if pool is not None:
             parts[f"{pool.min_actors} teacher actors x {_per(pool, flag):g}"] = pool.min_actors * _per(pool, flag)
-            levers += ["--pool.min_actors", f"--pool.{flag}_per_actor"]
+            levers += ["pool.min_actors", f"pool.{flag}_per_actor"]
         if readers is not None and _per(readers, flag):
             parts[f"{readers.min_actors} readers x {_per(readers, flag):g}"] = readers.min_actors * _per(readers, flag)
-            levers += ["--readers.min_actors", f"--readers.{flag}_per_actor"]
+            levers += ["readers.min_actors", f"readers.{flag}_per_actor"]
         total, limit = sum(parts.values()), max(have.get(resource, 0.0), growable.get(resource, 0.0))
         if total > limit + 1e-9:
             sums = " + ".join(name for name, amount in parts.items() if amount)
@@ -146,7 +146,7 @@ def check_trials(*, max_concurrent: int, cpus: float, gpus: float, workers: Work
         limit = max(have.get(resource, 0.0), growable.get(resource, 0.0))
         largest = max((node.get(resource, 0.0) for node in nodes), default=0.0)
         one = f"one trial needs {own + beside:g} {resource}s" + (f" ({own:g} + its workers' {beside:g})" if beside else "")
-        lower = f"--base.workers.{flag}_per_worker or num_workers" if beside else f"--{flag}_per_trial"
+        lower = f"workers.{flag}_per_worker or num_workers" if beside else f"{flag}_per_trial"
         if own + beside > limit + 1e-9:
             raise ConfigError(f"{one} and the cluster has {limit:g}: lower {lower}, or use a larger cluster")
         if not growable and own > largest + 1e-9:
@@ -155,7 +155,7 @@ def check_trials(*, max_concurrent: int, cpus: float, gpus: float, workers: Work
             fitting = int((limit + 1e-9) / (own + beside))
             raise ConfigError(
                 f"{one}, {max_concurrent} at once {max_concurrent * (own + beside):g}, and the cluster has {limit:g}: set "
-                f"--max_concurrent {fitting}, or lower {lower}"
+                f"max_concurrent {fitting}, or lower {lower}"
             )
 
 

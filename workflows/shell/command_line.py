@@ -8,19 +8,24 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import jsonargparse
 import yaml
-from ray.exceptions import RayError
-from ray.train import TrainingFailedError
 
 from csat.errors import ConfigError, DatasetError, NonFiniteLossError, StorageError, TeacherError
-from csat.settings import no_such_key, unknown_keys
+from csat.settings import (
+    UnknownSettingError,
+    add_settings,
+    no_such_key,
+    settings_of,
+    unknown_keys,
+    with_places,
+)
 from csat.words import last_line, printable
 from workflows.shell import interruption
+from workflows.shell.flags import with_flags
 
 logger = logging.getLogger(__name__)
 
@@ -36,19 +41,21 @@ Merge = Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]
 
 
 def run(
-    work: Callable[[Config, dict[str, Any]], int],
+    work: Callable[[Config], int],
     config_class: type[Config],
     description: str,
     argv: Sequence[str] | None = None,
     *,
     nested: Mapping[str, Merge] | None = None,
+    holds: Mapping[str, type] | None = None,
     kept: Callable[[Config], str] = lambda config: "nothing, it starts afresh",
 ) -> int:
     """A verb from its command line to its exit code: what a user can mend ends in one sentence, never in a traceback.
 
     Args:
-        work: The verb: (configuration, the same as plain values) → exit code.
+        work: The verb: configuration → exit code.
         config_class, description, argv, nested: As `parse` takes them.
+        holds: Settings that hold those of another page, as `with_flags` takes them.
         kept: What is kept of a run of this configuration when it is interrupted, in words.
 
     Returns:
@@ -56,7 +63,12 @@ def run(
         with a code of its own: see `interruption`.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
-    code = _run(work, lambda: parse(config_class, description, argv, nested=nested), kept)
+    code = _run(
+        work,
+        read=lambda: parse(config_class, description, argv, nested=nested),
+        say=lambda error: as_called(with_flags(str(error), config_class, holds)),
+        kept=kept,
+    )
     interruption.end()  # where a signal came, whatever it made of the run
     return code
 
@@ -73,24 +85,29 @@ class _Parser(jsonargparse.ArgumentParser):
 
 
 def _run(
-    work: Callable[[Config, dict[str, Any]], int],
-    read: Callable[[], tuple[Config, dict[str, Any]]],
+    work: Callable[[Config], int],
+    *,
+    read: Callable[[], Config],
+    say: Callable[[BaseException], str],
     kept: Callable[[Config], str],
 ) -> int:
     try:
-        config, plain = read()
+        config = read()
         interruption.keeps(lambda: kept(config))
-        return work(config, plain)
+        return work(config)
+    except UnknownSettingError as error:
+        print(f"error: {as_called(str(error))}", file=sys.stderr)  # it lists settings by their names
+        return EXIT_CODE
     except (ConfigError, DatasetError, StorageError, TeacherError) as error:
-        print(f"error: {as_called(str(error))}", file=sys.stderr)
+        print(f"error: {say(error)}", file=sys.stderr)
         return EXIT_CODE
     except NonFiniteLossError as error:
-        print(f"stopped: {error}", file=sys.stderr)
+        print(f"stopped: {say(error)}", file=sys.stderr)
         return 1
-    except (TrainingFailedError, RayError) as error:
+    except _errors_of_ray() as error:
         interruption.end()
         logger.debug("the whole story", exc_info=True)
-        what = "training failed" if isinstance(error, TrainingFailedError) else "Ray stopped"
+        what = "training failed" if type(error).__name__ == "TrainingFailedError" else "Ray stopped"
         print(f"{what}: {last_line(error)}\nWhat was committed is safe: run the same command to resume", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -99,14 +116,24 @@ def _run(
         return interruption.EXIT_CODES[signal.SIGINT]
 
 
+def _errors_of_ray() -> tuple[type[BaseException], ...]:
+    """Looked up when something was raised: a page that only shows its help never loads Ray."""
+    if "ray" not in sys.modules:
+        return ()
+    from ray.exceptions import RayError
+    from ray.train import TrainingFailedError
+
+    return (RayError, TrainingFailedError)
+
+
 def parse(
     config_class: type[Config],
     description: str,
     argv: Sequence[str] | None = None,
     *,
     nested: Mapping[str, Merge] | None = None,
-) -> tuple[Config, dict[str, Any]]:
-    """The configuration of a command line.
+) -> Config:
+    """The configuration of a command line, with every place absolute.
 
     Args:
         config_class: Frozen dataclass of the verb.
@@ -114,9 +141,6 @@ def parse(
         argv: Arguments; those of this process where None.
         nested: Settings that are mappings of free depth, for which `--NAME.a.b value` changes one value (jsonargparse would
             put it in the place of everything that a recipe says below that name).
-
-    Returns:
-        The configuration, and the same as plain values for the run folder.
 
     Raises:
         ConfigError: anything about the arguments or the recipe that cannot be understood.
@@ -129,7 +153,7 @@ def parse(
         formatter_class=_Formatter,
     )
     parser.add_argument("--config", action="config", help=f"a recipe (YAML); by name, one of: {', '.join(recipe_names())}")
-    parser.add_class_arguments(config_class)
+    add_settings(parser, config_class)
     notes = field_notes(config_class)
     for action in parser._actions:  # argparse's own list of options; no public way to add help to a dataclass's fields
         if action.dest in notes:
@@ -143,10 +167,9 @@ def parse(
         arguments = _set_nested(parser, arguments, nested or {})
         parsed = parser.parse_args(arguments)
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
-        raise ConfigError(_explain(str(error), config_class)) from error
+        raise _explained(str(error), config_class) from error
     parsed.pop("config", None)
-    config = config_class(**vars(parser.instantiate(parsed)))
-    return config, json.loads(json.dumps(asdict(config)))
+    return with_places(config_class(**vars(parser.instantiate(parsed))))
 
 
 def as_called(text: str) -> str:
@@ -158,16 +181,15 @@ def as_called(text: str) -> str:
     return re.sub(rf"(?:python\s+workflows/)?\b({pages})\.py\b", rf"{program} \1", text)
 
 
-def field_notes(config_class: type, prefix: str = "") -> dict[str, str]:
+def field_notes(config_class: type) -> dict[str, str]:
     """Dotted setting → the note that stands behind it in the source: one place for the code's reader and for `--help`."""
-    hints = get_type_hints(config_class)
+    sections = {"": config_class}
+    sections |= {f"{each.name}.": each.section for each in settings_of(config_class) if each.section is not None}
     notes = {}
-    for line in inspect.getsource(config_class).splitlines():
-        if found := re.match(r"    (\w+): .*?  # (.+)$", line):
-            notes[prefix + found[1]] = found[2]
-    for item in fields(config_class):
-        if is_dataclass(hints[item.name]):
-            notes |= field_notes(hints[item.name], f"{prefix}{item.name}.")
+    for prefix, section in sections.items():
+        for line in inspect.getsource(section).splitlines():
+            if found := re.match(r"    (\w+): .*?  # (.+)$", line):
+                notes[prefix + found[1]] = found[2]
     return notes
 
 
@@ -252,11 +274,11 @@ def _check_recipes(arguments: Sequence[str], config_class: type) -> None:
         if not isinstance(recipe, dict):
             raise ConfigError(f"recipe {path} must be a mapping of settings, not {type(recipe).__name__}")
         for key in unknown_keys(config_class, recipe):
-            raise ConfigError(f"recipe {path}: {no_such_key(config_class, key)}")
+            raise UnknownSettingError(f"recipe {path}: {no_such_key(config_class, key)}")
 
 
-def _explain(message: str, config_class: type) -> str:
+def _explained(message: str, config_class: type) -> ConfigError:
     for argument in message.replace("'", " ").replace('"', " ").split():
         if argument.startswith("--") and "nrecognized" in message:
-            return no_such_key(config_class, argument.lstrip("-").partition("=")[0])
-    return message
+            return UnknownSettingError(no_such_key(config_class, argument.lstrip("-").partition("=")[0]))
+    return ConfigError(message)

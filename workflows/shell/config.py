@@ -1,9 +1,11 @@
 """Settings that the verbs share: which teacher, which method, and how the work is spread over the cluster."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from csat.errors import ConfigError
+from csat.settings import Place, places_in
+from teachers.registry import find_teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -11,9 +13,14 @@ class TeacherConfig:
     """Which teacher answers, and from what weights."""
 
     name: str  # stain, hovernet, timm, torchscript, or the folder of a run of finetune.py, local or s3://
-    weights: str | None = None  # file of weights, local on every node or s3://; stain and a run's folder need none
+    weights: Place | None = None  # file of weights, local on every node or s3://; stain and a run's folder need none
     options: dict[str, Any] = field(default_factory=dict)  # fields of that teacher's options, such as mode: fast
     accept_any_mpp: bool = False  # show it tiles of another resolution than it was made for
+
+    def with_own_places(self) -> "TeacherConfig":
+        """See `csat.settings.with_places`: the folder of a run in the place of a name is the teacher `run` of that folder."""
+        name, weights = find_teacher(self.name, self.weights)
+        return replace(self, name=name, weights=weights)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +29,14 @@ class MethodConfig:
 
     name: str = "rckd"  # a name of csat.methods.registry
     options: dict[str, Any] = field(default_factory=dict)  # fields of that method's config, such as temperature: 2.0
+
+    def with_own_places(self) -> "MethodConfig":
+        """See `csat.settings.with_places`: which options are places, the method's own config says."""
+        if not self.options:
+            return self  # no method is loaded to find nothing
+        from csat.methods.registry import METHODS, find_method
+
+        return replace(self, options=places_in(find_method(self.name).Config, self.options)) if self.name in METHODS else self
 
 
 @dataclass(frozen=True, kw_only=True)

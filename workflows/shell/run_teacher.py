@@ -24,7 +24,7 @@ def check_same_teacher(folder: RunFolder, spec: TeacherSpec) -> None:
             raise ConfigError(
                 f"{folder.uri} was begun with another teacher:\n  "
                 + "\n  ".join(differences)
-                + "\nGive the earlier weights back, or choose another --run_folder"
+                + "\nGive the earlier weights back, or choose another run_folder"
             )
     folder.write_json("teacher.json", now)
 

@@ -3,16 +3,15 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from csat.errors import ConfigError
-from csat.settings import merge, unfold
+from csat.settings import merge, plain_settings, unfold, with_places
 from csat.storage import files
 from csat.sweeps.space import Dimension, corners
 from workflows.finetuning.config import FinetuneConfig, read_config
-from workflows.shell.places import absolute
 from workflows.sweep.config import SweepConfig
 
 OWN = ("run_folder", "overwrite", "prepare_only", "ray")  # settings of finetune.py that the sweep gives
@@ -56,9 +55,9 @@ class Cell:
     def read(self, params: Mapping[str, Any]) -> FinetuneConfig:
         """What a run with these searched values would do. Raises ConfigError that names the cell."""
         try:
-            return read_config(self.run_settings(params, self.folder))[0]
+            return read_config(self.run_settings(params, self.folder))
         except ConfigError as error:
-            raise ConfigError(f"{self.name}: {error}") from error
+            raise type(error)(f"{self.name}: {error}") from error
 
 
 def make_cells(config: SweepConfig, space: tuple[Dimension, ...]) -> list[Cell]:
@@ -75,15 +74,14 @@ def make_cells(config: SweepConfig, space: tuple[Dimension, ...]) -> list[Cell]:
                 raise ConfigError(f"{what}.{name}: a name becomes a folder: use letters, digits, _ and -")
             _check_mapping(f"{what}.{name}", settings)
     _check_mapping("base", config.base)
-    root = files.normalise(config.run_folder)
     cells = []
     for data_set, data_settings in config.data_sets.items():
         for start, start_settings in config.starts.items():
             settings = merge(unfold(config.base), unfold(data_settings), unfold(start_settings))
-            settings = absolute(settings, data_root=config.data_root)
-            settings = merge(settings, _resources(settings, config))
-            folder = files.join(root, "cells", data_set, start)
+            settings = merge(_below(config.data_root, settings), _resources(settings, config))
+            folder = files.join(config.run_folder, "cells", data_set, start)
             cell = Cell(data_set=str(data_set), start=str(start), folder=folder, settings=settings)
+            cell = replace(cell, settings=plain_settings(with_places(cell.config)))
             for point in corners(space):
                 run = cell.read(point)
                 run.train.rows_per_worker(run.workers.num_workers)
@@ -96,6 +94,21 @@ def _check_mapping(name: str, settings: Any) -> None:
         raise ConfigError(f"{name} is a mapping of settings of finetune.py, not {settings!r}")
     if own := [key for key in OWN if key in settings]:
         raise ConfigError(f"{name}.{own[0]}: the sweep gives this setting to its runs: leave it out")
+
+
+def _below(data_root: str | None, settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a cell, relative places of its data sets in that folder."""
+    data = settings.get("data")
+    sets = data.get("sets") if isinstance(data, Mapping) else None
+    if data_root is None or not isinstance(sets, Mapping):
+        return settings
+    return merge(settings, {"data": {"sets": {name: _set_below(data_root, value) for name, value in sets.items()}}})
+
+
+def _set_below(data_root: str, value: Any) -> Any:
+    if isinstance(value, Mapping) and "path" in value:
+        return {**value, "path": _set_below(data_root, value["path"])}
+    return files.join(data_root, value) if isinstance(value, str) else value
 
 
 def _resources(settings: dict[str, Any], config: SweepConfig) -> dict[str, Any]:

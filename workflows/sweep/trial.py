@@ -49,7 +49,7 @@ def run_trial(config: dict[str, Any]) -> None:
         RayError: something was lost that another attempt may find again.
     """
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(END_TIMEOUT_S)
-    settings, plain = read_config(config["settings"])
+    settings = read_config(config["settings"])
     folder = RunFolder(settings.run_folder)
     if (folder.read_json("status.json") or {}).get("state") in ENDED:
         return  # its process died between the last word and the return
@@ -60,9 +60,9 @@ def run_trial(config: dict[str, Any]) -> None:
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # the sweep has a line of its own for all of its trials
             if settings.workers.num_workers == 1:
-                fit(settings, plain, prepared, on_validation=report, in_this_process=True, is_stopped=watch.is_stopped)
+                fit(settings, prepared, on_validation=report, in_this_process=True, is_stopped=watch.is_stopped)
             else:
-                _fit_in_group(settings, plain, prepared, report, last_step, watch)
+                _fit_in_group(settings, prepared, report, last_step, watch)
     except StoppedError:
         logger.info("%s: interrupted, what was trained is committed", folder.uri)
     except ray.exceptions.RayError:
@@ -94,7 +94,6 @@ def _report(figures: dict[str, Any], *, epochs: int, stands: bool) -> None:
 
 def _fit_in_group(
     settings: FinetuneConfig,
-    plain: dict[str, Any],
     prepared: Prepared,
     report: Report,
     last_step: int,
@@ -105,7 +104,7 @@ def _fit_in_group(
 
     def work() -> None:
         try:
-            fit(settings, plain, prepared, is_stopped=watch.is_stopped)
+            fit(settings, prepared, is_stopped=watch.is_stopped)
         except Exception as error:
             raised.append(error)
 

@@ -45,6 +45,7 @@ from csat.methods.coco.paraphrasers import LAYERS, make_paraphrasers
 from csat.methods.contract import Method, OwnOptimiser, Setting, Source, check_same_classes, pick_responses
 from csat.model.networks.critic import WIDTH, PatchCritic
 from csat.responses import Batch, Kind, ResponseSpec, TeacherSpec
+from csat.settings import Place
 from csat.tasks import IGNORE, Task
 from csat.views.draws import uniforms
 from csat.views.grid import align, downsample
@@ -61,7 +62,7 @@ class CoCoConfig:
     lambda_s: float = 1.0  # weight of the correlation; 0: no maps are asked of the teacher
     lambda_adv: float = 0.1  # weight of the adversarial term; 0: there is no critic
     use_paraphraser: bool = True  # compare with the paraphrased maps; false: with the teacher's maps as they are
-    paraphrasers: str | None = None  # folder of trained paraphrasers of this teacher and student; None: trained by this run
+    paraphrasers: Place | None = None  # folder of trained paraphrasers of this teacher and student; None: trained by this run
     paraphraser_epochs: int = 10  # visits of every training image in their training
     paraphraser_lr: float = 3e-4  # its learning rate at the start
     cells: int = CELLS  # per axis, that maps are pooled to before they are compared; both networks' maps need as many
@@ -111,7 +112,7 @@ class CoCo(Method):
         if not hasattr(model, "tap") or not hasattr(model, "tapped_channels"):
             raise ConfigError(
                 f"method coco compares an encoder's and a decoder's map, and a {type(model).__name__} has none to tap: set "
-                "--model.name to fanet, mobile_unet, enet, erfnet or a timm backbone"
+                "model.name to fanet, mobile_unet, enet, erfnet or a timm backbone"
             )
         self.model, self.tile_px = model, setting.tile_px
         self.weights = {"ce": 1.0}
@@ -125,7 +126,7 @@ class CoCo(Method):
             theirs = [specs[name].channels for name in LAYERS]
             self.paraphrasers = make_paraphrasers(theirs, model.tapped_channels)
         if config.lambda_adv:
-            remedy = "choose a teacher of these classes, or --method.options.lambda_adv 0"
+            remedy = "choose a teacher of these classes, or method.options.lambda_adv 0"
             check_same_classes(specs[MASK], info.classes, remedy=remedy)
             self.turns = ("student", "critic")
             self.weights |= {"adv": config.lambda_adv, "critic": 1.0, "penalty": PENALTY_WEIGHT}
@@ -141,7 +142,7 @@ class CoCo(Method):
         """
         wanted = [(name, Kind.FEATURES, True) for name in LAYERS if config.lambda_s]
         wanted += [(MASK, Kind.LOGITS, True)] if config.lambda_adv else []
-        hint = "A run of fanet gives all with --teacher.options.taps true; without lambda_s no maps are needed, without "
+        hint = "A run of fanet gives all with teacher.options.taps true; without lambda_s no maps are needed, without "
         return pick_responses("coco", wanted, teacher, hint=hint + "lambda_adv no logits")
 
     def first_stage(self) -> Paraphrasers | None:
@@ -216,5 +217,5 @@ class CoCo(Method):
         if min(sizes) < self.config.cells:
             raise ConfigError(
                 f"method coco compares {self.config.cells} x {self.config.cells} cells, and a tile of {self.tile_px} px has "
-                f"maps of {min(sizes)} x {min(sizes)}: set --method.options.cells {min(sizes)}, or a larger --data.tile_px"
+                f"maps of {min(sizes)} x {min(sizes)}: set method.options.cells {min(sizes)}, or a larger data.tile_px"
             )

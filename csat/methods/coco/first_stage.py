@@ -48,6 +48,6 @@ class Paraphrasers(FirstStage):
         said = " and ".join(f"{share:.0%} ({name})" for name, share in shares.items())
         return (
             f"the paraphrasers' error is {said} of the variance of the teacher's maps, and the student is compared with what "
-            f"they say: set a higher --method.options.paraphraser_lr (the paper's is {LR:g}) or more "
-            "--method.options.paraphraser_epochs"
+            f"they say: set a higher method.options.paraphraser_lr (the paper's is {LR:g}) or more "
+            "method.options.paraphraser_epochs"
         )

@@ -154,7 +154,7 @@ def test_runs_whose_types_are_spelt_in_two_ways_are_one_table(tmp_path):
 
 def test_a_metric_that_a_run_of_an_earlier_version_lacks(tmp_path):
     groups = {"new": [read(tmp_path, "new", nuclei())], "old": [read(tmp_path, "old", nuclei().without(LATER))]}
-    with pytest.raises(ConfigError, match=r"'hovernet_fd': predictions.*--data.sets, or choose one of: dice, aji"):
+    with pytest.raises(ConfigError, match=r"'hovernet_fd': predictions.*data.sets, or choose one of: dice, aji"):
         comparison.compare_runs(groups, part="test", metric="hovernet_fd", num_bootstraps=10)
 
 

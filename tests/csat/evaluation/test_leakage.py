@@ -84,7 +84,7 @@ class TestPretraining:
         run = pretraining(tmp_path, [(SEEN.image, None), ("/slides/x.svs", None)])
         message = refusal(str(run), data(train=[NEW], val=[NEW], test=[SEEN]))
         assert f"1 images were in the pretraining {run}: {SEEN.image}" in message
-        assert "pretrain.csv" in message and "--accept_leakage true" in message
+        assert "pretrain.csv" in message and "accept_leakage true" in message
         check_leakage(str(run), data(train=[SEEN], test=[NEW]))  # it may be trained on again
 
     def test_the_validation_part_counts_too(self, tmp_path):
@@ -135,7 +135,7 @@ class TestFineTuning:
         run = finetuning(tmp_path, train=[SEEN], test=[NEW])
         message = refusal(str(run), data(test=[SEEN, NEW]))
         assert f"1 images were in the training part of the fine-tuning {run}: {SEEN.image}." in message
-        assert NEW.image not in message and "--data.split" in message
+        assert NEW.image not in message and "data.split" in message
         check_leakage(str(run), data(test=[NEW]))
 
     def test_its_exported_folder_is_the_run(self, tmp_path):

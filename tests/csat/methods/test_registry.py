@@ -135,7 +135,7 @@ def test_what_is_random_follows_the_runs_seed_or_the_methods_own():
         ),
         ("rckd", TEACHER, True, r"no method 'rckd' here \(rckd is a method of pretrain.py\); there is: supervised, coco, att"),
         ("rkcd", TEACHER, False, "no method 'rkcd' here; there is: rckd, resolution"),
-        ("coco", None, True, "method 'coco' learns from a teacher too: name one with --teacher.name"),
+        ("coco", None, True, "method 'coco' learns from a teacher too: name one with teacher.name"),
         ("supervised", TEACHER, True, "'supervised' has no use for a teacher: .* a method that has: coco, attention"),
     ],
 )

@@ -81,7 +81,7 @@ class TestWanted:
         other = replace(FEATURES, name="tokens", channels=9)
         teacher = make_teacher(LOGITS, FEATURES, other)
         with pytest.raises(
-            TeacherError, match=r"'fake' gives several: features .*, tokens .*Name one with --method.options.features"
+            TeacherError, match=r"'fake' gives several: features .*, tokens .*Name one with method.options.features"
         ):
             Resolution.wanted(ResolutionConfig(), teacher)
         assert Resolution.wanted(ResolutionConfig(features="tokens"), teacher) == (LOGITS, other)
@@ -93,7 +93,7 @@ class TestWanted:
             (
                 (FEATURES,),
                 {},
-                ["logits of 2 or more classes", "features (features, 6 ch, map)", "--teacher.options.features true"],
+                ["logits of 2 or more classes", "features (features, 6 ch, map)", "teacher.options.features true"],
             ),
             (SPECS, {"logits": "grade"}, ["the response 'grade' as logits", "label (logits"]),
             ((replace(LOGITS, channels=1), FEATURES), {}, ["2 or more classes"]),
@@ -277,8 +277,8 @@ class TestTheRealStudent:
     @pytest.mark.parametrize(
         ("settings", "words"),
         [
-            ({"downsample": 3}, "multiple of 96 px .*downsample 3.*not 128 px: set --data.tile_px to 96 or 192"),
-            ({"downsample": 8}, "multiple of 256 px .*stride 32 x downsample 8.*not 128 px: set --data.tile_px to 256"),
+            ({"downsample": 3}, "multiple of 96 px .*downsample 3.*not 128 px: set data.tile_px to 96 or 192"),
+            ({"downsample": 8}, "multiple of 256 px .*stride 32 x downsample 8.*not 128 px: set data.tile_px to 256"),
             ({"tile_px": 96, "downsample": 1, "backbone": "resnet_10"}, "no model 'resnet_10'"),
         ],
     )

@@ -54,7 +54,7 @@ def test_a_stride_that_the_finer_one_does_not_divide_is_left_out():
 def test_a_size_that_the_backbone_refuses():
     student = Student(StudentConfig(backbone="pit_ti_224", decoder_channels=8), (NP,))
     student.check_tile(224)
-    with pytest.raises(ConfigError, match="backbone 'pit_ti_224' refuses images of 256 px .*set --data.tile_px 224"):
+    with pytest.raises(ConfigError, match="backbone 'pit_ti_224' refuses images of 256 px .*set data.tile_px 224"):
         student.check_tile(256)
 
 

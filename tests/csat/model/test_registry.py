@@ -119,7 +119,7 @@ class TestFreeze:
     def test_nor_one_that_the_run_never_had(self, run):
         for name in ("csat_nano", "unet"):
             settings = {"init": "run", "from_run": run(name, Task.CLASSIFICATION), "freeze": "backbone+decoder"}
-            with pytest.raises(ConfigError, match="a part of the decoder is not in .*--model.freeze backbone"):
+            with pytest.raises(ConfigError, match="a part of the decoder is not in .*model.freeze backbone"):
                 build(name, Task.SEGMENTATION, **settings)
             assert build(name, Task.CLASSIFICATION, **settings).parts()[DECODER] == []
 

@@ -161,7 +161,7 @@ def test_mistakes_are_named():
     with pytest.raises(ConfigError, match="'enet' segments: it has one dense head, and was asked for: label"):
         make_net("enet", (label,))
     make_net("mobile_unet").check_tile(96)
-    with pytest.raises(ConfigError, match="mobile_unet takes tiles of multiples of 32 px: set --data.tile_px 96, not 100"):
+    with pytest.raises(ConfigError, match="mobile_unet takes tiles of multiples of 32 px: set data.tile_px 96, not 100"):
         make_net("mobile_unet").check_tile(100)
 
 

@@ -101,7 +101,7 @@ def test_tiles_that_do_not_divide():
     model = make(downsample=4)
     model.check_tile(256)
     with pytest.raises(
-        ConfigError, match="a cell per 32 px, and with downsample 4 one per 128 px.*set --data.tile_px 256, not 224"
+        ConfigError, match="a cell per 32 px, and with downsample 4 one per 128 px.*set data.tile_px 256, not 224"
     ):
         model.check_tile(224)
 

@@ -45,6 +45,6 @@ def test_what_a_slides_own_format_says_is_believed_as_far_as_any_microscope_goes
 
 @pytest.mark.parametrize("wrong", [0.0, -1.0, 352.8, float("nan"), float("inf")])
 def test_a_typed_number_that_cannot_be_meant_is_refused(wrong):
-    with pytest.raises(ConfigError, match=r"--data.source_mpp is .*: expected micrometres per pixel, between 0.02 and 50"):
-        check_mpp(wrong, "--data.source_mpp")
-    check_mpp(None, "--data.source_mpp")
+    with pytest.raises(ConfigError, match=r"data.source_mpp is .*: expected micrometres per pixel, between 0.02 and 50"):
+        check_mpp(wrong, "data.source_mpp")
+    check_mpp(None, "data.source_mpp")

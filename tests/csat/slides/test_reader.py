@@ -93,7 +93,7 @@ def test_inches_count_too(tmp_path, write_slide):
 def test_a_missing_resolution_says_how_to_give_it():
     error = no_mpp_error("/data/case-7.svs")
     assert error.reason == "no_mpp"
-    for words in ("/data/case-7.svs", "--data.source_mpp 0.25", "CSV", "mpp"):
+    for words in ("/data/case-7.svs", "data.source_mpp 0.25", "CSV", "mpp"):
         assert words in str(error)
 
 

@@ -68,7 +68,7 @@ def test_a_name_is_as_long_as_it_takes_to_be_unique():
 
 
 def test_one_slide_cannot_be_held_out_whole(tmp_path):
-    with pytest.raises(ConfigError, match="only 1.*--manifest.holdout_by tile"):
+    with pytest.raises(ConfigError, match="only 1.*manifest.holdout_by tile"):
         ManifestWriter(str(tmp_path), ManifestConfig(holdout_fraction=0.1), PRINT, TilingConfig(), rows_of(1))
     with pytest.raises(ConfigError, match="only 1"):
         ManifestWriter(str(tmp_path), ManifestConfig(holdout_fraction=0.1), PRINT, TilingConfig(), rows_of(4, patients=1))
@@ -81,9 +81,9 @@ def test_when_only_held_out_slides_have_tiles_the_cure_is_named(tmp_path):
     rows, config = rows_of(2), ManifestConfig(holdout_fraction=0.1)
     held = read(write(tmp_path / "a", rows, [5, 5], config).holdout())[0]["slide"]
     other = next(index for index, row in enumerate(rows) if row.slide != held)
-    with pytest.raises(ConfigError, match="all 5 tiles are held out.*--manifest.holdout_by tile"):
+    with pytest.raises(ConfigError, match="all 5 tiles are held out.*manifest.holdout_by tile"):
         write(tmp_path / "b", rows, [5, 5], config, bad=[other])
-    with pytest.raises(ConfigError, match="holds out no tile at all.*--manifest.holdout_by tile"):
+    with pytest.raises(ConfigError, match="holds out no tile at all.*manifest.holdout_by tile"):
         write(tmp_path / "c", rows, [5, 5], config, bad=[1 - other])
 
 

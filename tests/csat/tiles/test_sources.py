@@ -193,7 +193,7 @@ def test_other_wrong_requests(tmp_path):
     ]:
         with pytest.raises((ConfigError, StorageError), match=message):
             list_slides(places)
-    with pytest.raises(ConfigError, match="--data.source_mpp is 250"):
+    with pytest.raises(ConfigError, match="data.source_mpp is 250"):
         list_slides([str(tmp_path)], source_mpp=250)
 
 

@@ -177,13 +177,13 @@ def test_resolutions_that_no_square_pixels_are_made_of_are_refused():
 
 def test_a_slide_of_exactly_one_tile_gives_one_and_a_pixel_less_gives_none():
     assert len(plan_grid("s", [Level(256, 256, 1.0)], _stated(0.5), TilingConfig()).x_px) == 1
-    with pytest.raises(SlideError, match="255 x 256 px is smaller than one tile of 256 px.*--data.tile_px") as caught:
+    with pytest.raises(SlideError, match="255 x 256 px is smaller than one tile of 256 px.*data.tile_px") as caught:
         plan_grid("s", [Level(255, 256, 1.0)], _stated(0.5), TilingConfig())
     assert caught.value.reason == "too_small"
 
 
 def test_a_slide_without_mpp_says_how_to_give_it():
-    with pytest.raises(SlideError, match=r"(?s)slides/a\.svs.*--data\.source_mpp 0\.25.*CSV.*mpp") as caught:
+    with pytest.raises(SlideError, match=r"(?s)slides/a\.svs.*data\.source_mpp 0\.25.*CSV.*mpp") as caught:
         plan_grid("slides/a.svs", PYRAMID, None, TilingConfig())
     assert caught.value.reason == "no_mpp"
     grid = plan_grid("slides/a.svs", PYRAMID, None, TilingConfig(mpp=None))
@@ -192,7 +192,7 @@ def test_a_slide_without_mpp_says_how_to_give_it():
 
 def test_upsampling_is_refused_until_it_is_allowed():
     allowed = TilingConfig(mpp=0.25, allow_upsampling=True)
-    with pytest.raises(SlideError, match=r"b\.svs.*0\.5 um/px.*--data\.mpp 0\.5.*--data\.allow_upsampling true") as caught:
+    with pytest.raises(SlideError, match=r"b\.svs.*0\.5 um/px.*data\.mpp 0\.5.*data\.allow_upsampling true") as caught:
         plan_grid("b.svs", PYRAMID, _stated(0.5), TilingConfig(mpp=0.25))
     assert caught.value.reason == "needs_upsampling"
     grid = plan_grid("b.svs", PYRAMID, _stated(0.5), allowed)
@@ -204,7 +204,7 @@ def test_no_tile_is_read_from_less_than_a_quarter_of_its_pixels_unless_asked_for
     """Nor is that what the message recommends."""
     for allow in (False, True):
         config = TilingConfig(mpp=0.25, allow_upsampling=allow)
-        with pytest.raises(SlideError, match=r"--data\.max_upsampling 2") as caught:
+        with pytest.raises(SlideError, match=r"data\.max_upsampling 2") as caught:
             plan_grid("b.svs", PYRAMID, resolution, config)
         assert caught.value.reason == "needs_upsampling" and "allow_upsampling true" not in str(caught.value)
     asked = TilingConfig(mpp=0.25, allow_upsampling=True, max_upsampling=200.0)
@@ -226,7 +226,7 @@ def test_no_tile_is_read_from_less_than_a_quarter_of_its_pixels_unless_asked_for
     ],
 )
 def test_settings_that_cannot_work_are_refused_by_name(wrong):
-    with pytest.raises(ConfigError, match=f"--data.{next(iter(wrong))}"):
+    with pytest.raises(ConfigError, match=f"data.{next(iter(wrong))}"):
         TilingConfig(**wrong)
 
 
@@ -276,7 +276,7 @@ def test_tiles_read_at_another_resolution_show_the_same_place(slide):
 
 def test_glass_alone_is_no_tissue(tmp_path):
     row = _save(tmp_path / "glass.png", np.full((600, 600, 3), 243, np.uint8))
-    with pytest.raises(SlideError, match=r"glass\.png.*none of its 4 tiles.*50%.*--data\.min_tissue") as caught:
+    with pytest.raises(SlideError, match=r"glass\.png.*none of its 4 tiles.*50%.*data\.min_tissue") as caught:
         tile_slide(row, TilingConfig(mpp=None))
     assert caught.value.reason == "no_tissue"
     assert tile_slide(row, TilingConfig(mpp=None, min_tissue=0.0)).num_rows == 4
@@ -441,7 +441,7 @@ def test_a_whole_slide_is_seen_at_the_wanted_resolution(slide):
 @pytest.mark.parametrize(
     ("settings", "reason", "message"),
     [
-        (dict(max_px=100), "too_large", "has 101 x 70 px as it is, and --data.max_px is 100"),
+        (dict(max_px=100), "too_large", "has 101 x 70 px as it is, and data.max_px is 100"),
         (dict(mpp=2.0, source_mpp=0.25), "too_small", "has 12 x 8 px at 2 um/px, and the shorter edge must have 16 px"),
         (dict(min_tissue=1.0), "no_tissue", "less than 100% of it is tissue"),
     ],

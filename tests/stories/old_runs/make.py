@@ -22,6 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from csat.runs.checkpoints import Checkpoints
+from csat.settings import with_places
 from csat.slides.synthetic import make_slides
 from tests.support.labelled_folders import data_settings, make_folder, taught_settings
 from tests.support.verbs import ROOT, arguments, kill_group
@@ -30,7 +31,6 @@ from workflows.finetuning import fit as finetuning
 from workflows.finetuning.check import check
 from workflows.finetuning.config import read_config
 from workflows.shell.decode_samples import Prepared
-from workflows.shell.places import with_places_found
 
 SMALL = {
     "train": {"epochs": 2, "batch_size": 8, "log_every_steps": 1, "keep_checkpoints": 1, "optim": {"lr": 0.005}},
@@ -65,7 +65,7 @@ def fit(run_folder: Path, *settings: dict, stop_after: int | None = None) -> Non
     plain = {"run_folder": str(run_folder)}
     for each in (SMALL, *settings):
         plain = _merged(plain, each)
-    config, plain = with_places_found(*read_config(plain))
+    config = with_places(read_config(plain))
     seen = []
 
     def on_validation(figures: dict) -> None:
@@ -75,7 +75,7 @@ def fit(run_folder: Path, *settings: dict, stop_after: int | None = None) -> Non
 
     prepared = Prepared(check(config), config.data)
     with contextlib.suppress(Stopped):
-        finetuning.fit(config, plain, prepared, in_this_process=True, on_validation=on_validation)
+        finetuning.fit(config, prepared, in_this_process=True, on_validation=on_validation)
 
 
 def _merged(first: dict, second: dict) -> dict:

@@ -5,7 +5,7 @@ import pytest
 from ray.exceptions import WorkerCrashedError
 
 from csat.errors import ConfigError, NonFiniteLossError
-from csat.settings import valid_keys
+from csat.settings import UnknownSettingError, valid_keys
 from workflows.comparison.config import EvaluateConfig
 from workflows.finetuning.config import FinetuneConfig
 from workflows.pretraining.config import PretrainConfig
@@ -31,13 +31,11 @@ class Verb:
 BASE = ["--run_folder", "x", "--teacher", "stain"]
 
 
-def test_short_forms_overrides_and_plain_values():
-    config, plain = command_line.parse(Verb, "", [*BASE, "--optim.lr=0.5", "--teacher.options.mode", "fast"])
+def test_short_forms_and_overrides():
+    config = command_line.parse(Verb, "", [*BASE, "--optim.lr=0.5", "--teacher.options.mode", "fast"])
     assert config.teacher.name == "stain"
     assert config.optim.lr == 0.5
     assert config.teacher.options == {"mode": "fast"}
-    assert plain["teacher"]["name"] == "stain"
-    assert plain["optim"] == {"lr": 0.5}
 
 
 @pytest.mark.parametrize("arguments", [["--teacher", "null"], ["--teacher=null"]])
@@ -50,8 +48,8 @@ def test_null_switches_off_what_a_recipe_says(tmp_path, arguments):
 
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("teacher: {name: hovernet, options: {mode: fast}}")
-    assert command_line.parse(Optional, "", ["--config", str(recipe)])[0].teacher.options == {"mode": "fast"}
-    assert command_line.parse(Optional, "", ["--config", str(recipe), *arguments])[0].teacher is None
+    assert command_line.parse(Optional, "", ["--config", str(recipe)]).teacher.options == {"mode": "fast"}
+    assert command_line.parse(Optional, "", ["--config", str(recipe), *arguments]).teacher is None
 
 
 @pytest.mark.parametrize(
@@ -68,7 +66,7 @@ def test_null_switches_off_what_a_recipe_says(tmp_path, arguments):
     ],
 )
 def test_lists_as_people_write_them(arguments, slides):
-    assert command_line.parse(Verb, "", [*BASE, *arguments])[0].slides == slides
+    assert command_line.parse(Verb, "", [*BASE, *arguments]).slides == slides
 
 
 def test_a_list_or_names(tmp_path):
@@ -81,13 +79,13 @@ def test_a_list_or_names(tmp_path):
         (["--runs=a"], ["a"]),
         (["--runs", "{x: [a, b], y: c}"], {"x": ["a", "b"], "y": "c"}),
     ):
-        assert command_line.parse(Comparison, "", arguments)[0].runs == runs
+        assert command_line.parse(Comparison, "", arguments).runs == runs
 
 
 def test_a_recipe_and_an_override(tmp_path):
     recipe = tmp_path / "r.yaml"
     recipe.write_text("teacher: {name: hovernet, options: {mode: fast}}\noptim: {lr: 0.2}\n")
-    config, _ = command_line.parse(Verb, "", ["--config", str(recipe), "--run_folder", "y", "--optim.lr", "0.3"])
+    config = command_line.parse(Verb, "", ["--config", str(recipe), "--run_folder", "y", "--optim.lr", "0.3"])
     assert (config.teacher.name, config.teacher.options, config.optim.lr) == ("hovernet", {"mode": "fast"}, 0.3)
 
 
@@ -133,6 +131,10 @@ def test_help_and_print_config(capsys):
     assert "--optim.lr LR rate of learning (type: float, default: 0.1)" in text
     assert "--teacher.name NAME stain, hovernet, timm" in text, "notes of nested configs are shown too"
     assert "143 (SIGTERM, SIGUSR1)" in text, "how a run is ended, and the exit codes"
+    example = "What it does.\n\n    python workflows/verb.py --optim.lr 1 \\\n        --run_folder x\n"
+    with pytest.raises(SystemExit):
+        command_line.parse(Verb, example, ["--help"])
+    assert example in capsys.readouterr().out, "examples keep their line breaks"
     with pytest.raises(SystemExit):
         command_line.parse(PretrainConfig, "", ["--help"])
     assert "levels within 12% are resampled" in " ".join(capsys.readouterr().out.split())
@@ -156,10 +158,10 @@ def nest(*arguments):
 def test_one_value_below_a_free_mapping_leaves_the_others(tmp_path):
     recipe = tmp_path / "r.yaml"
     recipe.write_text("base: {a.b: 1, c: 2}")
-    config, plain = nest("--config", str(recipe), "--base.a.b", "3", "--base.d.e={f: [1]}")
-    assert config.base == plain["base"] == {"a.b": 3, "c": 2, "d.e": {"f": [1]}}
-    assert nest("--base.a", "text")[0].base == {"a": "text"}
-    assert nest("--base", "{a: 1}", "--base.b=2")[0].base == {"a": 1, "b": 2}
+    config = nest("--config", str(recipe), "--base.a.b", "3", "--base.d.e={f: [1]}")
+    assert config.base == {"a.b": 3, "c": 2, "d.e": {"f": [1]}}
+    assert nest("--base.a", "text").base == {"a": "text"}
+    assert nest("--base", "{a: 1}", "--base.b=2").base == {"a": 1, "b": 2}
 
 
 @pytest.mark.parametrize(("arguments", "words"), [(["--base.a"], "needs a value"), (["--base.a", "{"], "not YAML")])
@@ -178,13 +180,15 @@ def test_the_printed_configuration_has_it(capsys):
     ("error", "code", "words"),
     [
         (ConfigError("tile_px must be even"), 2, "error: tile_px must be even"),
+        (ConfigError("optim.lr must be above 0"), 2, "error: --optim.lr must be above 0"),
+        (UnknownSettingError("did you mean optim.lr"), 2, "error: did you mean optim.lr"),
         (NonFiniteLossError("step 3: loss is not finite"), 1, "stopped: step 3"),
         (WorkerCrashedError(), 1, "Ray stopped: The worker died unexpectedly"),
         (KeyboardInterrupt(), 130, "run the same command to resume"),
     ],
 )
 def test_how_a_verb_ends(capsys, error, code, words):
-    def work(config, plain):
+    def work(config):
         raise error
 
     assert command_line.run(work, Verb, "", BASE) == code

@@ -1,12 +1,13 @@
 """Settings name places from where the user is; the run's processes are elsewhere."""
 
-from dataclasses import replace
-
 import pytest
 
 from csat.errors import ConfigError
+from csat.settings import plain_settings, with_places
 from workflows.finetuning.config import read_config
-from workflows.shell.places import absolute, with_places_found
+from workflows.pretraining.config import PretrainConfig
+from workflows.shell import command_line
+from workflows.shell.config import MethodConfig, TeacherConfig
 
 SETTINGS = {
     "run_folder": "runs/student",
@@ -24,9 +25,8 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_every_place_is_absolute_in_the_configuration_and_in_the_record(here):
-    config, plain = with_places_found(*read_config(SETTINGS))
-    assert (config, plain) == read_config(plain)
+def test_every_place_is_absolute(here):
+    config = with_places(read_config(SETTINGS))
     assert config.run_folder == str(here / "runs" / "student")
     assert config.data.sets["here"] == str(here / "glas")
     assert config.data.sets["there"] == {"path": str(here / "more" / "glas"), "mpp": 0.5}
@@ -37,37 +37,31 @@ def test_every_place_is_absolute_in_the_configuration_and_in_the_record(here):
 
 
 def test_from_elsewhere_it_means_the_same(here, monkeypatch):
-    found = absolute(SETTINGS)
+    found = with_places(read_config(SETTINGS))
     monkeypatch.chdir("/")
-    assert absolute(found) == found
+    assert with_places(found) == found == with_places(read_config(plain_settings(found)))
 
 
-def test_the_given_settings_are_left_alone(here):
-    before = str(SETTINGS)
-    absolute(SETTINGS)
-    assert str(SETTINGS) == before
+def test_the_command_line_gives_absolute_places(here):
+    argv = ["--run_folder", "run", "--slides", "demo", "slides/*.svs", "s3://bucket/list.csv", "--teacher", "runs/fanet"]
+    config = command_line.parse(PretrainConfig, "", [*argv, "--cache.uri", "cache"])
+    assert config.run_folder == str(here / "run")
+    assert config.slides == ["demo", str(here / "slides/*.svs"), "s3://bucket/list.csv"]
+    assert (config.teacher.name, config.teacher.weights) == ("run", str(here / "runs/fanet"))
+    assert config.cache.uri == str(here / "cache")
 
 
-def test_data_below_a_root(here):
-    sets = absolute(SETTINGS, data_root="data")["data"]["sets"]
-    assert sets["here"] == str(here / "data" / "glas") and sets["far"] == "s3://bucket/glas"
+def test_weights_of_a_teacher_are_a_place(here):
+    assert with_places(TeacherConfig(name="hovernet", weights="fast.pth")).weights == str(here / "fast.pth")
 
 
-def test_what_is_not_there_or_of_another_type_is_left_to_the_check_of_the_verb(here):
-    assert absolute({"teacher": None, "model": 3, "data": {"sets": None}, "method": {"options": {}}, "run_folder": 5}) == {
-        "teacher": None,
-        "model": 3,
-        "data": {"sets": None},
-        "method": {"options": {}},
-        "run_folder": 5,
-    }
-    without, plain = read_config({**SETTINGS, "teacher": None})
-    assert with_places_found(without, plain)[0].teacher is None
+def test_what_is_none_or_of_another_type_is_left_to_the_check_of_the_verb(here):
+    assert with_places(read_config({**SETTINGS, "teacher": None})).teacher is None
+    for options in ({}, {"paraphrasers": None}, {"paraphrasers": 3}, {"nonsense": "x"}):
+        assert with_places(MethodConfig(name="coco", options=options)).options == options
+    assert with_places(MethodConfig(name="unknown", options={"a": "b"})).options == {"a": "b"}
 
 
 def test_a_teacher_that_is_nowhere(here):
-    config, plain = read_config(SETTINGS)
-    config = replace(config, teacher=replace(config.teacher, name="runs/gone"))
-    plain["teacher"]["name"] = "runs/gone"
     with pytest.raises(ConfigError, match="there is no teacher 'runs/gone'"):
-        with_places_found(config, plain)
+        with_places(read_config({**SETTINGS, "teacher": {"name": "runs/gone"}}))

@@ -1,7 +1,7 @@
 import pytest
 
 from csat.errors import ConfigError
-from csat.settings import merge, read_settings, unfold
+from csat.settings import read_settings
 from csat.sweeps.space import read_space
 from tests.support.labelled_folders import data_settings, sweep_settings
 from workflows.sweep.cells import make_cells
@@ -12,12 +12,6 @@ def cells_of(folder, **changes):
     settings = {"data_sets": {"a": data_settings("a")}, "data_root": str(folder), "run_folder": str(folder / "run")}
     config = read_settings(SweepConfig, {**sweep_settings(), **settings, **changes}, what="sweep")
     return make_cells(config, read_space(config.search))
-
-
-def test_merge_and_unfold():
-    assert unfold({"train.optim.lr": 1, "train": {"epochs": 2}}) == {"train": {"optim": {"lr": 1}, "epochs": 2}}
-    assert merge({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}}, {"d": 4}) == {"a": {"b": 3, "c": 2}, "d": 4}
-    assert merge({"a": {"b": 1}}, {"a": None}) == {"a": None}
 
 
 def test_a_cell_is_base_then_data_set_then_start_then_what_is_searched(tmp_path):

@@ -354,7 +354,7 @@ def test_what_cannot_work_is_refused():
     others = replace(MASK, channel_names=("other", "nucleus"))
     with pytest.raises(ConfigError, match="other, nucleus.*background, gland"):
         make(teacher=TeacherSpec(name="run", responses=(others, *MAPS), mpp=None))
-    with pytest.raises(ConfigError, match="32 px has maps of 8 x 8: set --method.options.cells 8"):
+    with pytest.raises(ConfigError, match="32 px has maps of 8 x 8: set method.options.cells 8"):
         make(cells=16)
     with pytest.raises(ConfigError, match="a UNetModel has none to tap"):
         make(build_model(ModelConfig(name="unet", options={"width": 4, "depth": 2}), INFO, load=None))
