@@ -4,7 +4,7 @@ Each runs as those of the package do, in this process.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from csat.export.folder import exported_folder, load_exported
 from csat.labels.datasets.contract import Decoded, LabelledSet, Sample
 from csat.labels.datasets.registry import DATASETS
 from csat.losses.classes import cross_entropy
+from csat.losses.probability import soft_bce
 from csat.methods.contract import FirstStage, Method, Setting, Source, check_weights
 from csat.methods.registry import METHODS, build_method, build_student
 from csat.model.student import StudentConfig
@@ -29,13 +30,19 @@ from csat.runs.plan import Plan
 from csat.runs.recorder import read_metrics
 from csat.storage import files
 from csat.tasks import DatasetInfo, Task
+from csat.tiles.tiling import TilingConfig
 from csat.training.context import TrainContext
 from csat.training.loop import TrainConfig, Trainer
 from csat.training.optim import OptimConfig
+from csat.views.grid import align
 from teachers.contract import Teacher, select_responses, sha256_of_settings
 from teachers.registry import TEACHERS, describe_teacher
 from teachers.stage import TeacherStage
 from tests.support.labelled_folders import SIZE_PX, data_settings, fit_here, make_folder, taught_settings
+from workflows.pretraining.config import PretrainConfig
+from workflows.pretraining.first_stage import make_first_job
+from workflows.pretraining.job import make_job
+from workflows.shell.config import MethodConfig, TeacherConfig
 
 # ------------------------------------------------------------------------------------------------------------- the method
 
@@ -125,6 +132,35 @@ class Hint(Method):
         return {
             "ce": cross_entropy(logits, batch.targets["label"]),
             "hint": (logits.softmax(1)[:, 1] - hint).square(),
+        }
+
+
+class Told(Method):
+    """Learns, without labels, what the reader reads in the teacher's tone, and which pixels are bright."""
+
+    Config = HintConfig
+
+    def __init__(self, config: HintConfig, model: nn.Module, setting: Setting):
+        super().__init__(config, model, setting)
+        self.student, self.reader = model, nn.Linear(3, 1).requires_grad_(False)
+        self.weights = self.weigh(("read", "bright"))
+
+    @classmethod
+    def wanted(cls, config: HintConfig, teacher: TeacherSpec) -> tuple[ResponseSpec, ...]:
+        return teacher.response("tone"), teacher.response("bright")
+
+    def first_stage(self) -> Reader:
+        return Reader(self.reader, self.setting, self.config.epochs)
+
+    def part(self, turn: str) -> nn.Module:
+        return {"student": self.student}[turn]
+
+    def forward(self, batch: Batch, turn: str = "student") -> dict[str, Tensor]:
+        ours, theirs = self.student(batch.tiles.float() / 255), self.responses_in(batch)
+        bright = align(ours["bright"], self.responses[1], self.setting.tile_px)
+        return {
+            "read": (self.reader(ours["tone"].float()) - self.reader(theirs["tone"].float())).square()[:, 0],
+            "bright": soft_bce(bright, theirs["bright"]),
         }
 
 
@@ -233,28 +269,64 @@ def test_a_method_with_a_first_stage(tone, tmp_path, monkeypatch, caplog):
     assert torch.equal(state["reader.weight"], trained["weight"]), "the method learned with what was trained first"
 
 
-def test_a_teacher(tone, tmp_path):
-    """What it says goes through the stage of the pool into a student of method rckd."""
-    spec, tile_px, num_tiles = describe_teacher("tone", None, {"gain": 0.5}), 32, 16
-    stage = TeacherStage("tone", None, {"gain": 0.5}, expected_sha256=spec.weights_sha256)
-    torch.manual_seed(0)
-    student = build_student("rckd", {}, StudentConfig(backbone="csat_nano", decoder_channels=8), spec)
-    method = build_method("rckd", {}, student, Setting(tile_px=tile_px, teacher=spec))
-    assert list(method.weights) == ["tone_mse", "bright_bce", "bright_dice"]
+NUM_TILES = 16
+STUDENT = StudentConfig(backbone="csat_nano", decoder_channels=8)
+TRAIN = TrainConfig(epochs=4, batch_size=8, log_every_steps=1, optim=OptimConfig(lr=1e-3, warmup=0.0))
+
+
+def answered_by(stage: TeacherStage, plan: Plan) -> TrainContext:
+    """Noise of another brightness on each tile, with what the teacher says of it."""
 
     def batches(size):
-        for start in range(0, 4 * num_tiles, size):
+        for start in range(0, plan.num_positions, size):
             positions = np.arange(start, start + size)
-            shades = [np.random.default_rng(p).normal(60 + 12 * p, 20, (tile_px, tile_px, 3)) for p in positions % num_tiles]
+            shades = [np.random.default_rng(p).normal(60 + 12 * p, 20, (SIZE_PX, SIZE_PX, 3)) for p in positions % NUM_TILES]
             rows = {POSITION: positions, TILE: np.stack(shades).clip(0, 255).astype(np.uint8)}
             rows |= {STATUS: np.full(size, OK, np.uint8), REASON: np.full(size, "", object)}
             rows |= {READ_S: np.zeros(size, np.float32), "slide": np.full(size, "a.svs", object)}
             yield stage({**rows, "x_px": positions, "y_px": positions})
 
-    plan = Plan([num_tiles], [0], num_epochs=4, seed=0)
-    config = TrainConfig(epochs=4, batch_size=8, log_every_steps=1, optim=OptimConfig(lr=1e-3, warmup=0.0))
-    trainer = Trainer(method, plan, TrainContext(batches), config, run_folder=str(tmp_path), tile_px=tile_px)
-    assert len(trainer.run().done) == 4 * num_tiles
+    return TrainContext(batches)
+
+
+def test_the_first_stage_of_a_pretraining(tone, tmp_path, monkeypatch):
+    """Its job asks the teacher for its own responses, over its own epochs; the run's own comes after it."""
+    monkeypatch.setitem(METHODS, "told", f"{__name__}:Told")
+    method = MethodConfig(name="told", options={"epochs": 3})
+    teacher, run = TeacherConfig(name="tone"), RunFolder(str(tmp_path / "run"))
+    options = {"student": STUDENT, "method": method, "train": TRAIN, "data": TilingConfig(tile_px=SIZE_PX)}
+    config = PretrainConfig(run_folder=run.uri, slides=["a.svs"], teacher=teacher, **options)
+
+    def work(job):
+        plan = Plan([NUM_TILES], [0], num_epochs=job.num_epochs, seed=0)
+        stage = TeacherStage("tone", wanted=[spec.name for spec in job.stream.responses])
+        job = replace(job, stream=replace(job.stream, plan=plan))
+        return job.work(answered_by(stage, plan))["tiles"]
+
+    job, method = make_job(config, describe_teacher("tone"))
+    first = make_first_job(job, method)
+    asked = [[spec.name for spec in each.stream.responses] for each in (first, job)]
+    assert asked == [["tone"], ["tone", "bright"]] and first.folder == run.path("reader") and not first.is_trained
+    assert work(first) == 3 * NUM_TILES
+    assert make_first_job(job, method) is None, "the run has it"
+    assert work(job) == 4 * NUM_TILES
+    lines, trained = read_metrics(run.uri), load_tensors(files.read_bytes(run.path("reader", "reader.safetensors")))
+    assert lines[-1]["loss"] < lines[0]["loss"] and read_metrics(run.path("reader"))[-1]["epoch"] == 3
+    assert torch.equal(Checkpoints(run.path("checkpoints")).load().state["method"]["reader.weight"], trained["weight"])
+
+
+def test_a_teacher(tone, tmp_path):
+    """What it says goes through the stage of the pool into a student of method rckd."""
+    spec = describe_teacher("tone", None, {"gain": 0.5})
+    stage = TeacherStage("tone", None, {"gain": 0.5}, expected_sha256=spec.weights_sha256)
+    torch.manual_seed(0)
+    student = build_student("rckd", {}, STUDENT, spec)
+    method = build_method("rckd", {}, student, Setting(tile_px=SIZE_PX, teacher=spec))
+    assert list(method.weights) == ["tone_mse", "bright_bce", "bright_dice"]
+
+    plan = Plan([NUM_TILES], [0], num_epochs=4, seed=0)
+    trainer = Trainer(method, plan, answered_by(stage, plan), TRAIN, run_folder=str(tmp_path), tile_px=SIZE_PX)
+    assert len(trainer.run().done) == plan.num_positions
     lines = read_metrics(str(tmp_path))
     assert lines[-1]["loss"] < lines[0]["loss"]
 

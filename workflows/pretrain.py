@@ -33,6 +33,7 @@ from teachers.response_cache import KEY, cache_key, open_cache
 from workflows.pretraining import finish
 from workflows.pretraining.check import check_method, describe
 from workflows.pretraining.config import DEMO, PretrainConfig
+from workflows.pretraining.first_stage import make_first_job
 from workflows.pretraining.job import PretrainJob, make_job
 from workflows.pretraining.stream import slide_cache
 from workflows.shell import cluster, command_line
@@ -67,10 +68,12 @@ def pretrain(config: PretrainConfig) -> int:
     job, method = make_job(config, spec)  # settings of student and method that cannot work are met here, on the driver
     Checkpoints(folder.path("checkpoints")).check_fits(method)
     check_method(config, method)
+    first = make_first_job(job, method)
 
     slides = list_slides(_with_demo(config, folder), source_mpp=config.data.source_mpp)
     cluster.connect(config.ray)
-    _check_resources(job)
+    for each in filter(None, (first, job)):
+        _check_resources(each)
     cluster.check_run_folder_is_shared(folder.uri)
     manifest, done = _tile(config, folder, slides)
     config = replace(config, manifest=done)  # what is held out, which the user may have left open
@@ -82,6 +85,8 @@ def pretrain(config: PretrainConfig) -> int:
     job = _with_cache(manifest, job)
 
     folder.set_status("running")
+    if first and not job.is_trained:
+        train_in_group(replace(first, config=config).over(manifest))
     if job.is_trained:
         logger.info("every tile is trained: continuing with the results")
     else:

@@ -1,22 +1,14 @@
-"""What a method needs trained before it, within a run: trained over the training part, and kept in a folder of its own.
+"""What a method needs trained before it, within a fine-tuning: over the training part, in a folder of its own in the run's."""
 
-Which modules these are, and how they learn, the method says (`csat.methods.contract.FirstStage`). The folder lies in the run's
-and has checkpoints and metrics: interrupted and started again, the stage resumes.
-"""
-
-import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from csat.methods.contract import FirstStage
 from csat.responses import ResponseSpec
 from csat.runs.folder import RunFolder
-from csat.runs.recorder import read_metrics
 from csat.training.context import TrainContext
-from csat.training.loop import Trainer
+from csat.training.first_stage import train_first_stage
 from workflows.finetuning.job import LabelledJob
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,19 +32,8 @@ class FirstStageJob(LabelledJob):
         return self.asked
 
     def work(self, context: TrainContext) -> dict[str, Any]:
-        """Train to the end and write the folder."""
-        stage = self.build_method().first_stage()
-        method = stage.make_method().to(context.device)
-        settings = replace(self.config.train, epochs=self.epochs, optim=replace(self.config.train.optim, ema_decay=None))
-        trainer = Trainer(method, self.plan, context, settings, run_folder=self.folder, tile_px=self.config.data.tile_px)
-        cursor = trainer.run()
-        if context.rank == 0:
-            stage.save(self.folder)
-            logger.info("the %s of teacher %s are trained", stage.name, self.teacher.weights_sha256[:12])
-            metrics = read_metrics(self.folder)
-            if said := stage.warning(metrics[-1] if metrics else {}):
-                logger.warning(said)
-        context.gather(None)  # nobody reads them before they are written
+        stage, tile_px = self.build_method().first_stage(), self.config.data.tile_px
+        cursor = train_first_stage(stage, self.plan, context, self.config.train, folder=self.folder, tile_px=tile_px)
         return {"tiles": len(cursor.done)}
 
 

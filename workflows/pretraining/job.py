@@ -8,7 +8,7 @@ import torch
 from ray.data import Dataset
 
 from csat.methods.contract import Method, Setting
-from csat.methods.registry import build_method, build_student, wanted_responses
+from csat.methods.registry import build_method, build_student
 from csat.responses import TeacherSpec
 from csat.runs.checkpoints import Checkpoints
 from csat.runs.folder import RunFolder
@@ -38,6 +38,15 @@ class PretrainJob(Job):
         return RunFolder(self.config.run_folder).uri
 
     @property
+    def folder(self) -> str:
+        """URI of what this job trains: its checkpoints and metrics."""
+        return self.run_folder
+
+    @property
+    def num_epochs(self) -> int:
+        return self.config.train.epochs
+
+    @property
     def plan(self) -> Plan:
         return self.stream.plan
 
@@ -60,8 +69,8 @@ class PretrainJob(Job):
 
     def over(self, manifest: Manifest) -> "PretrainJob":
         """The job over these tiles, in an order that follows from the seed."""
-        chunks, train = manifest.chunks, self.config.train
-        plan = Plan(chunks["rows"], chunks["shard"], num_epochs=train.epochs, seed=train.seed)
+        chunks = manifest.chunks
+        plan = Plan(chunks["rows"], chunks["shard"], num_epochs=self.num_epochs, seed=self.config.train.seed)
         largest_px = None if self.stream.largest_px is None else manifest.largest_px or self.stream.largest_px
         return replace(self, stream=replace(self.stream, plan=plan, largest_px=largest_px))
 
@@ -83,16 +92,17 @@ class PretrainJob(Job):
             self.stream.cache.mark_complete()  # an epoch has been through the teacher stage
 
     def work(self, context: TrainContext) -> dict[str, Any]:
-        method = self.build_method().to(context.device)
-        trainer = Trainer(
-            method, self.plan, context, self.config.train, run_folder=self.run_folder, tile_px=self.stream.tile_px
-        )
+        method = self.build_method()
+        if stage := method.first_stage():
+            stage.load(stage.folder(self.run_folder))
+        method = method.to(context.device)
+        trainer = Trainer(method, self.plan, context, self.config.train, run_folder=self.folder, tile_px=self.stream.tile_px)
         cursor = trainer.run()
         return {"step": cursor.step, "tiles": len(cursor.done)}
 
     @property
     def _checkpoints(self) -> str:
-        return RunFolder(self.run_folder).path("checkpoints")
+        return RunFolder(self.folder).path("checkpoints")
 
 
 def build(config: PretrainConfig, teacher: TeacherSpec, *, tile_px: int) -> Method:
@@ -120,11 +130,18 @@ def make_job(config: PretrainConfig, teacher: TeacherSpec) -> tuple[PretrainJob,
         pool=config.pool,
         teacher=TeacherConfig(name=config.teacher.name, weights=config.teacher.weights, options=teacher_options(config)),
         teacher_sha256=teacher.weights_sha256,
-        responses=wanted_responses(config.method.name, config.method.options, teacher),
-        view_seed=method.seed if method.view_in_pool else None,
-        colour=method.colour_in_pool,
-        colour_seed=method.seed,
+        **asked_by(method),
         largest_px=None if config.data.whole is None else ((edge_px, edge_px),),
         student_factor=config.student.downsample if config.student_pixels == "pyramid" else None,
     )
     return PretrainJob(config=config, teacher=teacher, stream=stream), method
+
+
+def asked_by(method: Method) -> dict[str, Any]:
+    """What a method asks of the stream: responses, and the view and the colours in which the teacher sees a tile."""
+    return {
+        "responses": method.responses,
+        "view_seed": method.seed if method.view_in_pool else None,
+        "colour": method.colour_in_pool,
+        "colour_seed": method.seed,
+    }
