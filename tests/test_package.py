@@ -58,7 +58,6 @@ def test_every_import_is_of_a_package_that_is_asked_for():
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
     """Folder into which a wheel of this project was unpacked, as pip does it."""
-    pytest.importorskip("setuptools", minversion="77")
     source, built = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("built")
     for package in PACKAGES:
         shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))

@@ -48,7 +48,7 @@ def run(
     *,
     nested: Mapping[str, Merge] | None = None,
     holds: Mapping[str, type] | None = None,
-    kept: Callable[[Config], str] = lambda config: "nothing, it starts afresh",
+    kept: Callable[[Config], str] = lambda config: "nothing: it starts from the beginning",
 ) -> int:
     """A verb from its command line to its exit code: what a user can mend ends in one sentence, never in a traceback.
 
@@ -106,7 +106,7 @@ def _run(
         return 1
     except _errors_of_ray() as error:
         interruption.end()
-        logger.debug("the whole story", exc_info=True)
+        logger.debug("traceback", exc_info=True)
         what = "training failed" if type(error).__name__ == "TrainingFailedError" else "Ray stopped"
         print(f"{what}: {last_line(error)}\nWhat was committed is safe: run the same command to resume", file=sys.stderr)
         return 1

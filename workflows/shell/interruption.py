@@ -64,7 +64,7 @@ class _Listener:
     def end(self) -> None:
         """Say what is kept and how to resume, leave no process behind, and end this one. Does not return."""
         with self._ending:  # whoever comes second waits here for the end
-            kept = _within(ASK_WITHIN_S, self.kept) if self.kept else "what there was, for nothing new had begun"
+            kept = _within(ASK_WITHIN_S, self.kept) if self.kept else "everything: nothing new had started"
             kept = kept or "what the run folder holds, which does not answer now"
             _say(f"interrupted ({self.name}); kept: {kept}\nresume with: {command()}")
             _kill_children()

@@ -22,7 +22,7 @@ def check_same_teacher(folder: RunFolder, spec: TeacherSpec) -> None:
         differences = [f"{key}: was {earlier.get(key)}, is {now.get(key)}" for key in now if was.get(key) != is_now[key]]
         if differences:
             raise ConfigError(
-                f"{folder.uri} was begun with another teacher:\n  "
+                f"{folder.uri} was started with another teacher:\n  "
                 + "\n  ".join(differences)
                 + "\nGive the earlier weights back, or choose another run_folder"
             )

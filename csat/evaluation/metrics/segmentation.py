@@ -11,8 +11,8 @@ from csat.tasks import IGNORE
 
 # Metric → the protocol. A name that ends in / is followed by a class.
 METRICS = {
-    "miou": "mean over classes, background included, of intersection over union; a class that is nowhere is left out",
-    "dice": "mean over classes, background included, of Dice; a class that is nowhere is left out",
+    "miou": "mean over classes, background included, of intersection over union; a class that occurs nowhere is left out",
+    "dice": "mean over classes, background included, of Dice; a class that occurs nowhere is left out",
     "pixel_accuracy": "share of pixels whose most likely class is the labelled one",
     "iou/": "intersection over union of one class",
     "dice/": "Dice of one class",
