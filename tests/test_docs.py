@@ -57,6 +57,15 @@ def test_a_link_goes_somewhere(page):
         assert not anchor or anchor in _anchors(target), f"{page.name} links to {link}; there are {_anchors(target)}"
 
 
+@pytest.mark.parametrize("package", ["csat", "workflows"])
+def test_the_map_in_the_readme_has_every_folder(package):
+    (tree,) = re.findall(r"## Where things are\n\n```\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (branch,) = re.findall(rf"^{package}/ .*\n((?:  .*\n)+)", tree, re.MULTILINE)
+    named = set(re.findall(r"\b(\w+)/", branch))
+    folders = {path.name for path in (ROOT / package).iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders <= named, f"the README's map lacks {folders - named}"
+
+
 def _module(name):
     """The file of a module, or None."""
     path = ROOT.joinpath(*name.split("."))
