@@ -31,8 +31,9 @@ from csat.runs.recorder import read_metrics
 from csat.storage import files
 from csat.tasks import DatasetInfo, Task
 from csat.tiles.tiling import TilingConfig
+from csat.training.config import TrainConfig
 from csat.training.context import TrainContext
-from csat.training.loop import TrainConfig, Trainer
+from csat.training.loop import Trainer
 from csat.training.optim import OptimConfig
 from csat.views.grid import align
 from teachers.contract import Teacher, select_responses, sha256_of_settings

@@ -11,28 +11,26 @@ import contextlib
 import logging
 import resource
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from csat.columns import OK, POSITION, RESPONSE_PREFIX, STATUS, STUDENT_TILE, TARGET_PREFIX, TILE, rows_by_size, take_rows
-from csat.errors import ConfigError, NonFiniteLossError, StoppedError
+from csat.columns import POSITION
+from csat.errors import NonFiniteLossError, StoppedError
 from csat.methods.contract import Method
 from csat.responses import Batch
 from csat.runs.checkpoints import Checkpoint, Checkpoints, Cursor
 from csat.runs.plan import Plan
 from csat.runs.quarantine import QUARANTINE_SCHEMA
 from csat.runs.recorder import Recorder
-from csat.settings import Free
 from csat.storage import files
 from csat.training.accounting import Accounts
+from csat.training.batches import idle_batch, to_batches
+from csat.training.config import TrainConfig
 from csat.training.context import Columns, TrainContext
 from csat.training.log_window import LogWindow
-from csat.training.optim import OptimConfig, WeightAverage, get_lr, make_optimiser, make_own_optimiser, set_lr
+from csat.training.optim import WeightAverage, get_lr, make_optimiser, make_own_optimiser, set_lr
 from csat.training.stoppable import StoppableStream, Waiting
 from csat.training.validation import Validation
 
@@ -41,45 +39,6 @@ logger = logging.getLogger(__name__)
 STUDENT = "student"  # the turn that every method has
 # Between questions whether a machine will be taken away, also in a wait for rows; while one will be, between checkpoints.
 LEAVING_EVERY_S = 10.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """How a run trains."""
-
-    epochs: int = 1  # visits of every tile
-    batch_size: int = 64  # tiles per optimiser step, over all workers
-    accumulate: int = 1  # parts that a worker's share of a step is computed in
-    precision: str = "float32"  # of the student's forward and backward: float32 or bfloat16 (autocast)
-    compile: Free[bool] = False  # torch.compile the student
-    seed: int = 0  # of weights, order, views and augmentation
-    log_every_steps: Free[int] = 10  # steps between lines of metrics.jsonl
-    checkpoint_every_s: Free[float | None] = 300.0  # seconds between checkpoints; None: not by time
-    checkpoint_every_steps: Free[int | None] = None  # steps between checkpoints; None: not by step
-    keep_checkpoints: Free[int] = 2  # committed checkpoints kept
-    optim: OptimConfig = field(default_factory=OptimConfig)  # optimiser and schedule
-
-    def __post_init__(self):
-        if self.precision not in ("float32", "bfloat16"):
-            raise ConfigError(f"train.precision is float32 or bfloat16, not {self.precision!r}")
-        for name in ("epochs", "batch_size", "accumulate", "log_every_steps", "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"train.{name} must be at least 1, not {getattr(self, name)}")
-
-    def rows_per_worker(self, num_workers: int) -> int:
-        """Tiles that one worker takes at once.
-
-        Raises:
-            ConfigError: the batch cannot be divided; names the nearest batch size that can.
-        """
-        parts = num_workers * self.accumulate
-        if self.batch_size % parts:
-            nearest = max(parts, round(self.batch_size / parts) * parts)
-            raise ConfigError(
-                f"train.batch_size {self.batch_size} does not divide into {num_workers} workers x {self.accumulate} "
-                f"accumulated parts: use {nearest}"
-            )
-        return self.batch_size // parts
 
 
 class Trainer:
@@ -184,7 +143,7 @@ class Trainer:
             started = time.monotonic()
             is_waiting = self._take(parts, stream)
             waited = time.monotonic() - started
-            batches = [batch for rows in parts if rows for batch in self._to_batches(rows)]
+            batches = [batch for rows in parts if rows for batch in to_batches(rows, self.method, self.context.device)]
             rows_all, tiles_all, wants_save, asks_for_machines, wants_stop, num_waiting = self.context.sum_over_ranks(
                 [
                     sum(len(rows[POSITION]) for rows in parts if rows),
@@ -228,8 +187,9 @@ class Trainer:
         """One optimiser step per turn, from the tiles of all ranks."""
         torch.manual_seed(hash((self.config.seed, self.step, self.context.rank)) & 0x7FFF_FFFF)
         progress = (self.accounts.tiles_done + self._window.since_settled()) / self.plan.num_positions
-        # A rank without tiles still takes part in the exchange of gradients. Every turn of a step sees the same batches.
-        mine = batches or [self._idle_batch()]
+        # A rank without tiles still takes part in the exchange of gradients: nothing is kept of its batch. Every turn of
+        # a step sees the same batches.
+        mine = batches or [self._last_batch or idle_batch(self.method, self.tile_px, self.context.device)]
         weight = self.context.world_size / tiles_all if batches else 0.0
         for turn in self.method.turns:
             schedule = self.method.own_optimisers.get(turn, self.config.optim)
@@ -323,43 +283,6 @@ class Trainer:
         self.accounts.meter("wait_s", waited_s)
         self.accounts.meter("loop_s", time.monotonic() - started)
         self._window.add_time(waited_s, time.monotonic() - started)
-
-    def _to_batches(self, rows: Columns) -> Iterator[Batch]:
-        """The good tiles among `rows`, on the device: one batch, or one for each size of image; none without good tiles."""
-        for good in rows_by_size(rows[TILE], np.flatnonzero(rows[STATUS] == OK)):
-            student_tiles = self._to_device(rows[STUDENT_TILE], good).permute(0, 3, 1, 2) if STUDENT_TILE in rows else None
-            yield Batch(
-                tiles=self._to_device(rows[TILE], good).permute(0, 3, 1, 2),
-                positions=self._to_device(rows[POSITION], good),
-                responses={
-                    spec.name: self._to_device(rows[RESPONSE_PREFIX + spec.name], good) for spec in self.method.responses
-                },
-                targets={spec.name: self._to_device(rows[TARGET_PREFIX + spec.name], good) for spec in self.method.targets},
-                student_tiles=student_tiles,
-            )
-
-    def _to_device(self, column: np.ndarray, rows: np.ndarray) -> Tensor:
-        column = take_rows(column, rows)
-        if not column.flags.writeable:  # batches from an object store are read-only views: a tensor needs its own copy
-            column = column.copy()
-        tensor = torch.from_numpy(np.ascontiguousarray(column))
-        if self.context.device.type == "cuda":
-            return tensor.pin_memory().to(self.context.device, non_blocking=True)
-        return tensor
-
-    def _idle_batch(self) -> Batch:
-        if self._last_batch is not None:
-            return self._last_batch  # nothing is kept of its own step
-        device, edge = self.context.device, self.tile_px
-        return Batch(
-            tiles=torch.full((1, 3, edge, edge), 255, dtype=torch.uint8, device=device),
-            positions=torch.zeros(1, dtype=torch.int64, device=device),
-            responses={spec.name: torch.zeros(1, *spec.shape(edge), device=device) for spec in self.method.responses},
-            targets={
-                spec.name: torch.zeros(1, *spec.shape(edge), dtype=getattr(torch, spec.dtype), device=device)
-                for spec in self.method.targets
-            },
-        )
 
     # -------------------------------------------------------------------------------------------- checkpoints and figures
 

@@ -7,7 +7,7 @@ from csat.errors import ConfigError
 from csat.labels.sets import LabelledConfig
 from csat.model.registry import ModelConfig
 from csat.settings import Free, Place, read_settings
-from csat.training.loop import TrainConfig
+from csat.training.config import TrainConfig
 from csat.training.validation import ValidationConfig
 from workflows.shell.config import MethodConfig, PoolConfig, RayConfig, ReaderConfig, TeacherConfig, WorkerConfig
 

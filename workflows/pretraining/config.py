@@ -5,9 +5,9 @@ from dataclasses import dataclass, field, replace
 from csat.model.student import StudentConfig
 from csat.settings import Free, Place
 from csat.storage import uris
+from csat.tiles.grid import TilingConfig
 from csat.tiles.manifest import ManifestConfig
-from csat.tiles.tiling import TilingConfig
-from csat.training.loop import TrainConfig
+from csat.training.config import TrainConfig
 from teachers.response_cache import CacheConfig
 from workflows.shell.config import MethodConfig, PoolConfig, RayConfig, ReaderConfig, TeacherConfig, WorkerConfig
 

@@ -13,8 +13,9 @@ import torch.multiprocessing as mp
 from csat.errors import ConfigError, NonFiniteLossError
 from csat.runs.checkpoints import Checkpoints
 from csat.runs.recorder import read_metrics
+from csat.training.config import TrainConfig
 from csat.training.context import TrainContext
-from csat.training.loop import TrainConfig, Trainer
+from csat.training.loop import Trainer
 from csat.training.optim import OptimConfig
 from tests.support.toy import TILE_PX, ToyMethod, toy_plan, toy_stream
 

@@ -18,8 +18,9 @@ from csat.runs.checkpoints import Checkpoints
 from csat.runs.plan import Plan
 from csat.runs.recorder import read_metrics
 from csat.tasks import Task
+from csat.training.config import TrainConfig
 from csat.training.context import TrainContext
-from csat.training.loop import TrainConfig, Trainer
+from csat.training.loop import Trainer
 from csat.training.optim import OptimConfig
 from csat.training.validation import Validation, ValidationConfig
 from tests.support.labelled_toy import ListSource, TinyModel, draw_nuclei, draw_shades, make_info, make_samples

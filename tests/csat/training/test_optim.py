@@ -14,8 +14,9 @@ from csat.methods.registry import build_method
 from csat.model.registry import ModelConfig, build_model
 from csat.runs.plan import Plan
 from csat.tasks import DatasetInfo, Task
+from csat.training.config import TrainConfig
 from csat.training.context import TrainContext
-from csat.training.loop import TrainConfig, Trainer
+from csat.training.loop import Trainer
 from csat.training.optim import OptimConfig, WeightAverage, get_lr, make_optimiser, set_lr
 
 TILE_PX, NUM_TILES = 16, 8

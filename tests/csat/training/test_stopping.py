@@ -9,8 +9,9 @@ import pytest
 from csat.errors import StoppedError
 from csat.runs.checkpoints import Checkpoints
 from csat.runs.recorder import read_metrics
+from csat.training.config import TrainConfig
 from csat.training.context import TrainContext
-from csat.training.loop import TrainConfig, Trainer
+from csat.training.loop import Trainer
 from csat.training.stoppable import LOOK_EVERY_S, StoppableStream
 from csat.training.validation import Validation, ValidationConfig
 from tests.support.toy import TILE_PX, ToyMethod, toy_plan, toy_stream

@@ -19,8 +19,9 @@ from csat.model.registry import ModelConfig, build_model
 from csat.responses import Batch, Kind, ResponseSpec, TeacherSpec
 from csat.runs.plan import Plan
 from csat.tasks import Task
+from csat.training.config import TrainConfig
 from csat.training.context import TrainContext
-from csat.training.loop import TrainConfig, Trainer
+from csat.training.loop import Trainer
 from csat.training.optim import OptimConfig, make_own_optimiser
 from csat.views.draws import uniforms
 from tests.support.labelled_toy import make_info
