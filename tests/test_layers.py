@@ -30,7 +30,7 @@ WINGS = ("workflows.pretraining", "workflows.finetuning", "workflows.comparison"
 # Heavy libraries and the places that may open their door.
 DOORS = {
     "ray": ("workflows/", "teachers/stage.py"),
-    "openslide": ("csat/slides/reader.py",),
+    "openslide": ("csat/slides/openslide_reader.py",),
     "s3fs": ("csat/storage/files.py",),
     "timm": ("csat/model/", "teachers/"),
     # Pictures and masks are decoded by csat.slides.pixels alone; the other two write them.

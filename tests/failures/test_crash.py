@@ -12,11 +12,12 @@ from csat.errors import ConfigError
 from csat.runs.plan import Intervals, Plan
 from csat.slides.crashes import CrashLog
 from csat.slides.synthetic import make_slides
+from csat.tiles.grid import TilingConfig
 from csat.tiles.manifest import ManifestConfig
 from csat.tiles.manifest_writer import ManifestWriter
 from csat.tiles.planned_reader import SLOT, PlannedReader
 from csat.tiles.sources import list_slides
-from csat.tiles.tiling import TilingConfig, tile_slide
+from csat.tiles.tiling import tile_slide
 from tests.failures.crashing import CrashingReader
 from tests.support.verbs import ROOT
 

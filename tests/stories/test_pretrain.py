@@ -17,9 +17,10 @@ from csat.model.registry import ModelConfig, build_model
 from csat.runs.checkpoints import Checkpoints
 from csat.runs.recorder import read_metrics
 from csat.tasks import DatasetInfo, Task
+from csat.tiles.grid import TilingConfig
 from csat.tiles.manifest import read_manifest
 from csat.tiles.sources import list_slides
-from csat.tiles.tiling import TilingConfig, tile_slide
+from csat.tiles.tiling import tile_slide
 from teachers.contract import sha256_of
 from tests.csat.tiles.manifests import read
 from tests.support.odd_inputs import MISFIT, MPP, TILE_PX, TILES, make_odd_inputs

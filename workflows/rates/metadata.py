@@ -15,10 +15,10 @@ import pyarrow as pa
 from csat.runs.checkpoints import Cursor
 from csat.runs.plan import Intervals, Plan
 from csat.storage import files
+from csat.tiles.grid import TILE_SCHEMA, TilingConfig
 from csat.tiles.manifest import ManifestConfig, read_manifest
 from csat.tiles.manifest_writer import ManifestWriter
 from csat.tiles.sources import SlideRow
-from csat.tiles.tiling import TILE_SCHEMA, TilingConfig
 
 EPOCHS = 10  # of the simulated run
 TEACHER_BATCH_TILES = 32  # tiles of one teacher call: they come and go together

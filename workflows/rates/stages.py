@@ -15,9 +15,10 @@ from csat.model.cost import count_cost
 from csat.model.student import Student, StudentConfig
 from csat.responses import Kind, ResponseSpec, Symmetry
 from csat.slides.synthetic import make_slides
+from csat.tiles.grid import TilingConfig
 from csat.tiles.reader import TileReader
 from csat.tiles.sources import list_slides
-from csat.tiles.tiling import TilingConfig, tile_slide
+from csat.tiles.tiling import tile_slide
 from teachers.registry import load_teacher
 from workflows.rates.config import BenchmarkConfig
 

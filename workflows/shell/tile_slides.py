@@ -13,10 +13,12 @@ from tqdm import tqdm
 from csat.errors import ConfigError, SlideError
 from csat.storage import files
 from csat.storage.node_cache import SlideCache
+from csat.tiles.grid import TilingConfig
 from csat.tiles.manifest import INDEX, Manifest, ManifestConfig, fingerprint, read_manifest
 from csat.tiles.manifest_writer import ManifestWriter, holdout_choices, write_as_held_out
+from csat.tiles.parquet_rows import Cut
 from csat.tiles.sources import SlideRow
-from csat.tiles.tiling import Cut, TilingConfig, cut_slide
+from csat.tiles.tiling import cut_slide
 from csat.words import last_line
 
 logger = logging.getLogger(__name__)

@@ -15,10 +15,10 @@ from csat.labels.datasets.contract import Sample
 from csat.labels.sets import LabelledData
 from csat.storage import files
 from csat.tasks import DatasetInfo, Task
+from csat.tiles.grid import TILE_SCHEMA, TilingConfig
 from csat.tiles.manifest import ManifestConfig
 from csat.tiles.manifest_writer import ManifestWriter
 from csat.tiles.sources import SlideRow
-from csat.tiles.tiling import TILE_SCHEMA, TilingConfig
 
 HEADER = ["image", "part", "sample", "group", "label", "mpp", "reason"]
 INFO = DatasetInfo(

@@ -9,7 +9,7 @@ import tifffile
 from PIL import Image
 
 from csat.errors import ConfigError, SlideError
-from csat.slides import raster, reader
+from csat.slides import openslide_reader, raster
 from csat.slides.reader import no_mpp_error, open_slide, read_tile
 from csat.storage import files
 from csat.storage.node_cache import SlideCache
@@ -55,7 +55,7 @@ def test_a_tile_is_resized_by_area(pyramid):
 
 @pytest.mark.parametrize("block_px", [100, 4096])
 def test_a_thumbnail_in_blocks_is_the_thumbnail(pyramid, monkeypatch, block_px):
-    monkeypatch.setattr(reader, "THUMBNAIL_BLOCK_PX", block_px)
+    monkeypatch.setattr(openslide_reader, "THUMBNAIL_BLOCK_PX", block_px)
     smooth = PIXELS[::4, ::4].astype(float)
     thumbnail = open_slide(pyramid, "wsi").thumbnail(65)
     assert thumbnail.shape == (65, 55, 3)
@@ -181,11 +181,11 @@ def test_one_bad_tile_does_not_spoil_the_others(tmp_path, write_slide):
 
 
 def test_what_a_thumbnail_cannot_read_counts_as_tissue(tmp_path, write_slide, monkeypatch):
-    monkeypatch.setattr(reader, "THUMBNAIL_BLOCK_PX", 256)
+    monkeypatch.setattr(openslide_reader, "THUMBNAIL_BLOCK_PX", 256)
     white = np.full((1024, 1024, 3), 250, np.uint8)
     whole = write_slide(tmp_path / "whole.tif", white, shrinks=(1,))
     thumbnail = open_slide(spoil(whole, tmp_path / "bad.tif", 256, 512), "wsi").thumbnail(128)
-    painted = (thumbnail == reader.UNREADABLE_RGB).all(axis=-1)
+    painted = (thumbnail == openslide_reader.UNREADABLE_RGB).all(axis=-1)
     assert painted[64:96, 32:64].all() and painted.sum() == 32 * 32 and (thumbnail[~painted] == 250).all()
 
 

@@ -12,8 +12,9 @@ from csat.slides.reader import open_slide
 from csat.storage import files
 from csat.storage.dicom import same_slide, series_uid
 from csat.storage.node_cache import SlideCache
+from csat.tiles.grid import TilingConfig
 from csat.tiles.sources import list_slides
-from csat.tiles.tiling import TilingConfig, tile_slide
+from csat.tiles.tiling import tile_slide
 
 UID = "1.2.826.0.1.99"
 EXPLICIT, IMPLICIT = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2"

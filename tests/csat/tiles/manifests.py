@@ -3,10 +3,10 @@
 import numpy as np
 import pyarrow as pa
 
+from csat.tiles.grid import TILE_SCHEMA, TilingConfig
 from csat.tiles.manifest import ManifestConfig
 from csat.tiles.manifest_writer import ManifestWriter
 from csat.tiles.sources import SlideRow
-from csat.tiles.tiling import TILE_SCHEMA, TilingConfig
 
 PRINT = "f" * 64
 

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from csat.errors import ConfigError
+from csat.tiles.grid import TILE_SCHEMA, TilingConfig
 from csat.tiles.holdout import HoldoutError, short_names
 from csat.tiles.manifest import ManifestConfig, fingerprint
 from csat.tiles.manifest_writer import ManifestWriter, as_begun, write_as_held_out
 from csat.tiles.sources import SlideRow
-from csat.tiles.tiling import TILE_SCHEMA, TilingConfig
 from tests.csat.tiles.manifests import PRINT, read, rows_of, table_of, write
 
 

@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from csat.errors import ConfigError, StorageError
+from csat.tiles.grid import TILE_SCHEMA, TilingConfig
 from csat.tiles.manifest import ManifestConfig, fingerprint, read_manifest
 from csat.tiles.manifest_writer import ManifestWriter
 from csat.tiles.resolutions import resolution_summary
 from csat.tiles.sources import SlideRow
-from csat.tiles.tiling import TILE_SCHEMA, TilingConfig
 from tests.csat.tiles.manifests import PRINT, read, rows_of, table_of, write
 
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from csat.errors import ConfigError, SlideError
 from csat.runs.plan import Plan
 from csat.storage import files
+from csat.tiles.grid import TILE_SCHEMA, TilingConfig
 from csat.tiles.manifest import CHUNK_DTYPE, ManifestConfig, fingerprint, read_manifest
 from csat.tiles.manifest_writer import PARQUET_RUN_TILES, ManifestWriter
 from csat.tiles.resolutions import resolution_summary
 from csat.tiles.sources import SlideRow
-from csat.tiles.tiling import TILE_SCHEMA, TilingConfig
 from csat.words import printable
 from tests.csat.tiles.manifests import PRINT, read, rows_of, table_of, write
 

@@ -5,11 +5,12 @@ from collections import Counter
 from csat.columns import OK, STATUS
 from csat.errors import SlideError
 from csat.storage import files
+from csat.tiles.grid import TilingConfig
 from csat.tiles.manifest import ManifestConfig, fingerprint
 from csat.tiles.manifest_writer import ManifestWriter
 from csat.tiles.reader import TileReader
 from csat.tiles.sources import list_slides
-from csat.tiles.tiling import TilingConfig, cut_slide
+from csat.tiles.tiling import cut_slide
 from csat.words import counted
 from tests.csat.tiles.manifests import read
 from tests.support.odd_inputs import MISFIT, MPP, PASSED_OVER, PATIENTS, TILE_PX, TILES, make_odd_inputs

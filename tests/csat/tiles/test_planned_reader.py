@@ -6,12 +6,13 @@ import pytest
 from csat.columns import OK, POSITION, STATUS, TILE
 from csat.runs.plan import Intervals, Plan
 from csat.slides.synthetic import make_slides
+from csat.tiles.grid import TilingConfig
 from csat.tiles.manifest import ManifestConfig
 from csat.tiles.manifest_writer import ManifestWriter
 from csat.tiles.planned_reader import SLOT, PlannedReader
 from csat.tiles.reader import TileReader
 from csat.tiles.sources import list_slides
-from csat.tiles.tiling import TilingConfig, tile_slide
+from csat.tiles.tiling import tile_slide
 
 TILE_PX = 64
 

@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 
 from csat.storage.node_cache import SlideCache
+from csat.tiles.grid import TilingConfig
 from csat.tiles.manifest import ManifestConfig
 from csat.tiles.sources import SlideRow, list_slides
-from csat.tiles.tiling import TilingConfig
 from workflows.shell.tile_slides import _shuffled, build_manifest
 
 
