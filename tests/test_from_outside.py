@@ -30,7 +30,7 @@ from csat.runs.plan import Plan
 from csat.runs.recorder import read_metrics
 from csat.storage import files
 from csat.tasks import DatasetInfo, Task
-from csat.tiles.tiling import TilingConfig
+from csat.tiles.grid import TilingConfig
 from csat.training.config import TrainConfig
 from csat.training.context import TrainContext
 from csat.training.loop import Trainer

@@ -38,8 +38,8 @@ def evaluate(config: EvaluateConfig) -> int:
     """All of it, top to bottom."""
     folder = RunFolder(config.run_folder)
     device = find_device(config.device)
-    part = None if config.data else config.split
-    groups = {name: [read_run(uri, part) for uri in uris] for name, uris in name_runs(config.runs).items()}
+    split = None if config.data else config.split
+    groups = {name: [read_run(uri, split) for uri in uris] for name, uris in name_runs(config.runs).items()}
     check_groups(groups)
     first = next(iter(groups.values()))[0]
     metric = check_metric(first.task, first.classes, config.metric or first.evaluation["metric"])
@@ -49,7 +49,7 @@ def evaluate(config: EvaluateConfig) -> int:
     if config.data:
         cluster.connect(config.ray, kept_gb=2 * config.data.memory_gb)
         groups, seen = judge_on_other_data(config, folder, groups, device)
-    result = compare_runs(groups, part=config.split, metric=metric, num_bootstraps=config.num_bootstraps, seed=config.seed)
+    result = compare_runs(groups, split=config.split, metric=metric, num_bootstraps=config.num_bootstraps, seed=config.seed)
     result["worst"] = worst_samples(groups, config.report_samples)
     folder.write_json("evaluation.json", result)
     folder.write_text("evaluation.csv", to_csv(result))

@@ -48,19 +48,19 @@ def check_groups(groups: Mapping[str, Sequence[JudgedRun]]) -> None:
 
 
 def compare_runs(
-    groups: Mapping[str, Sequence[JudgedRun]], *, part: str, metric: str, num_bootstraps: int = NUM_BOOTSTRAPS, seed: int = 0
+    groups: Mapping[str, Sequence[JudgedRun]], *, split: str, metric: str, num_bootstraps: int = NUM_BOOTSTRAPS, seed: int = 0
 ) -> dict[str, Any]:
     """All there is to say about the groups, ready for JSON.
 
     Args:
         groups: Name → runs that differ in their seed only; differences are against the first.
-        part: That `predictions` are of, for the record.
+        split: That `predictions` are of, for the record.
         metric: That the table leads with.
 
     Returns:
-        `task`, `classes`, `part`, `metric`, `samples`, `units` (groups that are drawn), and `groups`: name → `figures` and
-        `against_first` (see `scores.evaluate_all`), `runs` (uri, seed, views, and the metric of each), `model`, `cost`,
-        `confusion` (summed over the runs; None for nuclei), `fidelity` of the pretraining that it started from, or None.
+        `task`, `classes`, `part` (the split), `metric`, `samples`, `units` (groups that are drawn), and `groups`: name →
+        `figures` and `against_first` (see `scores.evaluate_all`), `runs` (uri, seed, views, and the metric of each), `model`,
+        `cost`, `confusion` (summed over the runs; None for nuclei), and `fidelity` of the pretraining before it, or None.
 
     Raises:
         ConfigError, DatasetError: runs that do not compare; the difference is listed; or one that lacks the metric.
@@ -86,7 +86,7 @@ def compare_runs(
     return {
         "task": first.task,
         "classes": first.classes,
-        "part": part,
+        "part": split,
         "metric": metric,
         "samples": figure["samples"],
         "units": figure["groups"],

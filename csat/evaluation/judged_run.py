@@ -21,7 +21,7 @@ class JudgedRun:
     Attributes:
         config: Its config.yaml.
         evaluation: Its evaluation.json; of a distilled classifier, as much of it as there is.
-        predictions: Of the part that is compared.
+        predictions: Of the split that is compared.
     """
 
     uri: str
@@ -38,14 +38,14 @@ class JudgedRun:
         return tuple(self.evaluation["classes"])
 
 
-def read_run(uri: str, part: str | None) -> JudgedRun:
+def read_run(uri: str, split: str | None) -> JudgedRun:
     """A run folder.
 
     Args:
-        part: Whose predictions are wanted; None: none are.
+        split: Whose predictions are wanted; None: none are.
 
     Raises:
-        ConfigError: no run folder, a run that is not finished, one of another verb, or one without this part.
+        ConfigError: no run folder, a run that is not finished, one of another verb, or one without this split.
     """
     folder = RunFolder(uri)
     if not files.exists(folder.path("config.yaml")):
@@ -57,24 +57,24 @@ def read_run(uri: str, part: str | None) -> JudgedRun:
     config = yaml.safe_load(files.read_bytes(folder.path("config.yaml")))
     evaluation = folder.read_json("evaluation.json") or {}
     if "task" not in evaluation and "slides" in config:
-        return _distilled(folder, config, part)
+        return _distilled(folder, config, split)
     if "task" not in evaluation:
         raise ConfigError(f"{uri} is a run of another verb: evaluate.py compares what finetune.py has trained")
     predictions = None
-    if part is not None:
-        path = folder.path("predictions", f"{part}.parquet")
+    if split is not None:
+        path = folder.path("predictions", f"{split}.parquet")
         if not files.exists(path):
             names = [files.base_name(name).removesuffix(".parquet") for name in files.list_dir(folder.path("predictions"))]
-            raise ConfigError(f"the run {uri} was not judged on a {part} part; it has: {', '.join(names) or 'none'}")
+            raise ConfigError(f"the run {uri} was not judged on a {split} part; it has: {', '.join(names) or 'none'}")
         predictions = read_predictions(path)
     return JudgedRun(uri=folder.uri, config=config, evaluation=evaluation, predictions=predictions)
 
 
-def _distilled(folder: RunFolder, config: dict[str, Any], part: str | None) -> JudgedRun:
+def _distilled(folder: RunFolder, config: dict[str, Any], split: str | None) -> JudgedRun:
     """A run of pretrain.py whose student has its teacher's classes (method resolution). It has seen no labelled image.
 
     Raises:
-        ConfigError: it has no classes, or predictions of a part are wanted.
+        ConfigError: it has no classes, or predictions of a split are wanted.
     """
     exported = read_exported_config(exported_folder(folder.uri))
     heads = [head for head in exported["responses"] if head["name"] == "label" and head["channel_names"]]
@@ -84,7 +84,7 @@ def _distilled(folder: RunFolder, config: dict[str, Any], part: str | None) -> J
             f"{folder.uri} is a run of pretrain.py, and its student ({names}) tells no classes apart: evaluate.py compares "
             "what finetune.py has trained, and what a teacher from finetune.py has taught with method.name resolution"
         )
-    if part is not None:
+    if split is not None:
         raise ConfigError(
             f"{folder.uri} is a run of pretrain.py, which knows no labelled images: give some to judge it on, as in "
             "data.sets.NAME FOLDER"

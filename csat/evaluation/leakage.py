@@ -1,7 +1,7 @@
 """Has a model seen, before it is trained, images that it will be judged on?
 
-What a model that starts from a run has seen: the tiles of a pretraining, the training part of a fine-tuning, whatever that run
-itself started from, and what its teacher was trained on: a teacher tells its student of the labels that it knows.
+What a model that starts from a run has seen: the tiles of a pretraining, the training split of a fine-tuning, whatever that
+run itself started from, and what its teacher was trained on: a teacher tells its student of the labels that it knows.
 
 Images are recognised by the last parts of their path, so that a set that moved or was copied is recognised too; groups
 (patients) by their name where it is one that nobody else would choose, else by name and folder: every set has a "patient 4".
@@ -55,11 +55,11 @@ class Seen:
 
 
 def check_leakage(initial: str | None, data: LabelledData, *, teacher: str | None = None) -> None:
-    """Compare what the initial run, and the teacher's, have seen with the validation and test parts.
+    """Compare what the initial run, and the teacher's, have seen with the validation and test splits.
 
     Args:
         initial: Run folder that the model starts from; None: it starts from no run.
-        data: With its parts.
+        data: With its splits.
         teacher: Run folder of the teacher, or its file of weights; None: no teacher, or one without weights.
 
     Raises:
@@ -70,7 +70,7 @@ def check_leakage(initial: str | None, data: LabelledData, *, teacher: str | Non
         runs.append((teacher, ", the teacher"))
     if not runs:
         return
-    judged = [sample for part in JUDGED for sample in data.parts[part]]
+    judged = [sample for split in JUDGED for sample in data.splits[split]]
     image_of = {_image_key(sample.image, sample.key): sample.image for sample in judged}
     group_of = {_group_key(sample.group, sample.image): sample.group for sample in judged}
     lines = []

@@ -40,7 +40,7 @@ PREFIX = b"csat"  # key of the table's metadata
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """A model's predictions of one part of a data set, one row per sample.
+    """A model's predictions of one split of a data set, one row per sample.
 
     Attributes:
         arrays: Name → `[N, …]`, see `ARRAYS`. Of nuclei only `pixels` where instances were not asked for; predictions of
@@ -145,21 +145,21 @@ def write_predictions(uri: str, predictions: Predictions) -> None:
     files.write_bytes(uri, buffer.getvalue())
 
 
-def concatenate(parts: Sequence[Predictions]) -> Predictions:
+def concatenate(shares: Sequence[Predictions]) -> Predictions:
     """The predictions of several processes, sorted by key: the same table however the samples were divided.
 
-    A process that had no sample to judge may give an empty part.
+    A process that had no sample to judge may give an empty share.
     """
-    filled = [part for part in parts if len(part)] or list(parts[:1])
+    filled = [share for share in shares if len(share)] or list(shares[:1])
     first = filled[0]
     together = Predictions(
         task=first.task,
         classes=first.classes,
-        keys=tuple(key for part in filled for key in part.keys),
-        groups=tuple(group for part in filled for group in part.groups),
-        loss=np.concatenate([part.loss for part in filled]),
-        arrays={name: np.concatenate([part.arrays[name] for part in filled]) for name in first.arrays},
+        keys=tuple(key for share in filled for key in share.keys),
+        groups=tuple(group for share in filled for group in share.groups),
+        loss=np.concatenate([share.loss for share in filled]),
+        arrays={name: np.concatenate([share.arrays[name] for share in filled]) for name in first.arrays},
         views=first.views,
-        unreadable=tuple(sorted(pair for part in parts for pair in part.unreadable)),
+        unreadable=tuple(sorted(pair for share in shares for pair in share.unreadable)),
     )
     return together.select(sorted(range(len(together)), key=together.keys.__getitem__))

@@ -15,7 +15,7 @@ from csat.runs.folder import RunFolder
 from csat.storage import files
 from csat.sweeps.trial import FAILED, PRUNED, CellResult
 
-JUDGED_ON = ("test", "val")  # the first of these parts that the runs have predictions of
+JUDGED_ON = ("test", "val")  # the first of these splits that the runs have predictions of
 HEADER = ("data set", "start", "metric", "value", *tables.HEAD, "trials", "wall", "best setting")
 CSV_HEADER = (
     *("data_set", "start", "metric", "part", *Measured.__dataclass_fields__),
@@ -30,7 +30,7 @@ class Row(Measured):
 
     Attributes:
         metric: Name of the metric that chose the weights.
-        part: That it was measured on: test, or val where there is no test part.
+        part: The split that it was measured on: test, or val where there is no test split. So called in table.csv.
         params: The best setting.
     """
 
@@ -55,10 +55,10 @@ def make_table(cells: Sequence[CellResult], *, num_bootstraps: int = NUM_BOOTSTR
     rows = []
     for data_set in dict.fromkeys(cell.data_set for cell in cells):
         mine = [cell for cell in cells if cell.data_set == data_set]
-        part = next((_part_of(cell.seeds[0]) for cell in mine if cell.seeds), None)
-        runs = {cell.start: [read_run(uri, part) for uri in cell.seeds] for cell in mine if cell.seeds}
+        split = next((_split_of(cell.seeds[0]) for cell in mine if cell.seeds), None)
+        runs = {cell.start: [read_run(uri, split) for uri in cell.seeds] for cell in mine if cell.seeds}
         found, note = _compare(runs, num_bootstraps)
-        rows += [_row(cell, runs.get(cell.start, []), part, found.get(cell.start), note) for cell in mine]
+        rows += [_row(cell, runs.get(cell.start, []), split, found.get(cell.start), note) for cell in mine]
     return rows
 
 
@@ -106,10 +106,10 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{second:02d}"
 
 
-def _part_of(uri: str) -> str:
-    """What the runs of a data set were judged on: the test part where there is one."""
+def _split_of(uri: str) -> str:
+    """What the runs of a data set were judged on: the test split where there is one."""
     folder = RunFolder(uri)
-    return next((part for part in JUDGED_ON if files.exists(folder.path("predictions", f"{part}.parquet"))), JUDGED_ON[0])
+    return next((split for split in JUDGED_ON if files.exists(folder.path("predictions", f"{split}.parquet"))), JUDGED_ON[0])
 
 
 def _compare(runs: dict[str, list[JudgedRun]], num_bootstraps: int) -> tuple[dict[str, dict[str, Any]], str | None]:
@@ -129,7 +129,7 @@ def _compare(runs: dict[str, list[JudgedRun]], num_bootstraps: int) -> tuple[dic
         return alone, f"not compared with the first start: {error}".partition("\n")[0]
 
 
-def _row(cell: CellResult, runs: list[JudgedRun], part: str | None, found: dict[str, Any] | None, note: str | None) -> Row:
+def _row(cell: CellResult, runs: list[JudgedRun], split: str | None, found: dict[str, Any] | None, note: str | None) -> Row:
     states = [trial.state for trial in cell.trials]
     about = dict(
         data_set=cell.data_set,
@@ -145,4 +145,4 @@ def _row(cell: CellResult, runs: list[JudgedRun], part: str | None, found: dict[
         return Row(**about)
     metric = runs[0].evaluation["metric"]
     cost = {**runs[0].evaluation["cost"], "images_per_s": max(run.evaluation["cost"]["images_per_s"] for run in runs)}
-    return Row(**about, metric=metric, part=part, **tables.measured(found, metric, cost))
+    return Row(**about, metric=metric, part=split, **tables.measured(found, metric, cost))

@@ -24,7 +24,7 @@ class GroupDraw:
         samples: At least one; all have a label, or none has.
         seed: Of the draw.
         what: Makes draws for different ends independent.
-        num_later: How many more parts will be made of what is left: each class keeps as many groups for them, if it can.
+        num_later: How many more splits will be made of what is left: each class keeps as many groups for them, if it can.
         fractions: Shares of the samples that one order has to serve.
     """
 
@@ -60,7 +60,7 @@ class GroupDraw:
         """The groups so that no class is behind, and how many of them it takes to have every class.
 
         First a group of each class, the rarest class before the others; then by how much of its class stands before a group.
-        A class with too few groups for the later parts is not put first: they come before this one.
+        A class with too few groups for the later splits is not put first: they come before this one.
         """
         first: list[int] = []
         for label in np.argsort(self._groups_of_class, kind="stable"):
@@ -81,8 +81,8 @@ class GroupDraw:
 
     def _misfit(self, order: np.ndarray, num_first: int, fraction: float) -> float:
         """By how much the drawn share of a class, or of all samples, is off, relative to what was asked for; 1 more for every
-        class that is not drawn, or not left for all later parts. The share of the groups counts half: one large group makes a
-        poor part.
+        class that is not drawn, or not left for all later splits. The share of the groups counts half: one large group makes a
+        poor split.
         """
         drawn = self.counts[order[: self._cut(order, num_first, fraction)]]
         groups_drawn = (drawn > 0).sum(0)

@@ -1,4 +1,4 @@
-"""Labelled data of a run: which sets, at which resolution, in which parts. Metadata only: nothing is decoded."""
+"""Labelled data of a run: which sets, at which resolution, in which splits. Metadata only: nothing is decoded."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,7 +9,7 @@ from csat.errors import ConfigError, DatasetError
 from csat.labels.augment import JointConfig
 from csat.labels.datasets.contract import LabelledSet, Sample
 from csat.labels.datasets.registry import DATASETS, read_dataset
-from csat.labels.splits import PARTS, SplitConfig, check_classes, check_images, keep_fraction, renamed, split_set
+from csat.labels.splits import SPLITS, SplitConfig, check_classes, check_images, keep_fraction, renamed, split_set
 from csat.settings import Free, Place, SettingsOf, read_settings
 from csat.slides.mpp import check_mpp
 from csat.tasks import DatasetInfo, Task
@@ -41,7 +41,7 @@ class LabelledConfig:
     mpp: float | None = None  # resolution that images are brought to, um/px; None: as they are
     tile_px: int = 224  # edge of the square that the model sees
     fit: str = "resize"  # resize: a tile is (a large part of) the whole image; crop: a window at the image's own resolution
-    split: SplitConfig = field(default_factory=SplitConfig)  # parts
+    split: SplitConfig = field(default_factory=SplitConfig)  # splits
     sampling: str = "natural"  # natural, balanced (classes equally often) or oversampled (samples of rare classes repeated)
     augment: JointConfig = field(default_factory=JointConfig)  # of training images and their masks together
     memory_gb: Free[float] = 4.0  # decoded images up to this size stay in the object store; larger sets are decoded each epoch
@@ -69,19 +69,19 @@ class LabelledData:
     Attributes:
         info: The task, classes and licence of the sets together.
         sets: What each set is.
-        parts: train, val, test → samples.
+        splits: train, val, test → samples.
         unlabelled: Training samples that `label_fraction` leaves out: no label of theirs is used.
     """
 
     info: DatasetInfo
     sets: tuple[DatasetInfo, ...]
-    parts: dict[str, tuple[Sample, ...]] = field(repr=False)
+    splits: dict[str, tuple[Sample, ...]] = field(repr=False)
     unlabelled: tuple[Sample, ...] = field(default=(), repr=False)
 
     @property
     def samples(self) -> list[Sample]:
-        """All samples that are decoded, in the order of their parts."""
-        return [sample for part in PARTS for sample in self.parts[part]]
+        """All samples that are decoded, in the order of their splits."""
+        return [sample for split in SPLITS for sample in self.splits[split]]
 
 
 def assemble(config: LabelledConfig) -> LabelledData:
@@ -89,47 +89,47 @@ def assemble(config: LabelledConfig) -> LabelledData:
 
     Raises:
         ConfigError: settings that cannot work together, sets that do not fit each other.
-        DatasetError: a layout that does not fit, a group or an image in two parts, a class that a part lacks.
+        DatasetError: a layout that does not fit, a group or an image in two splits, a class that a split lacks.
     """
-    parts: dict[str, list[Sample]] = {part: [] for part in PARTS}
+    splits: dict[str, list[Sample]] = {split: [] for split in SPLITS}
     infos = []
     for name, chosen, found in _read_sets(config):
         infos.append(found.info)
-        for part, samples in split_set(found, _split_config(chosen, config)).items():
-            parts[part] += renamed(samples, name) if len(config.sets) > 1 else samples
+        for split, samples in split_set(found, _split_config(chosen, config)).items():
+            splits[split] += renamed(samples, name) if len(config.sets) > 1 else samples
     info = _merge(infos)
     if config.sampling != "natural" and info.task != Task.CLASSIFICATION:
         raise ConfigError(f"data.sampling {config.sampling} goes by the images' class, and those of a {info.task} have none")
-    check_images(parts)
-    kept = keep_fraction(parts["train"], config.split.label_fraction, config.split.seed)
+    check_images(splits)
+    kept = keep_fraction(splits["train"], config.split.label_fraction, config.split.seed)
     keys = {sample.key for sample in kept}
-    unlabelled = tuple(sample for sample in parts["train"] if sample.key not in keys)
-    parts["train"] = kept
-    check_classes(parts, info.task, info.classes)
-    return LabelledData(info, tuple(infos), {part: tuple(samples) for part, samples in parts.items()}, unlabelled)
+    unlabelled = tuple(sample for sample in splits["train"] if sample.key not in keys)
+    splits["train"] = kept
+    check_classes(splits, info.task, info.classes)
+    return LabelledData(info, tuple(infos), {split: tuple(samples) for split, samples in splits.items()}, unlabelled)
 
 
-def assemble_to_judge(config: LabelledConfig, part: str | None) -> LabelledData:
-    """What finished models are judged on, as the test part: nothing has to be left to train on.
+def assemble_to_judge(config: LabelledConfig, split: str | None) -> LabelledData:
+    """What finished models are judged on, as the test split: nothing has to be left to train on.
 
     Args:
-        part: That is taken: the official one where every set has it, else what `assemble` draws; None: all samples.
+        split: That is taken: the official one where every set has it, else what `assemble` draws; None: all samples.
 
     Raises:
-        ConfigError, DatasetError: as `assemble`; or there is no sample in that part.
+        ConfigError, DatasetError: as `assemble`; or there is no sample in that split.
     """
     sets = list(_read_sets(config))
     info = _merge([found.info for _, _, found in sets])
-    is_official = config.split.official and all(any(each.split == part for each in found.samples) for _, _, found in sets)
-    if part is not None and not is_official:
-        samples = assemble(config).parts[part]
+    is_official = config.split.official and all(any(each.split == split for each in found.samples) for _, _, found in sets)
+    if split is not None and not is_official:
+        samples = assemble(config).splits[split]
     else:
-        chosen = {name: [each for each in found.samples if part in (None, each.split)] for name, _, found in sets}
+        chosen = {name: [each for each in found.samples if split in (None, each.split)] for name, _, found in sets}
         samples = [each for name, mine in chosen.items() for each in (renamed(mine, name) if len(sets) > 1 else mine)]
     if not samples:
-        raise DatasetError(f"there are no samples in the {part} part of {info.name}; say split=NAME of another, or split=all")
+        raise DatasetError(f"there are no samples in the {split} part of {info.name}; say split=NAME of another, or split=all")
     test = tuple(sorted(samples, key=lambda sample: sample.key))
-    return LabelledData(info, tuple(found.info for _, _, found in sets), {**dict.fromkeys(PARTS, ()), "test": test})
+    return LabelledData(info, tuple(found.info for _, _, found in sets), {**dict.fromkeys(SPLITS, ()), "test": test})
 
 
 def _read_sets(config: LabelledConfig) -> Iterator[tuple[str, SetConfig, LabelledSet]]:

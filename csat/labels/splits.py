@@ -1,6 +1,6 @@
-"""Train, validation and test parts of labelled sets that never cut a group, and checks that say what is wrong with them.
+"""Train, validation and test splits of labelled sets that never cut a group, and checks that say what is wrong with them.
 
-Official parts are kept. What is missing is drawn from whole groups: a patient, a slide or a source image lies in one part
+Official splits are kept. What is missing is drawn from whole groups: a patient, a slide or a source image lies in one split
 only. The draw follows from (seed, names of the groups, their samples' classes) alone, so it is the same on every machine and
 does not change when a set's folder moves.
 """
@@ -17,7 +17,7 @@ from csat.labels.group_draw import GroupDraw
 from csat.tasks import Task
 from csat.words import some
 
-PARTS = ("train", "val", "test")
+SPLITS = ("train", "val", "test")
 MOST_LISTED = 8
 LABEL_FRACTIONS = (0.1, 0.25, 0.5)  # that one order of the groups has to serve, so that a smaller share lies in a larger
 
@@ -26,9 +26,9 @@ LABEL_FRACTIONS = (0.1, 0.25, 0.5)  # that one order of the groups has to serve,
 class SplitConfig:
     """How samples are divided where the sets do not say."""
 
-    val_fraction: float = 0.15  # of what is not test, in samples; drawn where a set has no official val part; 0: none is drawn
-    test_fraction: float = 0.2  # of a set, in samples; drawn where it has no official test part; 0: none is drawn
-    official: bool = True  # keep the sets' official parts; false: draw all of them again
+    val_fraction: float = 0.15  # of what is not test, in samples; drawn where a set has no official val split; 0: none
+    test_fraction: float = 0.2  # of a set, in samples; drawn where it has no official test split; 0: none
+    official: bool = True  # keep the sets' official splits; false: draw all of them again
     seed: int = 0  # of the draw; not of the training
     label_fraction: float = 1.0  # share of the training samples that is used, whole groups, every class kept
 
@@ -40,36 +40,36 @@ class SplitConfig:
             raise ConfigError(f"label_fraction must lie in (0, 1], not {self.label_fraction}")
 
 
-Parts = dict[str, list[Sample]]  # part → samples, sorted by key
+Splits = dict[str, list[Sample]]  # split → samples, sorted by key
 
 
-def split_set(found: LabelledSet, config: SplitConfig) -> Parts:
-    """The parts of one set. A sample without an official part trains, or goes into a part that is drawn.
+def split_set(found: LabelledSet, config: SplitConfig) -> Splits:
+    """The splits of one set. A sample without an official split trains, or goes into a split that is drawn.
 
     Raises:
-        DatasetError: an official part cuts a group (the groups are listed), or has an unknown name.
+        DatasetError: an official split cuts a group (the groups are listed), or has an unknown name.
     """
-    parts: Parts = {part: [] for part in PARTS}
+    splits: Splits = {split: [] for split in SPLITS}
     for sample in found.samples:
-        part = sample.split if config.official and sample.split is not None else "train"
-        if part not in PARTS:
+        split = sample.split if config.official and sample.split is not None else "train"
+        if split not in SPLITS:
             raise DatasetError(
-                f"{found.info.name}: sample {sample.key} is in a part called {part!r}; parts are: {', '.join(PARTS)}"
+                f"{found.info.name}: sample {sample.key} is in a part called {split!r}; parts are: {', '.join(SPLITS)}"
             )
-        parts[part].append(sample)
-    check_groups(parts, found.info.name, found.info.group)
+        splits[split].append(sample)
+    check_groups(splits, found.info.name, found.info.group)
     fractions = {"test": config.test_fraction, "val": config.val_fraction}
-    wanted = [part for part, fraction in fractions.items() if fraction and not parts[part]]
-    for num_later, part in zip(range(len(wanted), 0, -1), wanted, strict=True):  # what is left trains
-        if samples := parts["train"]:
-            draw = GroupDraw(samples, config.seed, part, fractions=[fractions[part]], num_later=num_later)
-            parts[part], parts["train"] = draw.draw(fractions[part])
-    return {part: sorted(samples, key=lambda sample: sample.key) for part, samples in parts.items()}
+    wanted = [split for split, fraction in fractions.items() if fraction and not splits[split]]
+    for num_later, split in zip(range(len(wanted), 0, -1), wanted, strict=True):  # what is left trains
+        if samples := splits["train"]:
+            draw = GroupDraw(samples, config.seed, split, fractions=[fractions[split]], num_later=num_later)
+            splits[split], splits["train"] = draw.draw(fractions[split])
+    return {split: sorted(samples, key=lambda sample: sample.key) for split, samples in splits.items()}
 
 
-def check_groups(parts: Parts, name: str, group: str) -> None:
-    """Refuse parts that share a group. Raises DatasetError listing the overlap."""
-    groups = {part: {sample.group for sample in samples} for part, samples in parts.items()}
+def check_groups(splits: Splits, name: str, group: str) -> None:
+    """Refuse splits that share a group. Raises DatasetError listing the overlap."""
+    groups = {split: {sample.group for sample in samples} for split, samples in splits.items()}
     for one, other in (("train", "test"), ("train", "val"), ("val", "test")):
         if shared := sorted(groups[one] & groups[other]):
             raise DatasetError(
@@ -79,14 +79,14 @@ def check_groups(parts: Parts, name: str, group: str) -> None:
             )
 
 
-def check_images(parts: Parts) -> None:
-    """Refuse an image that is in two parts, as when two sets have files in common. Raises DatasetError listing them."""
-    part_of: dict[tuple[str, int | None], str] = {}
+def check_images(splits: Splits) -> None:
+    """Refuse an image that is in two splits, as when two sets have files in common. Raises DatasetError listing them."""
+    split_of: dict[tuple[str, int | None], str] = {}
     doubled = []
-    for part, samples in parts.items():
+    for split, samples in splits.items():
         for sample in samples:
-            if (first := part_of.setdefault((sample.image, sample.index), part)) != part:
-                doubled.append(f"{sample.image} ({first} and {part})")
+            if (first := split_of.setdefault((sample.image, sample.index), split)) != split:
+                doubled.append(f"{sample.image} ({first} and {split})")
     if doubled:
         raise DatasetError(
             f"{len(doubled)} images are in two parts: {some(doubled, MOST_LISTED)}. A model would be judged on what it has "
@@ -94,34 +94,32 @@ def check_images(parts: Parts) -> None:
         )
 
 
-def check_classes(parts: Parts, task: Task, classes: Sequence[str]) -> None:
-    """Refuse an empty part, and for a classification one that lacks a class. The test part may be empty as a whole.
+def check_classes(splits: Splits, task: Task, classes: Sequence[str]) -> None:
+    """Refuse an empty split, and for a classification one that lacks a class. The test split may be empty as a whole.
 
     Raises:
         DatasetError: with the samples and the groups of each class.
     """
     if task != Task.CLASSIFICATION:
-        for part in ("train", "val"):
-            if not parts[part]:
-                raise DatasetError(f"the {part} part is empty: raise data.split.{part}_fraction, or give more images")
+        for split in ("train", "val"):
+            if not splits[split]:
+                raise DatasetError(f"the {split} part is empty: raise data.split.{split}_fraction, or give more images")
         return
-    counts = {part: Counter(sample.label for sample in samples) for part, samples in parts.items()}
+    counts = {split: Counter(sample.label for sample in samples) for split, samples in splits.items()}
     empty = [
-        f"{classes[index]} in {part}"
-        for part in PARTS
-        if parts[part] or part != "test"
+        f"{classes[index]} in {split}"
+        for split in SPLITS
+        if splits[split] or split != "test"
         for index in range(len(classes))
-        if not counts[part][index]
+        if not counts[split][index]
     ]
     if empty:
         groups = {
-            index: len({sample.group for samples in parts.values() for sample in samples if sample.label == index})
+            index: len({sample.group for samples in splits.values() for sample in samples if sample.label == index})
             for index in range(len(classes))
         }
-        table = "; ".join(
-            f"{name}: " + ", ".join(f"{counts[part][index]} {part}" for part in PARTS) + f", of {groups[index]} groups in all"
-            for index, name in enumerate(classes)
-        )
+        by_split = [", ".join(f"{counts[split][index]} {split}" for split in SPLITS) for index in range(len(classes))]
+        table = "; ".join(f"{name}: {by_split[i]}, of {groups[i]} groups in all" for i, name in enumerate(classes))
         raise DatasetError(
             f"no sample of class {', '.join(empty)} ({table}). A class needs a group for each part: give more groups of "
             "it, change data.split.val_fraction, test_fraction or seed, or leave the class out"

@@ -7,8 +7,8 @@ from csat.methods.contract import FirstStage
 from csat.runs.checkpoints import Cursor
 from csat.runs.plan import Plan
 from csat.runs.recorder import read_metrics
-from csat.training.context import TrainContext
 from csat.training.config import TrainConfig
+from csat.training.context import TrainContext
 from csat.training.loop import Trainer
 
 logger = logging.getLogger(__name__)

@@ -287,7 +287,7 @@ def test_judged_on_other_images(ray_cluster, tmp_path, exported, images, capsys)
     said = read_run(exported[0], "test").predictions
     hits = said.arrays["probs"].argmax(1) == said.arrays["label"]
     data = own_data(read_run(exported[0], None))
-    keys = {sample.key for sample in check(_config(exported[0])).parts["test"]}
+    keys = {sample.key for sample in check(_config(exported[0])).splits["test"]}
     assert test["samples"] == len(keys)
     assert test["value"] == pytest.approx(np.mean([hit for key, hit in zip(said.keys, hits, strict=True) if key in keys]))
     assert len(data.samples) > len(keys)

@@ -6,7 +6,7 @@ from typing import Any
 
 from csat.errors import ConfigError
 from csat.labels.sets import LabelledConfig
-from csat.labels.splits import PARTS
+from csat.labels.splits import SPLITS
 from csat.settings import Free, Place
 from csat.storage import files
 from csat.storage.uris import has_magic
@@ -14,7 +14,7 @@ from workflows.shell.config import RayConfig
 
 Runs = list[Place] | dict[str, Place | list[Place] | Any]
 
-EVERY_PART = "all"
+EVERY_SPLIT = "all"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class EvaluateConfig:
 
     runs: Runs  # name → run folders of finetune.py or distilled classifiers (seeds), or folders; globs
     run_folder: Free[Place]  # where the comparison goes, local path or s3://…
-    split: str = "test"  # part that is compared: test, val, train or, of other data, all
+    split: str = "test"  # split that is compared: test, val, train or, of other data, all
     metric: str | None = None  # that the table leads with; None: the one that chose the weights of the first run
     data: LabelledConfig | None = None  # other labelled images to judge the exported models on; None: those of the runs
     accept_leakage: bool = False  # judge on other images although a run was trained on some of them
@@ -35,9 +35,9 @@ class EvaluateConfig:
     overwrite: Free[bool] = False  # delete a comparison of another configuration in run_folder
 
     def __post_init__(self):
-        parts = (*PARTS, EVERY_PART) if self.data else PARTS
-        if self.split not in parts:
-            raise ConfigError(f"split is one of {', '.join(parts)}, not {self.split!r}")
+        splits = (*SPLITS, EVERY_SPLIT) if self.data else SPLITS
+        if self.split not in splits:
+            raise ConfigError(f"split is one of {', '.join(splits)}, not {self.split!r}")
         if self.num_bootstraps < 1:
             raise ConfigError(f"num_bootstraps must be at least 1, not {self.num_bootstraps}")
         if self.device not in ("cpu", "cuda"):

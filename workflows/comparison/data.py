@@ -20,7 +20,7 @@ from csat.prediction.windows import View
 from csat.settings import read_settings
 from csat.tasks import DatasetInfo, Task
 from csat.words import some
-from workflows.comparison.config import EVERY_PART
+from workflows.comparison.config import EVERY_SPLIT
 from workflows.shell.decode_samples import Prepared, decode
 
 
@@ -57,26 +57,26 @@ def own_data(run: JudgedRun) -> RunData:
     return _run_data(Prepared(data, config), tuple(data.samples), run)
 
 
-def other_data(run: JudgedRun, config: LabelledConfig, part: str, *, accept_leakage: bool) -> RunData:
+def other_data(run: JudgedRun, config: LabelledConfig, split: str, *, accept_leakage: bool) -> RunData:
     """Another labelled set as a run's model looks at it: with the resolution, tile and fit that it was trained with.
 
     Args:
         config: The set; its `tile_px` and `fit` are the run's, and so is its `mpp` where it is None.
-        part: train, val, test or all.
+        split: train, val, test or all.
 
     Raises:
         ConfigError: another task, or other classes.
-        DatasetError: nothing in that part, images that the run or what it was built on has seen, or data that do not fit.
+        DatasetError: nothing in that split, images that the run or what it was built on has seen, or data that do not fit.
     """
     mine = run.config["data"]
     exported = read_exported_config(exported_folder(run.uri))["metadata"]
     mpp = config.mpp or mine["mpp"] or (exported.get("mpp") if mine["fit"] == "crop" else None)
     config = replace(config, task=run.task, tile_px=mine["tile_px"], fit=mine["fit"], mpp=mpp)
-    data = assemble_to_judge(config, None if part == EVERY_PART else part)
+    data = assemble_to_judge(config, None if split == EVERY_SPLIT else split)
     info = _common_info(run, data.info)
     if not accept_leakage:
         check_leakage(run.uri, data)
-    return _run_data(decode(config, replace(data, info=info)), data.parts["test"], run)
+    return _run_data(decode(config, replace(data, info=info)), data.splits["test"], run)
 
 
 def judge(run: JudgedRun, data: RunData, *, device: torch.device) -> Predictions:

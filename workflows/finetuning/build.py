@@ -19,8 +19,8 @@ def build_method(config: FinetuneConfig, data: LabelledData, teacher: TeacherSpe
     torch.manual_seed(config.train.seed)
     model = build_model(config.model, data.info, load=lambda run: load_exported(exported_folder(run)))
     counts = None
-    if data.parts["train"][0].label is not None:
-        counts = tuple(class_counts(data.parts["train"], len(data.info.classes)).tolist())
+    if data.splits["train"][0].label is not None:
+        counts = tuple(class_counts(data.splits["train"], len(data.info.classes)).tolist())
     setting = Setting(
         tile_px=config.data.tile_px, teacher=teacher, data=data.info, class_counts=counts, seed=config.train.seed
     )

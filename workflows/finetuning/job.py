@@ -56,7 +56,7 @@ class LabelledJob(Job):
 
     @property
     def plan(self) -> Plan:
-        labels = [sample.label for sample in self.prepared.data.parts["train"]]
+        labels = [sample.label for sample in self.prepared.data.splits["train"]]
         visits = int(visits_an_epoch(labels, self.config.data.sampling).sum())
         return Plan([visits], [0], num_epochs=self.num_epochs, seed=self.config.train.seed)
 
@@ -83,9 +83,9 @@ class LabelledJob(Job):
         }
 
     def reader(self) -> LabelledReader:
-        """Of the training part, over decoded tables or over files."""
+        """Of the training split, over decoded tables or over files."""
         data, settings, plan = self.prepared.data, self.config.data, self.plan
-        samples = data.parts["train"]  # the first part: its samples have the first indices
+        samples = data.splits["train"]  # the first split: its samples have the first indices
         order = SampleOrder(plan, sampling=settings.sampling, labels=[sample.label for sample in samples])
         return LabelledReader(
             self.prepared.source(),

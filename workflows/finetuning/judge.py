@@ -1,4 +1,4 @@
-"""A fine-tuned model on the validation and test parts: every rank takes its share, and all of them get the whole."""
+"""A fine-tuned model on the validation and test splits: every rank takes its share, and all of them get the whole."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ from workflows.finetuning.job import LabelledJob
 
 
 class Judge:
-    """Measures a model on the validation and test parts; every rank takes its share of the samples.
+    """Measures a model on the validation and test splits; every rank takes its share of the samples.
 
     Raises:
         StoppedError: in the midst of it, on every rank, when the run was asked to end.
@@ -36,20 +36,20 @@ class Judge:
             precision=job.config.train.precision,
         )
 
-    def predict(self, model: nn.Module, part: str, *, is_final: bool) -> Predictions:
-        """Of all samples of a part, the same on every rank. While training, only what the choosing metric needs."""
+    def predict(self, model: nn.Module, split: str, *, is_final: bool) -> Predictions:
+        """Of all samples of a split, the same on every rank. While training, only what the choosing metric needs."""
         info, config = self.job.prepared.data.info, self.job.config
         needs_instances = is_final or scores.check_metric(info.task, info.classes, config.metric) != "dice"
         view = replace(self._view, views=config.test_time_views) if is_final else self._view
-        mine = self.job.prepared.data.parts[part][self.context.rank :: self.context.world_size]
+        mine = self.job.prepared.data.splits[split][self.context.rank :: self.context.world_size]
         try:
             said = self._ask(judging.judge, model, mine, view, self._until_stopped, with_instances=needs_instances)
         except StoppedError:
             said = None
-        parts = self.context.gather(said)
-        if any(part is None for part in parts):
+        shares = self.context.gather(said)
+        if any(share is None for share in shares):
             raise StoppedError("the run was asked to end")
-        return concatenate(parts)
+        return concatenate(shares)
 
     def pictures(self, model: nn.Module, predictions: Predictions) -> list[dict[str, Any]]:
         """Of the samples that the model is most wrong about."""

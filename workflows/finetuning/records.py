@@ -6,21 +6,21 @@ from dataclasses import asdict
 from typing import Any
 
 from csat.labels.sets import LabelledData
-from csat.labels.splits import PARTS
+from csat.labels.splits import SPLITS
 from csat.runs.folder import RunFolder
 from workflows.shell.decode_samples import Prepared
 
 
 def print_data(data: LabelledData) -> None:
-    """The parts, with their groups and classes."""
-    for part in PARTS:
-        samples = data.parts[part]
+    """The splits, with their groups and classes."""
+    for split in SPLITS:
+        samples = data.splits[split]
         groups = len({sample.group for sample in samples})
         by_class = ""
         if samples and samples[0].label is not None:
             counts = [sum(sample.label == index for sample in samples) for index in range(len(data.info.classes))]
             by_class = ": " + ", ".join(f"{name} {count:,}" for name, count in zip(data.info.classes, counts, strict=True))
-        print(f"{part}: {len(samples):,} images of {groups:,} groups{by_class}")
+        print(f"{split}: {len(samples):,} images of {groups:,} groups{by_class}")
     if data.unlabelled:
         print(f"not used (label_fraction): {len(data.unlabelled):,} images")
     if data.info.note:
@@ -30,33 +30,33 @@ def print_data(data: LabelledData) -> None:
 def write_data(folder: RunFolder, prepared: Prepared) -> None:
     """data.json: what was learned from, for reports, model cards and whoever asks later."""
     data = prepared.data
-    parts = {
-        part: {"samples": len(samples), "groups": sorted({sample.group for sample in samples})}
-        for part, samples in data.parts.items()
+    splits = {
+        split: {"samples": len(samples), "groups": sorted({sample.group for sample in samples})}
+        for split, samples in data.splits.items()
     }
     unreadable = [{"sample": data.samples[index].key, "reason": reason} for index, reason in prepared.unreadable.items()]
     folder.write_json(
         "data.json",
-        {**asdict(data.info), "sets": [asdict(info) for info in data.sets], "parts": parts, "unreadable": unreadable},
+        {**asdict(data.info), "sets": [asdict(info) for info in data.sets], "parts": splits, "unreadable": unreadable},
     )
 
 
 def write_samples(folder: RunFolder, prepared: Prepared) -> None:
-    """samples.csv, a line per image with its part; pretrain.csv, the training images as `pretrain.py --slides` takes them."""
+    """samples.csv, a line per image with its split; pretrain.csv, the training images as `pretrain.py --slides` takes them."""
     data = prepared.data
     reasons = {data.samples[index].key: reason for index, reason in prepared.unreadable.items()}
-    parts = {**data.parts, "not used": data.unlabelled}
+    splits = {**data.splits, "not used": data.unlabelled}
     lines = [
-        [sample.image, part, sample.key, sample.group, "" if sample.label is None else data.info.classes[sample.label]]
+        [sample.image, split, sample.key, sample.group, "" if sample.label is None else data.info.classes[sample.label]]
         + ["" if sample.mpp is None else sample.mpp, reasons.get(sample.key, "")]
-        for part, samples in parts.items()
+        for split, samples in splits.items()
         for sample in samples
     ]
     _write_csv(folder, "samples.csv", ["image", "part", "sample", "group", "label", "mpp", "reason"], lines)
     # An image of a container (h5, npy) has no file of its own that a slide reader could open.
     unlabelled = [
         [sample.image, sample.group, "" if sample.mpp is None else sample.mpp]
-        for sample in (*data.parts["train"], *data.unlabelled)
+        for sample in (*data.splits["train"], *data.unlabelled)
         if sample.index is None
     ]
     _write_csv(folder, "pretrain.csv", ["slide", "patient", "mpp"], unlabelled)

@@ -1,4 +1,4 @@
-"""A run's own training on labels: the best weights by the validation part are kept, judged and exported."""
+"""A run's own training on labels: the best weights by the validation split are kept, judged and exported."""
 
 import logging
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class FinetuneJob(LabelledJob):
     """Trains to the end (or to where the validation says stop), then judges and exports the best weights."""
 
     def work(self, context: TrainContext) -> dict[str, Any]:
-        config, parts = self.config, self.prepared.data.parts
+        config, splits = self.config, self.prepared.data.splits
         method = self.build_method()
         if stage := method.first_stage():
             stage.load(stage.folder(self.run_folder))
@@ -54,7 +54,7 @@ class FinetuneJob(LabelledJob):
         cursor = trainer.run()
         method.load_state_dict(validation.best_state or trainer.averaged_state())
         model = method.part("student").eval()
-        predictions = {part: judge.predict(model, part, is_final=True) for part in JUDGED if parts[part]}
+        predictions = {split: judge.predict(model, split, is_final=True) for split in JUDGED if splits[split]}
         if context.rank == 0:
             folder = RunFolder(self.run_folder)
             _write_results(folder, self, model, predictions, validation)
@@ -72,11 +72,11 @@ def _write_results(
 ) -> None:
     """predictions/, evaluation.json and exported/."""
     config, data = job.config, job.prepared.data
-    for part, said in predictions.items():
-        write_predictions(folder.path("predictions", f"{part}.parquet"), said)
+    for split, said in predictions.items():
+        write_predictions(folder.path("predictions", f"{split}.parquet"), said)
     figures = {
-        part: scores.evaluate([said], num_bootstraps=config.num_bootstraps, seed=config.data.split.seed)
-        for part, said in predictions.items()
+        split: scores.evaluate([said], num_bootstraps=config.num_bootstraps, seed=config.data.split.seed)
+        for split, said in predictions.items()
     }
     input_px = config.data.tile_px // model.downsample
     cost = count_cost(model, (1, 3, input_px, input_px))

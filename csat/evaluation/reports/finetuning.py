@@ -18,7 +18,7 @@ from csat.runs.recorder import read_metrics
 from csat.storage import files
 from csat.tasks import Task
 
-JUDGED = ("test", "val")  # parts that a run may have been judged on; the first that is there is shown
+JUDGED = ("test", "val")  # splits that a run may have been judged on; the first that is there is shown
 MOST_LISTED = 20
 
 
@@ -31,8 +31,8 @@ def write_finetuning_report(folder: RunFolder, *, pictures: list[dict[str, Any]]
     """
     evaluation, data = folder.read_json("evaluation.json"), folder.read_json("data.json")
     task, classes = Task(evaluation["task"]), tuple(evaluation["classes"])
-    part = next(part for part in JUDGED if part in evaluation)
-    predictions = read_predictions(folder.path("predictions", f"{part}.parquet"))
+    split = next(split for split in JUDGED if split in evaluation)
+    predictions = read_predictions(folder.path("predictions", f"{split}.parquet"))
     metric = evaluation["metric"]
     page = render(
         "finetuning.html",
@@ -41,11 +41,11 @@ def write_finetuning_report(folder: RunFolder, *, pictures: list[dict[str, Any]]
         classes=classes,
         data=data,
         evaluation=evaluation,
-        part=part,
+        part=split,
         metric=metric,
-        figures=evaluation[part],
+        figures=evaluation[split],
         validation=evaluation.get("val", {}),
-        protocols={name: protocol_of(task, name) for name in evaluation[part]},
+        protocols={name: protocol_of(task, name) for name in evaluation[split]},
         lower_is_better=LOWER_IS_BETTER,
         few_groups=FEW_GROUPS,
         confusion=confusion_figure([predictions]),

@@ -1,7 +1,7 @@
 """CoNSeP (Graham et al. 2019): nuclei of 41 colon images with their types, as downloaded, or cut into patches.
 
 <root>/{Train,Test}/Images/train_1.png     <root>/{Train,Test}/Labels/train_1.mat    (inst_map, type_map)
-<root>/{train,test}/images/train_1_000.jpg, inst/train_1_000.png, type/train_1_000.png     (patches: <part>_<image>_<patch>)
+<root>/{train,test}/images/train_1_000.jpg, inst/train_1_000.png, type/train_1_000.png     (patches: <split>_<image>_<patch>)
 
 Root may be the folder above (CoNSeP).
 """
@@ -38,7 +38,7 @@ MPP = 0.25  # 40x
 # The mat files tell seven types apart: other, inflammatory, healthy and malignant epithelium, fibroblast, muscle, endothelium.
 # The authors merge both epithelia, and the last three.
 MERGED = np.array([0, 1, 2, 3, 3, 4, 4, 4], np.uint8)
-PARTS = ("train", "test")
+SPLITS = ("train", "test")
 IMAGE, PATCH = re.compile(r"(?:train|test)_\d+"), re.compile(r"((?:train|test)_\d+)_\d+")  # file names without their ending
 
 
@@ -47,7 +47,7 @@ def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
     read_settings(NoOptions, options, what="data set 'consep'")
     root = files.normalise(root)
     base = root if first_folder(root, "CoNSeP") is None else files.join(root, "CoNSeP")
-    samples = [sample for part in PARTS for sample in (*_patches(base, part, root), *_images(base, part, root))]
+    samples = [sample for split in SPLITS for sample in (*_patches(base, split, root), *_images(base, split, root))]
     if not samples:
         raise missing_layout(
             "consep",
@@ -82,15 +82,15 @@ def load(sample: Sample) -> Decoded:
     return Decoded(image=image, instances=instances, types=types)
 
 
-def _patches(base: str, part: str, root: str) -> list[Sample]:
-    folder = files.join(base, part)
+def _patches(base: str, split: str, root: str) -> list[Sample]:
+    folder = files.join(base, split)
     return [
         Sample(
             key=relative_key(uri, root),
             layout="consep",
             image=uri,
             group=match[1],
-            split=part,
+            split=split,
             mask=files.join(folder, "inst", f"{match[0]}.png"),
             types=files.join(folder, "type", f"{match[0]}.png"),
             mpp=MPP,
@@ -100,15 +100,15 @@ def _patches(base: str, part: str, root: str) -> list[Sample]:
     ]
 
 
-def _images(base: str, part: str, root: str) -> list[Sample]:
-    folder = files.join(base, part.capitalize())
+def _images(base: str, split: str, root: str) -> list[Sample]:
+    folder = files.join(base, split.capitalize())
     return [
         Sample(
             key=relative_key(uri, root),
             layout="consep",
             image=uri,
             group=stem_of(uri),
-            split=part,
+            split=split,
             mask=files.join(folder, "Labels", f"{stem_of(uri)}.mat"),
             mpp=MPP,
         )

@@ -4,7 +4,7 @@
     <root>/CRAG/{train,valid}/Annotation/train_1.png     glands, numbered
     <root>/CRAG/{train,valid}/Overlay/                   not used
 
-Root may be the folder CRAG itself. The folder valid (40 images; its readme calls it test) is the published test part.
+Root may be the folder CRAG itself. The folder valid (40 images; its readme calls it test) is the published test split.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ from csat.tasks import DatasetInfo, Task
 
 TASKS = (Task.SEGMENTATION,)
 CLASSES = ("background", "gland")
-FOLDERS = {"train": "train", "valid": "test", "test": "test"}  # folder → official part
+FOLDERS = {"train": "train", "valid": "test", "test": "test"}  # folder → official split
 LABELS = ("Annotation", "Annotations")
 
 
@@ -38,7 +38,7 @@ def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
     read_settings(NoOptions, options, what="data set 'crag'")
     root = files.normalise(root)
     base = root if first_folder(root, "CRAG") is None else files.join(root, "CRAG")
-    samples = [sample for folder, part in FOLDERS.items() for sample in _samples(files.join(base, folder), part, root)]
+    samples = [sample for folder, split in FOLDERS.items() for sample in _samples(files.join(base, folder), split, root)]
     if not samples:
         raise missing_layout(
             "crag",
@@ -67,11 +67,11 @@ def load(sample: Sample) -> Decoded:
     return Decoded(image=image, mask=(read_label_image(sample.mask) > 0).astype(np.uint8))
 
 
-def _samples(folder: str, part: str, root: str) -> list[Sample]:
+def _samples(folder: str, split: str, root: str) -> list[Sample]:
     labels = first_folder(folder, *LABELS) or files.join(folder, LABELS[0])
     samples = []
     for uri in find_images(files.join(folder, "Images")):
         key = relative_key(uri, root)
         mask = files.join(labels, f"{stem_of(uri)}.png")
-        samples.append(Sample(key=key, layout="crag", image=uri, group=key, split=part, mask=mask))
+        samples.append(Sample(key=key, layout="crag", image=uri, group=key, split=split, mask=mask))
     return samples

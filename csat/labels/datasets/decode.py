@@ -29,8 +29,8 @@ REMOTE_CONTAINER_CACHE_BYTES = 64 * 2**30  # of downloaded h5, npy and mat files
 MOST_LISTED = 6  # names that an error shows of a folder, and values of a mask
 MOST_PIECES = 2  # of one nucleus: in two where another one lies across it
 SPECK_SHARE = 0.1  # of the largest piece: a smaller one is no piece
-# How people call the parts of a set → how we do. Compared in lower case.
-PARTS = {
+# How people call the splits of a set → how we do. Compared in lower case.
+SPLIT_NAMES = {
     "train": "train",
     "training": "train",
     "val": "val",

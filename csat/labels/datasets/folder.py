@@ -1,4 +1,4 @@
-"""A folder per class, as ImageFolder has it: `<class>/…/image`, or `<train|val|test>/<class>/…/image` with official parts."""
+"""A folder per class, as ImageFolder has it: `<class>/…/image`, or `<train|val|test>/<class>/…/image` with official splits."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 
 from csat.errors import DatasetError
 from csat.labels.datasets.contract import Decoded, LabelledSet, Sample
-from csat.labels.datasets.decode import PARTS, find_images, log_passed_over, missing_layout, read_image, relative_key
+from csat.labels.datasets.decode import SPLIT_NAMES, find_images, log_passed_over, missing_layout, read_image, relative_key
 from csat.labels.datasets.name_groups import check_pattern, describe, group_of, warn
 from csat.settings import read_settings
 from csat.storage import files
@@ -29,13 +29,13 @@ class FolderOptions:
 
 
 def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
-    """See `contract`. Images outside a class folder are an error, as are parts beside classes."""
+    """See `contract`. Images outside a class folder are an error, as are splits beside classes."""
     chosen = read_settings(FolderOptions, options, what="data set 'folder'")
     root = files.normalise(root)
     passed_over = Counter()
     images = {relative_key(uri, root): uri for uri in find_images(root, passed_over)}
     tops = _folders(root, images)
-    official = {top for top in tops if top.lower() in PARTS}
+    official = {top for top in tops if top.lower() in SPLIT_NAMES}
     if not tops or not images:
         raise missing_layout(
             "folder",
@@ -54,7 +54,7 @@ def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
             f"data set 'folder': {len(loose)} images lie outside a class folder: {some(loose)}. Expected "
             f"{'part/class/image' if official else 'class/image'} below {root}"
         )
-    found = {folder for part in official for folder in _folders(files.join(root, part), ())} if official else tops
+    found = {folder for split in official for folder in _folders(files.join(root, split), ())} if official else tops
     classes = chosen.classes or tuple(sorted(found | {key.split("/")[depth - 1] for key in images}))
     samples = tuple(
         Sample(
@@ -62,7 +62,7 @@ def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
             layout="folder",
             image=uri,
             group=group_of(key, chosen.group_pattern, "folder"),
-            split=PARTS[key.split("/")[0].lower()] if official else None,
+            split=SPLIT_NAMES[key.split("/")[0].lower()] if official else None,
             label=_label(key.split("/")[depth - 1], classes, key),
         )
         for key, uri in sorted(images.items())

@@ -3,8 +3,8 @@
 <root>/train_1.bmp, train_1_anno.bmp, testA_1.bmp, …, Grade.csv        (as downloaded; masks number the glands)
 <root>/images/train_1.jpg, masks_binary/train_1.png, grade.csv          (gland or not)
 
-Root may be the folder above, which holds what the zip unpacks to. The official parts cut patients: of the 16, eight have
-images in train and in test A. So the parts are not used, unless `official_parts` says so (to compare with published figures);
+Root may be the folder above, which holds what the zip unpacks to. The official splits cut patients: of the 16, eight have
+images in train and in test A. So the splits are not used, unless `official_parts` says so (to compare with published figures);
 a run then stops, since it would be judged on patients that it has seen.
 """
 
@@ -36,7 +36,7 @@ GRADE = ("grade", "grade (glas)")
 class GlasOptions:
     """How the set is divided."""
 
-    official_parts: bool = False  # train, and testA with testB; they cut patients. False: parts of whole patients are drawn
+    official_parts: bool = False  # train, and testA with testB; they cut patients. False: splits of whole patients are drawn
     patients_as_groups: bool = True  # false: each image its own group, which official_parts needs; the test then leaks
 
 
@@ -103,13 +103,13 @@ def _sample(uri: str, root: str, task: Task, rows: dict[str, tuple[str, str]], c
         mask = files.join(files.parent(folder), "masks_binary", f"{stem}.png")
     else:
         mask = files.join(folder, f"{stem}_anno.bmp")
-    part = "train" if stem.startswith("train") else "test"
+    split = "train" if stem.startswith("train") else "test"
     return Sample(
         key=relative_key(uri, root),
         layout="glas",
         image=uri,
         group=f"patient {patient}" if chosen.patients_as_groups else stem,
-        split=part if chosen.official_parts else None,
+        split=split if chosen.official_parts else None,
         label=GRADES.index(grade) if task == Task.CLASSIFICATION else None,
         mask=mask if task == Task.SEGMENTATION else None,
         mpp=MPP,

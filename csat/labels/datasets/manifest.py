@@ -8,7 +8,7 @@ The layout is called "manifest", as recipes and command lines have it. It has no
     path,mask,types,group,split            nuclei: instance numbers per pixel; optionally the nuclei's types per pixel
 
 Paths are relative to the table, or to option `image_root`. Only the path, and the label or mask that the task needs, must be
-there. A row whose split is empty trains, or is drawn for a part that no row names; `group` is filled in every row, or is no
+there. A row whose split is empty trains, or is drawn for a split that no row names; `group` is filled in every row, or is no
 column.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 
 from csat.errors import ConfigError, DatasetError
 from csat.labels.datasets.contract import Decoded, LabelledSet, Sample
-from csat.labels.datasets.decode import PARTS, missing_layout, read_classes, read_image, read_instances, relative_key
+from csat.labels.datasets.decode import SPLIT_NAMES, missing_layout, read_classes, read_image, read_instances, relative_key
 from csat.settings import read_settings
 from csat.slides.mpp import GIVEN, is_plausible_mpp
 from csat.storage import files
@@ -53,7 +53,7 @@ def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
 
     Raises:
         ConfigError: segmentation, or nuclei types, without option `classes`.
-        DatasetError: a missing column, an unknown class or part, an empty cell, the same image twice: with line and value.
+        DatasetError: a missing column, an unknown class or split, an empty cell, the same image twice: with line and value.
     """
     chosen = read_settings(ManifestOptions, options, what="data set 'manifest'")
     table = _find_table(root)
@@ -153,9 +153,11 @@ def _sample(cells: _Cells, chosen: ManifestOptions, task: Task, classes: Sequenc
                 f"{cells.where}: unknown class {name!r} in column {chosen.label!r}; classes are: {', '.join(classes)}"
             )
         label = list(classes).index(name)
-    part = cells.optional(chosen.split)
-    if part is not None and part.lower() not in PARTS:
-        raise DatasetError(f"{cells.where}: unknown part {part!r} in column {chosen.split!r}; parts are: {', '.join(PARTS)}")
+    split = cells.optional(chosen.split)
+    if split is not None and split.lower() not in SPLIT_NAMES:
+        raise DatasetError(
+            f"{cells.where}: unknown part {split!r} in column {chosen.split!r}; parts are: {', '.join(SPLIT_NAMES)}"
+        )
     types = cells.needed(chosen.types) if task == Task.NUCLEI and classes else None
     mpp = _mpp(cells, chosen.mpp)
     return Sample(
@@ -163,7 +165,7 @@ def _sample(cells: _Cells, chosen: ManifestOptions, task: Task, classes: Sequenc
         layout="manifest",
         image=image,
         group=cells.needed(chosen.group) if chosen.group in cells.row else key,
-        split=None if part is None else PARTS[part.lower()],
+        split=None if split is None else SPLIT_NAMES[split.lower()],
         label=label,
         mask=None if task == Task.CLASSIFICATION else _resolve(base, cells.needed(chosen.mask)),
         types=None if types is None else _resolve(base, types),

@@ -9,7 +9,7 @@ from typing import Any
 
 from csat.errors import DatasetError
 from csat.labels.datasets.contract import Decoded, LabelledSet, Sample
-from csat.labels.datasets.decode import PARTS, NoOptions, missing_layout, read_image, relative_key
+from csat.labels.datasets.decode import SPLIT_NAMES, NoOptions, missing_layout, read_image, relative_key
 from csat.settings import read_settings
 from csat.storage import files
 from csat.storage.tables import read_rows
@@ -34,7 +34,7 @@ def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
         )
     samples = []
     for row in read_rows(table, needs=[IMAGE, LABEL, PART]):
-        for column, known in ((LABEL, CLASSES), (PART, PARTS)):
+        for column, known in ((LABEL, CLASSES), (PART, SPLIT_NAMES)):
             if row[column] not in known:
                 raise DatasetError(
                     f"{table}, line {row.line}: {column} is {row[column]!r}; expected one of: {', '.join(known)}"
@@ -46,7 +46,7 @@ def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
                 layout="mhist",
                 image=uri,
                 group=key,
-                split=PARTS[row[PART]],
+                split=SPLIT_NAMES[row[PART]],
                 label=CLASSES.index(row[LABEL]),
             )
         )

@@ -91,13 +91,13 @@ def _sample(image: str, outlines: str, root: str) -> Sample:
             f"data set 'monuseg': {image} does not begin with a patient's barcode; expected a name such as "
             "TCGA-18-5592-01Z-00-DX1.tif"
         )
-    part = PART.search(key.rpartition("/")[0])
+    split = PART.search(key.rpartition("/")[0])
     return Sample(
         key=key,
         layout="monuseg",
         image=image,
         group=patient[0].upper(),
-        split=None if part is None else part[1].lower(),
+        split=None if split is None else split[1].lower(),
         mask=outlines,
         mpp=MPP,
     )

@@ -1,6 +1,6 @@
 """Images and masks in two folders, matched by their names: one's own segmentation or nuclei set.
 
-<root>/images/a.png, <root>/masks/a.png            or, with official parts, <root>/<train|val|test>/images/… and masks/…
+<root>/images/a.png, <root>/masks/a.png            or, with official splits, <root>/<train|val|test>/images/… and masks/…
 """
 
 from collections import Counter
@@ -14,7 +14,7 @@ import numpy as np
 from csat.errors import DatasetError
 from csat.labels.datasets.contract import Decoded, LabelledSet, Sample
 from csat.labels.datasets.decode import (
-    PARTS,
+    SPLIT_NAMES,
     find_images,
     log_passed_over,
     missing_layout,
@@ -38,7 +38,7 @@ BINARY, COMPONENTS = "binary", "components"  # forms of masks that do not hold c
 class PairsOptions:
     """Where images and masks are, and what the masks' values mean."""
 
-    image_dir: str = "images"  # folder of images below the root (or below each part)
+    image_dir: str = "images"  # folder of images below the root (or below each split)
     mask_dir: str = "masks"  # folder of masks
     image_suffix: str = ""  # end of an image's name, before its extension, that its mask does not have
     mask_suffix: str = ""  # end of a mask's name, before its extension, that its image does not have
@@ -57,9 +57,11 @@ def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
     """See `contract`. An image without a mask is an error, as is a mask without an image."""
     chosen = read_settings(PairsOptions, options, what="data set 'pairs'")
     root = files.normalise(root)
-    parts = {uri: PARTS[name.lower()] for uri in files.list_dir(root) if (name := files.base_name(uri)).lower() in PARTS}
+    splits = {
+        uri: SPLIT_NAMES[name.lower()] for uri in files.list_dir(root) if (name := files.base_name(uri)).lower() in SPLIT_NAMES
+    }
     samples, passed_over = [], Counter()
-    for folder, part in (parts or {root: None}).items():
+    for folder, split in (splits or {root: None}).items():
         images = _by_stem(files.join(folder, chosen.image_dir), chosen.image_suffix, passed_over)
         masks = _by_stem(files.join(folder, chosen.mask_dir), chosen.mask_suffix, passed_over)
         if odd := sorted(images.keys() ^ masks.keys()):
@@ -67,7 +69,7 @@ def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
                 f"data set 'pairs': {folder}: {len(images)} images and {len(masks)} masks, of which {len(odd)} have no "
                 f"partner: {some(odd)}. Set image_suffix or mask_suffix, or complete the folders"
             )
-        samples += [_sample(images[stem], masks[stem], root, part, task, chosen) for stem in images]
+        samples += [_sample(images[stem], masks[stem], root, split, task, chosen) for stem in images]
     if not samples:
         raise missing_layout(
             "pairs",
@@ -118,7 +120,7 @@ def _by_stem(folder: str, suffix: str, passed_over: Counter[str]) -> dict[str, s
     return found
 
 
-def _sample(image: str, mask: str, root: str, part: str | None, task: Task, chosen: PairsOptions) -> Sample:
+def _sample(image: str, mask: str, root: str, split: str | None, task: Task, chosen: PairsOptions) -> Sample:
     form = None
     if task == Task.NUCLEI and chosen.instances == "components":
         form = COMPONENTS
@@ -130,7 +132,7 @@ def _sample(image: str, mask: str, root: str, part: str | None, task: Task, chos
         layout="pairs",
         image=image,
         group=group_of(key, chosen.group_pattern, "pairs"),
-        split=part,
+        split=split,
         mask=mask,
         form=form,
         mpp=chosen.mpp,

@@ -33,9 +33,9 @@ FOLD = re.compile(r"(?:fold|part)[ _-]?([0-9]+)", re.IGNORECASE)
 
 @dataclass(frozen=True, kw_only=True)
 class PanNukeOptions:
-    """Which fold is which part. The authors' three splits are (train, val, test) 1, 2, 3; 2, 1, 3; and 3, 2, 1."""
+    """Which fold is which split. The authors' three splits are (train, val, test) 1, 2, 3; 2, 1, 3; and 3, 2, 1."""
 
-    train: tuple[int, ...] = (1,)  # folds; those that no part names are not used
+    train: tuple[int, ...] = (1,)  # folds; those that no split names are not used
     val: tuple[int, ...] = (2,)  # empty: drawn from train
     test: tuple[int, ...] = (3,)  # empty: drawn from train
     tissues: tuple[str, ...] | None = None  # such as Breast, Colon; None: all 19
@@ -53,18 +53,18 @@ def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
     """See `contract`. Tissues are read; of images and masks only their shapes."""
     chosen = read_settings(PanNukeOptions, options, what="data set 'pannuke'")
     root = files.normalise(root)
-    parts = {fold: part for part in ("train", "val", "test") for fold in getattr(chosen, part)}
+    splits = {fold: split for split in ("train", "val", "test") for fold in getattr(chosen, split)}
     folds = _find_folds(root)
-    if missing := [fold for fold in parts if set(folds.get(fold, ())) != set(FILES)]:
+    if missing := [fold for fold in splits if set(folds.get(fold, ())) != set(FILES)]:
         raise missing_layout(
             "pannuke",
             root,
-            looked_for=f"{', '.join(FILES)} below folders Fold {', Fold '.join(map(str, parts))}; incomplete: Fold "
+            looked_for=f"{', '.join(FILES)} below folders Fold {', Fold '.join(map(str, splits))}; incomplete: Fold "
             f"{', Fold '.join(map(str, missing))}",
             advice="Unpack the folds of https://warwick.ac.uk/fac/cross_fac/tia/data/pannuke there, or choose others with the "
             "options train, val and test",
         )
-    samples = [sample for fold, part in parts.items() for sample in _samples(folds[fold], part, root, chosen.tissues)]
+    samples = [sample for fold, split in splits.items() for sample in _samples(folds[fold], split, root, chosen.tissues)]
     info = DatasetInfo(
         name="pannuke",
         task=task,
@@ -116,7 +116,7 @@ def _find_folds(root: str) -> dict[int, dict[str, str]]:
     return folds
 
 
-def _samples(paths: dict[str, str], part: str, root: str, tissues: Sequence[str] | None) -> list[Sample]:
+def _samples(paths: dict[str, str], split: str, root: str, tissues: Sequence[str] | None) -> list[Sample]:
     found = _read_tissues(paths["types.npy"])
     shapes = {name: _read_shape(paths[name]) for name in ("images.npy", "masks.npy")}
     for name, channels in (("images.npy", 3), ("masks.npy", len(TYPES) + 1)):
@@ -138,7 +138,7 @@ def _samples(paths: dict[str, str], part: str, root: str, tissues: Sequence[str]
                     layout="pannuke",
                     image=paths["images.npy"],
                     group=key,
-                    split=part,
+                    split=split,
                     mask=paths["masks.npy"],
                     index=index,
                     mpp=MPP,

@@ -14,7 +14,7 @@ import numpy as np
 
 from csat.errors import DatasetError, SlideError
 from csat.labels.datasets.contract import Decoded, LabelledSet, Sample
-from csat.labels.datasets.decode import PARTS, NoOptions, local_container, missing_layout, relative_key
+from csat.labels.datasets.decode import SPLIT_NAMES, NoOptions, local_container, missing_layout, relative_key
 from csat.settings import read_settings
 from csat.storage import files
 from csat.storage.tables import read_rows
@@ -55,7 +55,7 @@ def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
                     layout="pcam",
                     image=names[x],
                     group=group,
-                    split=PARTS[split],
+                    split=SPLIT_NAMES[split],
                     label=int(label),
                     index=index,
                     mpp=MPP,

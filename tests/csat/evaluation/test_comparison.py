@@ -31,7 +31,7 @@ def groups(tmp_path):
 
 
 def compare(groups, metric="balanced_accuracy"):
-    return comparison.compare_runs(groups, part="test", metric=metric, **FEW)
+    return comparison.compare_runs(groups, split="test", metric=metric, **FEW)
 
 
 def test_all_there_is_to_say(groups):
@@ -147,7 +147,7 @@ def test_runs_whose_types_are_spelt_in_two_ways_are_one_table(tmp_path):
         "ours": [read(tmp_path, "ours", nuclei(types=("other", "spindle")))],
         "theirs": [read(tmp_path, "theirs", nuclei(types=("miscellaneous", "spindle-shaped")))],
     }
-    result = comparison.compare_runs(groups, part="test", metric="pq/spindle", num_bootstraps=10)
+    result = comparison.compare_runs(groups, split="test", metric="pq/spindle", num_bootstraps=10)
     ours, theirs = (result["groups"][name]["runs"][0]["pq/spindle"] for name in groups)
     assert ours == theirs == pytest.approx(result["groups"]["theirs"]["figures"]["pq/spindle"]["value"])
 
@@ -155,7 +155,7 @@ def test_runs_whose_types_are_spelt_in_two_ways_are_one_table(tmp_path):
 def test_a_metric_that_a_run_of_an_earlier_version_lacks(tmp_path):
     groups = {"new": [read(tmp_path, "new", nuclei())], "old": [read(tmp_path, "old", nuclei().without(LATER))]}
     with pytest.raises(ConfigError, match=r"'hovernet_fd': predictions.*data.sets, or choose one of: dice, aji"):
-        comparison.compare_runs(groups, part="test", metric="hovernet_fd", num_bootstraps=10)
+        comparison.compare_runs(groups, split="test", metric="hovernet_fd", num_bootstraps=10)
 
 
 # ---------------------------------------------------------------------------------------------------------------- the table

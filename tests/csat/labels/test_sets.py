@@ -8,7 +8,7 @@ from PIL import Image
 
 from csat.errors import ConfigError, DatasetError
 from csat.labels.sets import LabelledConfig, assemble, assemble_to_judge
-from csat.labels.splits import PARTS, SplitConfig
+from csat.labels.splits import SPLITS, SplitConfig
 from csat.tasks import Task
 
 CLASSES = ("pale", "dark")
@@ -53,14 +53,14 @@ def rows_of(num_groups=12, **fixed):
 
 
 def sizes(data) -> dict[str, int]:
-    return {part: len(samples) for part, samples in data.parts.items()}
+    return {split: len(samples) for split, samples in data.splits.items()}
 
 
 def test_one_set_is_divided_and_nothing_is_decoded(folder):
     data = assemble(LabelledConfig(sets={"mine": folder()}, split=HALVES))
     assert data.info.classes == ("dark", "pale")
     assert sizes(data) == {"train": 28, "val": 8, "test": 12}, "25% of 48, then of 36, in pairs"
-    assert [sample.key for sample in data.samples] == [sample.key for part in PARTS for sample in data.parts[part]]
+    assert [sample.key for sample in data.samples] == [sample.key for split in SPLITS for sample in data.splits[split]]
     assert data.unlabelled == ()
 
 
@@ -78,13 +78,13 @@ def test_fewer_labels_are_nested_and_the_rest_is_kept_aside(folder):
         fraction: assemble(LabelledConfig(sets={"mine": settings}, split=SplitConfig(label_fraction=fraction, **split)))
         for fraction in (0.2, 0.5, 1.0)
     }
-    kept = {fraction: {sample.key for sample in one.parts["train"]} for fraction, one in data.items()}
+    kept = {fraction: {sample.key for sample in one.splits["train"]} for fraction, one in data.items()}
     assert kept[0.2] < kept[0.5] < kept[1.0]
     for one in data.values():
-        assert {sample.label for sample in one.parts["train"]} == {0, 1}
-        assert {sample.key for sample in (*one.parts["train"], *one.unlabelled)} == kept[1.0]
-        assert one.parts["test"] == data[1.0].parts["test"]
-        assert one.parts["val"] == data[1.0].parts["val"]
+        assert {sample.label for sample in one.splits["train"]} == {0, 1}
+        assert {sample.key for sample in (*one.splits["train"], *one.unlabelled)} == kept[1.0]
+        assert one.splits["test"] == data[1.0].splits["test"]
+        assert one.splits["val"] == data[1.0].splits["val"]
 
 
 def test_several_sets_of_one_task_are_one(folder):
@@ -93,9 +93,9 @@ def test_several_sets_of_one_task_are_one(folder):
     assert data.info.name == "folder+folder"
     assert len(data.sets) == 2
     assert len({sample.key for sample in data.samples}) == 96
-    by_set = {part: {sample.key.split("/")[0] for sample in samples} for part, samples in data.parts.items()}
+    by_set = {split: {sample.key.split("/")[0] for sample in samples} for split, samples in data.splits.items()}
     assert by_set == {"train": {"here", "there"}, "val": {"here", "there"}, "test": {"here"}}
-    there = [sample for sample in data.parts["val"] if sample.key.startswith("there/")]
+    there = [sample for sample in data.splits["val"] if sample.key.startswith("there/")]
     assert len(there) == 24
     assert all(sample.group.startswith("there/") for sample in there)
 
@@ -111,8 +111,8 @@ def test_the_parts_of_a_set_do_not_depend_on_the_sets_beside_it(folder):
             split=HALVES,
         )
     )
-    for part in PARTS:
-        assert {f"here/{sample.key}" for sample in alone.parts[part]} <= {sample.key for sample in beside.parts[part]}
+    for split in SPLITS:
+        assert {f"here/{sample.key}" for sample in alone.splits[split]} <= {sample.key for sample in beside.splits[split]}
 
 
 def test_sets_of_different_classes_are_refused(folder):
@@ -165,8 +165,8 @@ def test_a_set_that_only_has_a_test_part_can_be_judged_on(table):
     sets = {"mine": table(rows_of(num_groups=3, split="test"))}
     with pytest.raises(DatasetError, match="no sample of class"):
         assemble(LabelledConfig(sets=sets))
-    for part in ("test", None):
-        assert sizes(assemble_to_judge(LabelledConfig(sets=sets), part)) == {"train": 0, "val": 0, "test": 6}
+    for split in ("test", None):
+        assert sizes(assemble_to_judge(LabelledConfig(sets=sets), split)) == {"train": 0, "val": 0, "test": 6}
     with pytest.raises(DatasetError, match="no sample of class"):
         assemble_to_judge(LabelledConfig(sets=sets), "val")
 
@@ -176,9 +176,9 @@ def test_parts_to_judge_on_are_the_official_ones_else_those_that_a_run_would_dra
     official = LabelledConfig(sets={"mine": table(rows)}, split=HALVES)
     assert {sample.group for sample in assemble_to_judge(official, "test").samples} == {f"patient {n}" for n in range(8, 12)}
     drawn = LabelledConfig(sets={"a": folder("a"), "b": folder("b")}, split=HALVES)
-    for part in PARTS:
-        assert {sample.key for sample in assemble_to_judge(drawn, part).samples} == {
-            sample.key for sample in assemble(drawn).parts[part]
+    for split in SPLITS:
+        assert {sample.key for sample in assemble_to_judge(drawn, split).samples} == {
+            sample.key for sample in assemble(drawn).splits[split]
         }
     assert {sample.key for sample in assemble_to_judge(drawn, None).samples} == {
         sample.key for sample in assemble(drawn).samples
@@ -197,7 +197,7 @@ def test_a_group_in_two_official_parts_is_refused(table):
     with pytest.raises(DatasetError, match=r"12 groups \(group\) are in both train and test: patient 0, .* and 4 more"):
         assemble(LabelledConfig(sets={"mine": table(rows)}))
     data = assemble(LabelledConfig(sets={"mine": table(rows)}, split=SplitConfig(official=False)))
-    assert all(data.parts[part] for part in PARTS)
+    assert all(data.splits[split] for split in SPLITS)
 
 
 def test_a_part_without_a_class_is_refused(table):

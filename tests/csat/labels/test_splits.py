@@ -1,4 +1,4 @@
-"""Parts of labelled sets: official ones are kept, missing ones drawn of whole groups, and what is wrong is named."""
+"""Splits of labelled sets: official ones are kept, missing ones drawn of whole groups, and what is wrong is named."""
 
 from collections import Counter
 from dataclasses import replace
@@ -9,7 +9,7 @@ from csat.errors import ConfigError, DatasetError
 from csat.labels.datasets.contract import LabelledSet
 from csat.labels.datasets.registry import read_dataset
 from csat.labels.splits import (
-    PARTS,
+    SPLITS,
     SplitConfig,
     check_classes,
     check_groups,
@@ -35,20 +35,20 @@ MANY = {f"patient {index}": [index % 2] * 2 for index in range(40)}
 
 
 def test_parts_are_whole_groups_of_the_sizes_asked_for():
-    parts = split_set(make_set(MANY), SplitConfig(test_fraction=0.2, val_fraction=0.25))
-    assert {part: len(samples) for part, samples in parts.items()} == {"train": 48, "val": 16, "test": 16}
-    assert sum(len(groups_of(samples)) for samples in parts.values()) == 40
-    for part in PARTS:
-        counts = Counter(sample.label for sample in parts[part])
+    splits = split_set(make_set(MANY), SplitConfig(test_fraction=0.2, val_fraction=0.25))
+    assert {split: len(samples) for split, samples in splits.items()} == {"train": 48, "val": 16, "test": 16}
+    assert sum(len(groups_of(samples)) for samples in splits.values()) == 40
+    for split in SPLITS:
+        counts = Counter(sample.label for sample in splits[split])
         assert counts[0] == counts[1]
-        assert parts[part] == sorted(parts[part], key=lambda sample: sample.key)
+        assert splits[split] == sorted(splits[split], key=lambda sample: sample.key)
 
 
 def test_a_set_that_moved_is_divided_alike():
     here = make_set(MANY)
     there = LabelledSet(here.info, tuple(replace(sample, image=f"s3://elsewhere/{sample.image}") for sample in here.samples))
     keys = [
-        {part: [sample.key for sample in samples] for part, samples in split_set(found, SplitConfig()).items()}
+        {split: [sample.key for sample in samples] for split, samples in split_set(found, SplitConfig()).items()}
         for found in (here, there)
     ]
     assert keys[0] == keys[1]
@@ -57,30 +57,30 @@ def test_a_set_that_moved_is_divided_alike():
 def test_official_parts_are_kept_and_only_what_is_missing_is_drawn():
     train = make_set(MANY, split="train").samples
     test = tuple(make_samples({f"other {index}": [index % 2] for index in range(10)}, split="test"))
-    parts = split_set(LabelledSet(make_info(), train + test), SplitConfig(val_fraction=0.25))
-    assert set(parts["test"]) == set(test)
-    assert len(parts["val"]) == 20
-    assert groups_of(parts["val"]) | groups_of(parts["train"]) == set(MANY)
+    splits = split_set(LabelledSet(make_info(), train + test), SplitConfig(val_fraction=0.25))
+    assert set(splits["test"]) == set(test)
+    assert len(splits["val"]) == 20
+    assert groups_of(splits["val"]) | groups_of(splits["train"]) == set(MANY)
 
 
 def test_official_parts_are_ignored_where_asked():
     found = LabelledSet(make_info(), tuple(replace(sample, split="test") for sample in make_set(MANY).samples))
     assert split_set(found, SplitConfig())["train"] == []
-    parts = split_set(found, SplitConfig(official=False))
-    assert {part: len(samples) for part, samples in parts.items()} == {"train": 54, "val": 10, "test": 16}
+    splits = split_set(found, SplitConfig(official=False))
+    assert {split: len(samples) for split, samples in splits.items()} == {"train": 54, "val": 10, "test": 16}
 
 
 def test_no_part_is_drawn_for_a_fraction_of_zero():
-    parts = split_set(make_set(MANY), SplitConfig(test_fraction=0, val_fraction=0))
-    assert {part: len(samples) for part, samples in parts.items()} == {"train": 80, "val": 0, "test": 0}
+    splits = split_set(make_set(MANY), SplitConfig(test_fraction=0, val_fraction=0))
+    assert {split: len(samples) for split, samples in splits.items()} == {"train": 80, "val": 0, "test": 0}
 
 
 def test_an_official_part_that_cuts_groups_is_refused_with_the_overlap():
     samples = [replace(sample, split="train" if sample.key.endswith("0") else "test") for sample in make_set(MANY).samples]
     with pytest.raises(DatasetError, match=r"40 groups \(patient\) are in both train and test: patient 0, .* and 32 more"):
         split_set(LabelledSet(make_info(), tuple(samples)), SplitConfig())
-    parts = split_set(LabelledSet(make_info(), tuple(samples)), SplitConfig(official=False))
-    assert not groups_of(parts["train"]) & groups_of(parts["test"])
+    splits = split_set(LabelledSet(make_info(), tuple(samples)), SplitConfig(official=False))
+    assert not groups_of(splits["train"]) & groups_of(splits["test"])
 
 
 def test_an_unknown_part_is_refused():
@@ -99,24 +99,28 @@ def test_an_image_in_two_parts_is_refused_whatever_its_set_calls_it():
     two = renamed(make_samples({"b": [1]}), "two")
     with pytest.raises(DatasetError, match=r"1 images are in two parts: b-0.png \(train and test\)"):
         check_images({"train": one, "val": [], "test": two})
-    check_images({"train": one, "val": [], "test": [replace(two[0], index=3)]})  # another part of one file
+    check_images({"train": one, "val": [], "test": [replace(two[0], index=3)]})  # another split of one file
 
 
 def test_a_class_that_a_part_lacks_is_named_with_all_counts():
-    parts = {"train": make_samples({"a": [0, 1], "b": [1]}), "val": make_samples({"c": [0]}), "test": make_samples({"d": [1]})}
+    splits = {
+        "train": make_samples({"a": [0, 1], "b": [1]}),
+        "val": make_samples({"c": [0]}),
+        "test": make_samples({"d": [1]}),
+    }
     expected = (
         r"no sample of class dark in val, pale in test \(pale: 1 train, 1 val, 0 test, of 2 groups in all; dark: 2 train"
     )
     with pytest.raises(DatasetError, match=expected):
-        check_classes(parts, Task.CLASSIFICATION, ("pale", "dark"))
-    check_classes(parts | {"val": parts["train"], "test": []}, Task.CLASSIFICATION, ("pale", "dark"))
+        check_classes(splits, Task.CLASSIFICATION, ("pale", "dark"))
+    check_classes(splits | {"val": splits["train"], "test": []}, Task.CLASSIFICATION, ("pale", "dark"))
 
 
 @pytest.mark.parametrize("empty", ["train", "val"])
 def test_an_empty_part_of_masks_is_refused(empty):
-    parts = {part: make_samples({part: [None]}) for part in PARTS} | {empty: []}
+    splits = {split: make_samples({split: [None]}) for split in SPLITS} | {empty: []}
     with pytest.raises(DatasetError, match=f"the {empty} part is empty"):
-        check_classes(parts, Task.SEGMENTATION, ("background", "gland"))
+        check_classes(splits, Task.SEGMENTATION, ("background", "gland"))
 
 
 def test_fewer_labels_keep_every_class_and_whole_groups():
@@ -160,20 +164,20 @@ def test_impossible_fractions_are_refused(settings, message):
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("task", [Task.CLASSIFICATION, Task.SEGMENTATION])
 def test_glas_has_usable_parts(shared_data, task, seed):
-    """Of 16 patients with 1 to 23 images each: a part has both grades, at least 2 patients, and about the size asked for."""
+    """Of 16 patients with 1 to 23 images each: a split has both grades, at least 2 patients, and about the size asked for."""
     found = read_dataset("glas", str(shared_data("glas")), task=task)
-    parts = split_set(found, SplitConfig(seed=seed))
-    assert sum(map(len, parts.values())) == len(found.samples)
-    shares = {part: len(samples) / len(found.samples) for part, samples in parts.items()}
+    splits = split_set(found, SplitConfig(seed=seed))
+    assert sum(map(len, splits.values())) == len(found.samples)
+    shares = {split: len(samples) / len(found.samples) for split, samples in splits.items()}
     assert 0.15 < shares["test"] < 0.25, "20%"
     assert 0.08 < shares["val"] < 0.16, "15% of the rest"
-    assert all(len(groups_of(samples)) >= 2 for samples in parts.values())
+    assert all(len(groups_of(samples)) >= 2 for samples in splits.values())
     if task == Task.CLASSIFICATION:
-        check_classes(parts, task, found.info.classes)
-        for part, share in (("test", 0.2), ("val", 0.12)):
+        check_classes(splits, task, found.info.classes)
+        for split, share in (("test", 0.2), ("val", 0.12)):
             for label in range(2):
                 of_class = [sample.label == label for sample in found.samples]
-                assert sum(sample.label == label for sample in parts[part]) / sum(of_class) == pytest.approx(share, abs=0.06)
+                assert sum(sample.label == label for sample in splits[split]) / sum(of_class) == pytest.approx(share, abs=0.06)
 
 
 def test_glas_official_parts_are_refused(shared_data):
@@ -185,9 +189,9 @@ def test_glas_official_parts_are_refused(shared_data):
 def test_lung_tiles_of_one_source_image_stay_together(shared_data):
     found = read_dataset("lc25000_lung", str(shared_data("lc25000_lung")))
     for seed in range(2):
-        parts = split_set(found, SplitConfig(seed=seed))
-        check_groups(parts, "lung", "source image")
-        sizes = {part: [sum(sample.label == label for sample in parts[part]) for label in range(3)] for part in PARTS}
+        splits = split_set(found, SplitConfig(seed=seed))
+        check_groups(splits, "lung", "source image")
+        sizes = {split: [sum(sample.label == label for sample in splits[split]) for label in range(3)] for split in SPLITS}
         assert sizes["test"] == pytest.approx([98, 100, 98], abs=4)
         assert sizes["val"] == pytest.approx([59, 60, 59], abs=4)
 
@@ -195,7 +199,7 @@ def test_lung_tiles_of_one_source_image_stay_together(shared_data):
 def test_consep_keeps_its_official_test(shared_data):
     found = read_dataset("consep", str(shared_data("consep")))
     official = {sample.key for sample in found.samples if sample.split == "test"}
-    parts = split_set(found, SplitConfig(seed=3))
-    assert {sample.key for sample in parts["test"]} == official
-    assert {sample.split for sample in (*parts["train"], *parts["val"])} == {"train"}
-    assert len(groups_of(parts["val"])) == 4, "15% of 27 images"
+    splits = split_set(found, SplitConfig(seed=3))
+    assert {sample.key for sample in splits["test"]} == official
+    assert {sample.split for sample in (*splits["train"], *splits["val"])} == {"train"}
+    assert len(groups_of(splits["val"])) == 4, "15% of 27 images"
