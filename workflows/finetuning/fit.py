@@ -10,6 +10,7 @@ from csat.methods.registry import spell_out
 from csat.runs.accounts import write_accounts, write_throughput
 from csat.runs.checkpoints import Checkpoints
 from csat.runs.folder import RunFolder
+from csat.sweeps.trial import FAILED
 from csat.words import last_line
 from workflows.finetuning.build import describe
 from workflows.finetuning.check import check
@@ -19,7 +20,7 @@ from workflows.finetuning.records import write_data, write_samples
 from workflows.finetuning.train import FinetuneJob
 from workflows.shell.config import MethodConfig
 from workflows.shell.decode_samples import Prepared, decode
-from workflows.shell.group import FAILED, train_here, train_in_group
+from workflows.shell.group import train_here, train_in_group
 from workflows.shell.kept import INTERRUPTED
 from workflows.shell.run_teacher import check_same_teacher
 

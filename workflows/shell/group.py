@@ -21,6 +21,7 @@ from csat.errors import NonFiniteLossError, StoppedError
 from csat.runs.accounts import begin_attempt, write_attempt
 from csat.runs.folder import RunFolder
 from csat.storage import files
+from csat.sweeps.trial import FAILED
 from csat.training.context import Columns, TrainContext
 from csat.words import last_line
 from workflows.shell import interruption
@@ -29,8 +30,6 @@ from workflows.shell.config import RayConfig, WorkerConfig
 from workflows.shell.data import WholeSplit, execution_options
 from workflows.shell.meters import StoreMeter
 from workflows.shell.progress import ProgressDisplay
-
-FAILED = "failed"
 
 
 class Job(Protocol):
@@ -128,7 +127,10 @@ def train_here(
         on_validation=on_validation,
         is_stopped=is_stopped,
     )
-    job.work(context)
+    try:
+        job.work(context)
+    except NonFiniteLossError as error:
+        raise NonFiniteLossError(_told(job, error)) from error
 
 
 def _make_trainer(job: Job, folder: RunFolder, attempt: int, board: ray.actor.ActorHandle) -> TorchTrainer:
@@ -182,8 +184,7 @@ def _work_on_rank(config: dict[str, Any]) -> None:
     except NonFiniteLossError as error:
         # Every rank is here at the same step. Trying again would end the same way: leave quietly and let the driver say it.
         if context.rank == 0:
-            what = f"{job.stage}: {error}" if job.stage else str(error)
-            RunFolder(job.run_folder).set_status(FAILED, error=what, kind=type(error).__name__)
+            RunFolder(job.run_folder).set_status(FAILED, error=_told(job, error), kind=type(error).__name__)
         return
     ray.train.report(figures)
 
@@ -192,6 +193,10 @@ def _rows(job: Job, stream: str, size: int) -> Iterator[Columns]:
     job.on_stream(stream)
     shard = ray.train.get_dataset_shard(stream)
     return iter(shard.iter_batches(batch_size=size, batch_format="numpy", prefetch_batches=job.workers.prefetch_batches))
+
+
+def _told(job: Job, error: NonFiniteLossError) -> str:
+    return f"{job.stage}: {error}" if job.stage else str(error)
 
 
 def _is_leaving() -> bool:

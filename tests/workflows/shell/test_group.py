@@ -1,0 +1,95 @@
+"""The launcher: a job in a group of two ranks on Ray, and in this process; what becomes of a loss that is not finite."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+import ray.data
+
+from csat.columns import POSITION
+from csat.errors import NonFiniteLossError, StoppedError
+from csat.runs.folder import RunFolder
+from workflows.shell.config import RayConfig, WorkerConfig
+from workflows.shell.group import Job, train_here, train_in_group
+
+ROWS = 6  # of each stream
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summing(Job):
+    """Adds up the positions that come, over all ranks; rank 0 writes the sum."""
+
+    run_folder: str
+    num_positions: int = 2 * ROWS
+    workers: WorkerConfig = field(default_factory=lambda: WorkerConfig(num_workers=2, cpus_per_worker=0.25))
+    ray: RayConfig = field(default_factory=RayConfig)
+    stage: str | None = None
+    names: tuple[str, ...] = ()
+    breaks: bool = False
+
+    def streams(self):
+        return {name: Numbers(1 + index) for index, name in enumerate(self.names)}
+
+    def on_stream(self, name: str) -> None:
+        RunFolder(self.run_folder).write_text(f"begun-{name}", "")
+
+    def read_here(self, batch_size, context):
+        yield {POSITION: np.arange(ROWS) + context.rank}
+
+    def work(self, context) -> dict[str, Any]:
+        mine = sum(
+            int(rows[POSITION].sum()) for _ in range(context.num_streams) for rows in context.batches(ROWS) if rows is not None
+        )
+        if context.is_stopped():
+            raise StoppedError("asked")
+        if self.breaks:
+            raise NonFiniteLossError("step 1 (student): loss term x is not finite")
+        context.on_validation({"sum": mine})
+        total = sum(context.gather(mine))
+        if context.rank == 0:
+            RunFolder(self.run_folder).write_json("sum.json", [total, context.world_size])
+        return {"sum": total}
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """A stream of so many times 0 … ROWS - 1."""
+
+    times: int
+
+    def __call__(self):
+        return ray.data.from_items([{POSITION: self.times * index} for index in range(ROWS)])
+
+
+def test_in_this_process(tmp_path):
+    seen = []
+    train_here(Summing(run_folder=str(tmp_path)), on_validation=seen.append)
+    assert RunFolder(str(tmp_path)).read_json("sum.json") == [15, 1] and seen == [{"sum": 15}]
+    with pytest.raises(StoppedError):
+        train_here(Summing(run_folder=str(tmp_path)), is_stopped=lambda: True)
+    with pytest.raises(NonFiniteLossError, match="^warm-up: step 1"):
+        train_here(Summing(run_folder=str(tmp_path), stage="warm-up", breaks=True))
+
+
+@pytest.mark.ray
+def test_a_group_takes_its_streams_one_after_the_other(ray_cluster, tmp_path):
+    folder = RunFolder(str(tmp_path))
+    train_in_group(Summing(run_folder=folder.uri, names=("first", "second")))
+    assert folder.read_json("sum.json") == [15 + 2 * 15, 2], "every row of both, once"
+    assert (tmp_path / "begun-first").exists() and (tmp_path / "begun-second").exists()
+    assert folder.read_json("attempts.json") == {"attempts": 1}
+    assert folder.read_json("attempt-001.json")["wall_s"] > 0
+
+
+@pytest.mark.ray
+def test_a_loss_that_is_not_finite_ends_the_group_and_names_the_stage(ray_cluster, tmp_path):
+    folder = RunFolder(str(tmp_path))
+    with pytest.raises(NonFiniteLossError, match="^warm-up: step 1"):
+        train_in_group(Summing(run_folder=folder.uri, stage="warm-up", breaks=True))
+    status = folder.read_json("status.json")
+    assert status["state"] == "failed" and status["kind"] == "NonFiniteLossError", "and it was not tried again"
+    with pytest.raises(StoppedError):
+        folder.set_status("running")
+        train_in_group(Summing(run_folder=folder.uri), is_stopped=lambda: True)
+    assert folder.read_json("attempts.json") == {"attempts": 2}
