@@ -9,11 +9,19 @@ from csat.errors import TeacherError
 from csat.runs.folder import RunFolder
 from csat.runs.recorder import read_metrics
 from teachers.registry import load_teacher
-from tests.support.labelled_folders import SIZE_PX, data_settings, fit_here, make_folder, sweep_settings, taught_settings
+from tests.support.labelled_folders import (
+    SIZE_PX,
+    data_settings,
+    fit_here,
+    make_folder,
+    prepare,
+    sweep_settings,
+    taught_settings,
+)
 from workflows import tune
 from workflows.finetuning.check import check
 from workflows.finetuning.config import read_config
-from workflows.finetuning.fit import fit, prepare
+from workflows.finetuning.fit import fit
 
 MODEL = {"name": "resnet10_gn", "options": {"layer": "layer1"}}  # a cell per 4 px
 STUDENT = {"model": {**MODEL, "downsample": 2}, "method": {"name": "attention"}}

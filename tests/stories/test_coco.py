@@ -11,10 +11,10 @@ from csat.methods.coco.paraphrasers import are_there, make_paraphrasers, save_pa
 from csat.runs.folder import RunFolder
 from csat.runs.recorder import read_metrics
 from teachers.registry import load_teacher
-from tests.support.labelled_folders import fit_here, taught_settings
+from tests.support.labelled_folders import fit_here, prepare, taught_settings
 from workflows.finetuning.check import check
 from workflows.finetuning.config import read_config
-from workflows.finetuning.fit import fit, prepare
+from workflows.finetuning.fit import fit
 
 TILE_PX = 64
 

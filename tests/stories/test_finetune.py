@@ -17,11 +17,11 @@ from csat.evaluation.predictions import Predictions
 from csat.export.folder import load_exported
 from csat.runs.checkpoints import Checkpoints
 from csat.runs.recorder import read_metrics
-from tests.support.labelled_folders import data_settings, make_folder
+from tests.support.labelled_folders import data_settings, make_folder, prepare
 from tests.support.verbs import interrupt, kill_group
 from workflows import finetune
 from workflows.finetuning.config import read_config
-from workflows.finetuning.fit import fit, prepare
+from workflows.finetuning.fit import fit
 
 SMALL = {
     "model": {"name": "csat_nano", "decoder_channels": 8},

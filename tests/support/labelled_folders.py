@@ -6,9 +6,9 @@ import numpy as np
 from PIL import Image
 
 from workflows.finetuning.check import check
-from workflows.finetuning.config import read_config
+from workflows.finetuning.config import FinetuneConfig, read_config
 from workflows.finetuning.fit import fit
-from workflows.shell.decode_samples import Prepared
+from workflows.shell.decode_samples import Prepared, decode
 
 COLORS = {"pink": (210, 140, 180), "violet": (120, 90, 170)}
 SIZE_PX = 32
@@ -63,6 +63,11 @@ def taught_settings(*, batch_size: int) -> dict:
         "num_bootstraps": 100,
         "report_samples": 1,
     }
+
+
+def prepare(config: FinetuneConfig) -> Prepared:
+    """The checked and decoded data of a run; Ray is connected."""
+    return decode(config.data, check(config))
 
 
 def fit_here(plain: dict) -> dict:

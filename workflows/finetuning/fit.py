@@ -7,27 +7,21 @@ from typing import Any
 
 from csat.errors import StoppedError
 from csat.methods.registry import spell_out
-from csat.runs.accounts import write_accounts, write_throughput
 from csat.runs.checkpoints import Checkpoints
 from csat.runs.folder import RunFolder
 from csat.sweeps.trial import FAILED
 from csat.words import last_line
 from workflows.finetuning.build import describe
-from workflows.finetuning.check import check
 from workflows.finetuning.config import FinetuneConfig
+from workflows.finetuning.finish import finish
 from workflows.finetuning.first_stage import make_first_job
 from workflows.finetuning.records import write_data, write_samples
 from workflows.finetuning.train import FinetuneJob
 from workflows.shell.config import MethodConfig
-from workflows.shell.decode_samples import Prepared, decode
+from workflows.shell.decode_samples import Prepared
 from workflows.shell.group import train_here, train_in_group
 from workflows.shell.kept import INTERRUPTED
 from workflows.shell.run_teacher import check_same_teacher
-
-
-def prepare(config: FinetuneConfig) -> Prepared:
-    """Checked and decoded data; the cluster is connected. Trials of a sweep with the same `data` settings share it."""
-    return decode(config.data, check(config))
 
 
 def fit(
@@ -38,10 +32,10 @@ def fit(
     in_this_process: bool = False,
     is_stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """Train, choose the best weights, judge them, write the run folder. Goes on from the last checkpoint where there is one.
+    """Train, choose the best weights, judge them, write the run folder. Resumes from the last checkpoint.
 
     Args:
-        prepared: Of `prepare`.
+        prepared: Its data, checked and decoded. Trials of a sweep with the same `data` settings share them.
         on_validation: Called with the figures of each validation; only where the training runs in this process.
         in_this_process: Train here (a trial of a sweep is a process of its own already) instead of in a Ray Train group. More
             than one worker always makes a group.
@@ -81,13 +75,7 @@ def fit(
     except Exception as error:
         folder.set_status(FAILED, error=last_line(error), kind=type(error).__name__)
         raise
-    evaluation = folder.read_json("evaluation.json")
-    checkpoint = Checkpoints(folder.path("checkpoints")).load()
-    is_stopped_early = len(checkpoint.cursor.done) < job.num_positions
-    write_accounts(folder, job.plan, checkpoint, is_stopped=is_stopped_early)
-    write_throughput(folder, checkpoint, num_workers=config.workers.num_workers, student=evaluation["cost"])
-    folder.set_status("finished")
-    return evaluation
+    return finish(folder, job)
 
 
 def open_folder(folder: RunFolder, config: FinetuneConfig) -> None:
