@@ -5,7 +5,7 @@ import pytest
 from ray.exceptions import WorkerCrashedError
 
 from csat.errors import ConfigError, NonFiniteLossError
-from csat.settings import UnknownSettingError, valid_keys
+from csat.settings import UnknownSettingError, free_keys, valid_keys
 from workflows.comparison.config import EvaluateConfig
 from workflows.finetuning.config import FinetuneConfig
 from workflows.pretraining.config import PretrainConfig
@@ -28,6 +28,10 @@ class Verb:
     slides: list[str] = field(default_factory=list)  # which
 
 
+FREE_OF_TRAINING = [
+    f"train.{name}"
+    for name in ("log_every_steps", "checkpoint_every_s", "checkpoint_every_steps", "keep_checkpoints", "compile")
+]
 BASE = ["--run_folder", "x", "--teacher", "stain"]
 
 
@@ -122,6 +126,24 @@ def test_every_setting_of_the_verbs_is_explained():
     for config_class in (PretrainConfig, FinetuneConfig, BenchmarkConfig, EvaluateConfig, SweepConfig):
         notes = command_line.field_notes(config_class)
         assert [key for key in valid_keys(config_class) if key not in notes] == []
+
+
+@pytest.mark.parametrize(
+    ("config_class", "free"),
+    [
+        (PretrainConfig, {"readers", "pool", "workers", "cache.budget_gb", "report_tiles", *FREE_OF_TRAINING}),
+        (
+            FinetuneConfig,
+            {"readers", "pool", "workers", "report_samples", "prepare_only", "data.memory_gb", *FREE_OF_TRAINING},
+        ),
+        (EvaluateConfig, {"report_samples", "data.memory_gb"}),
+        (SweepConfig, {"max_concurrent", "cpus_per_trial", "gpus_per_trial", "mlflow"}),
+    ],
+)
+def test_what_may_differ_when_a_run_is_resumed(config_class, free):
+    """How the work is spread over machines and how often it is reported, never what is learned from what."""
+    keys = free_keys(config_class)
+    assert {key for key in keys if key.rpartition(".")[0] not in keys} == free | {"run_folder", "overwrite", "ray"}
 
 
 def test_help_and_print_config(capsys):
