@@ -28,13 +28,15 @@ test: $(TEST_STAMP)
 test-all: $(TEST_STAMP)
 	$(PYTEST) -m "thorough and not gpu"
 
-# The plain tests at the lower ends of the ranges in pyproject.toml. torch is not installed twice: the pinned environment lies below.
+# The lower ends of the ranges in pyproject.toml, by the plain tests of whatever calls other libraries than torch. torch is not
+# installed twice: the pinned environment lies below.
+MEET_LIBRARIES := $(addprefix tests/csat/,storage slides tiles labels runs sweeps model evaluation export) tests/teachers tests/workflows
 test-lowest: $(TEST_STAMP)
 	$(PYTHON) -m venv $(VENV)/lowest
 	$(BIN)/python -c $(PURELIB) > $$($(VENV)/lowest/bin/python -c $(PURELIB))/pinned.pth
 	$(BIN)/python tests/lowest_versions.py | grep -Ev '^torch(vision)?==' > $(VENV)/lowest/lowest.txt
 	$(VENV)/lowest/bin/python -m pip install --quiet --disable-pip-version-check -r $(VENV)/lowest/lowest.txt
-	$(subst $(BIN),$(VENV)/lowest/bin,$(PYTEST)) -m "not thorough and not gpu and not ray and not slow"
+	$(subst $(BIN),$(VENV)/lowest/bin,$(PYTEST)) -m "not thorough and not gpu and not ray and not slow" $(MEET_LIBRARIES)
 
 lint: $(TEST_STAMP)
 	$(BIN)/ruff check .
