@@ -12,21 +12,19 @@ from csat.methods.contract import Method
 from csat.methods.registry import wanted_responses
 from csat.responses import ResponseSpec, TeacherSpec
 from csat.runs.checkpoints import Checkpoints
-from csat.runs.folder import RunFolder
 from csat.runs.plan import Plan
 from csat.training.context import Columns, TrainContext
 from teachers.stage import TeacherStage
 from workflows.finetuning.build import build_method
 from workflows.finetuning.config import FinetuneConfig
 from workflows.finetuning.stream import LabelledStream
-from workflows.shell.config import RayConfig, WorkerConfig
 from workflows.shell.data import TRAIN
 from workflows.shell.decode_samples import Prepared
-from workflows.shell.group import Job
+from workflows.shell.group import RunJob
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelledJob(Job):
+class LabelledJob(RunJob):
     """Of one run; what is trained on the data, a subclass says."""
 
     config: FinetuneConfig
@@ -34,35 +32,10 @@ class LabelledJob(Job):
     teacher: TeacherSpec | None = None  # whom the method learns from too
 
     @property
-    def run_folder(self) -> str:
-        return RunFolder(self.config.run_folder).uri
-
-    @property
-    def folder(self) -> str:
-        """URI of what this job trains: its checkpoints and metrics."""
-        return self.run_folder
-
-    @property
-    def workers(self) -> WorkerConfig:
-        return self.config.workers
-
-    @property
-    def ray(self) -> RayConfig:
-        return self.config.ray
-
-    @property
-    def num_epochs(self) -> int:
-        return self.config.train.epochs
-
-    @property
     def plan(self) -> Plan:
         labels = [sample.label for sample in self.prepared.data.splits["train"]]
         visits = int(visits_an_epoch(labels, self.config.data.sampling).sum())
         return Plan([visits], [0], num_epochs=self.num_epochs, seed=self.config.train.seed)
-
-    @property
-    def num_positions(self) -> int:
-        return self.plan.num_positions
 
     @property
     def responses(self) -> tuple[ResponseSpec, ...]:
@@ -113,14 +86,14 @@ class LabelledJob(Job):
             readers=self.config.readers,
             teacher=teacher,
             pool=self.config.pool,
-            checkpoints_uri=self._checkpoints,
+            checkpoints_uri=self.checkpoints,
             settings=self.config.ray,
         )
         return {TRAIN: stream}
 
     def read_here(self, batch_size: int, context: TrainContext) -> Iterator[Columns]:
         """This rank's rows, read by a thread of this process, which asks the teacher too where there is one."""
-        done = Checkpoints(self._checkpoints).latest_cursor().done
+        done = Checkpoints(self.checkpoints).latest_cursor().done
         reader, teacher = self.reader(), self.teacher_stage()
         if teacher is not None:
             stage = TeacherStage(**teacher, device=context.device.type)
@@ -128,7 +101,3 @@ class LabelledJob(Job):
         else:
             answered = reader
         return read_here(answered, self.plan, done, batch_size=batch_size, rank=context.rank, world_size=context.world_size)
-
-    @property
-    def _checkpoints(self) -> str:
-        return RunFolder(self.folder).path("checkpoints")

@@ -20,13 +20,13 @@ from teachers.response_cache import ResponseCache
 from workflows.pretraining.check import teacher_options, tile_px
 from workflows.pretraining.config import PretrainConfig
 from workflows.pretraining.stream import ResumingStream, StreamConfig
-from workflows.shell.config import RayConfig, TeacherConfig, WorkerConfig
+from workflows.shell.config import TeacherConfig
 from workflows.shell.data import CACHED, TRAIN
-from workflows.shell.group import Job
+from workflows.shell.group import RunJob
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainJob(Job):
+class PretrainJob(RunJob):
     """Everything that a worker needs to know."""
 
     config: PretrainConfig
@@ -34,38 +34,13 @@ class PretrainJob(Job):
     stream: StreamConfig
 
     @property
-    def run_folder(self) -> str:
-        return RunFolder(self.config.run_folder).uri
-
-    @property
-    def folder(self) -> str:
-        """URI of what this job trains: its checkpoints and metrics."""
-        return self.run_folder
-
-    @property
-    def num_epochs(self) -> int:
-        return self.config.train.epochs
-
-    @property
     def plan(self) -> Plan:
         return self.stream.plan
 
     @property
-    def num_positions(self) -> int:
-        return self.plan.num_positions
-
-    @property
-    def workers(self) -> WorkerConfig:
-        return self.config.workers
-
-    @property
-    def ray(self) -> RayConfig:
-        return self.config.ray
-
-    @property
     def is_trained(self) -> bool:
         """Whether the committed checkpoint has the whole plan."""
-        return len(Checkpoints(self._checkpoints).latest_cursor().done) >= self.num_positions
+        return len(Checkpoints(self.checkpoints).latest_cursor().done) >= self.num_positions
 
     def over(self, manifest: Manifest) -> "PretrainJob":
         """The job over these tiles, in an order that follows from the seed."""
@@ -84,7 +59,7 @@ class PretrainJob(Job):
 
     def streams(self) -> dict[str, Callable[[], Dataset]]:
         names = [TRAIN] if self.stream.cache is None else [TRAIN, CACHED]
-        made = ResumingStream(config=self.stream, checkpoints_uri=self._checkpoints, settings=self.config.ray)
+        made = ResumingStream(config=self.stream, checkpoints_uri=self.checkpoints, settings=self.config.ray)
         return {name: replace(made, part=name) for name in names}
 
     def on_stream(self, name: str) -> None:
@@ -99,10 +74,6 @@ class PretrainJob(Job):
         trainer = Trainer(method, self.plan, context, self.config.train, run_folder=self.folder, tile_px=self.stream.tile_px)
         cursor = trainer.run()
         return {"step": cursor.step, "tiles": len(cursor.done)}
-
-    @property
-    def _checkpoints(self) -> str:
-        return RunFolder(self.folder).path("checkpoints")
 
 
 def build(config: PretrainConfig, teacher: TeacherSpec, *, tile_px: int) -> Method:

@@ -20,6 +20,7 @@ from ray.train.torch import TorchTrainer
 from csat.errors import NonFiniteLossError, StoppedError
 from csat.runs.accounts import begin_attempt, write_attempt
 from csat.runs.folder import RunFolder
+from csat.runs.plan import Plan
 from csat.storage import files
 from csat.sweeps.trial import FAILED
 from csat.training.context import Columns, TrainContext
@@ -73,6 +74,48 @@ class Job(Protocol):
 
     def on_validation(self, figures: dict[str, Any]) -> None:
         """Called on rank 0 of a group with the figures of each validation."""
+
+
+class RunJob(Job):
+    """A training as the settings of its run have it: those say where it is kept, who works on it, and for how long.
+
+    Attributes:
+        config: Of the run, whatever the verb: it has run_folder, workers, ray and train.
+        plan: Of the training.
+    """
+
+    config: Any
+    plan: Plan
+
+    @property
+    def run_folder(self) -> str:
+        return RunFolder(self.config.run_folder).uri
+
+    @property
+    def folder(self) -> str:
+        """URI of what this job trains: its checkpoints and metrics."""
+        return self.run_folder
+
+    @property
+    def workers(self) -> WorkerConfig:
+        return self.config.workers
+
+    @property
+    def ray(self) -> RayConfig:
+        return self.config.ray
+
+    @property
+    def num_epochs(self) -> int:
+        return self.config.train.epochs
+
+    @property
+    def num_positions(self) -> int:
+        return self.plan.num_positions
+
+    @property
+    def checkpoints(self) -> str:
+        """URI of the folder that this job's checkpoints are committed to."""
+        return RunFolder(self.folder).path("checkpoints")
 
 
 def train_in_group(job: Job, *, is_stopped: Callable[[], bool] = lambda: False) -> None:
