@@ -9,9 +9,9 @@ from csat.methods.contract import FirstStage
 from csat.runs.checkpoints import Checkpoints
 from csat.runs.recorder import read_metrics
 from csat.storage import files
+from csat.training.config import TrainConfig
 from csat.training.context import TrainContext
 from csat.training.first_stage import train_first_stage
-from csat.training.loop import TrainConfig
 from tests.support.toy import TILE_PX, ToyMethod, toy_plan, toy_stream
 
 CONFIG = TrainConfig(epochs=9, batch_size=4, log_every_steps=1, checkpoint_every_s=None)  # of the run: the stage has 2
