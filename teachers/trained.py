@@ -31,26 +31,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from csat.errors import TeacherError
-from csat.export.folder import exported_folder, load_exported, local_copy, read_exported_config, weights_name
+from csat.export.folder import exported_folder
 from csat.losses.attention import attention_maps, normalise_jointly
-from csat.model.hovernet_model import HoverNetModel
-from csat.model.networks.hovernet import SMALLEST_PX
-from csat.model.segmentation_nets import NETWORKS, TAP_STRIDE_PX, SegmentationNet
-from csat.model.student import Student
-from csat.model.tapped import TappedClassifier
-from csat.model.unet import UNetModel
+from csat.model.contract import DECODED, ENCODED, FEATURES, Model
+from csat.model.files import load_model, local_copy, read_model_config, weights_name
 from csat.responses import Kind, ResponseSpec, Symmetry, TeacherSpec
 from csat.storage import files
-from csat.views.grid import downsample
 from teachers.contract import Teacher, select_responses, sha256_of
 from teachers.torch_teacher import Precision, TorchTeacher
 
 NAME = "run"
-FEATURES = "features"
-TAPS = ("encoder", "decoder")
+TAPS = (ENCODED, DECODED)
 CAMS = {"cam_at_plus": "at+", "cam_at": "at"}  # response → form of the attention maps
 TYPES = "tp"  # the response whose classes are answered as probabilities
 LARGEST_PX = 1024  # of the tile sizes that the spec lists; a larger tile would only need more memory
@@ -71,33 +65,32 @@ class RunOptions:
 class TrainedTeacher(TorchTeacher):
     """A loaded model. See the module's text for what it answers."""
 
-    def __init__(self, model: nn.Module, spec: TeacherSpec, *, device: str, precision: Precision, micro_batch: int):
+    def __init__(self, model: Model, spec: TeacherSpec, *, device: str, precision: Precision, micro_batch: int):
         super().__init__(spec, device=device, precision=precision, micro_batch=micro_batch)
+        wanted = [response.name for response in spec.responses]
+        self.forms = {name: form for name, form in CAMS.items() if name in wanted}
         heads = {head.name: head for head in model.responses}
-        self.heads = tuple(heads.values())
-        model.responses = tuple(heads[r.name] for r in spec.responses if r.name in heads)  # it computes no others
+        if not self.forms:  # attention maps follow from the logits, whether these are wanted or not
+            model.responses = tuple(heads[name] for name in wanted if name in heads)  # it computes no others
+        self.layers = [name for name in model.layers if name in wanted and name not in heads]
         self.model = model.to(self.device, memory_format=torch.channels_last)
 
     def answer(self, images: Tensor) -> dict[str, Tensor]:
-        images = downsample(images / 255, self.model.downsample)
-        if isinstance(self.model, TappedClassifier):
-            return self._answer_by_layer(images)
-        if any(response.name in TAPS for response in self.spec.responses):
-            *taps, logits = self.model.tap(images)
-            predictions = dict(zip(TAPS, taps, strict=True)) | {head.name: logits for head in self.heads}
+        images = self.model.see(images)
+        if self.forms:
+            answers = self._answer_with_attention(images)
         else:
-            predictions = self.model(images)
-        return {response.name: _as_response(response, predictions[response.name].float()) for response in self.spec.responses}
+            maps, predictions = self.model.tap(images, self.layers)
+            answers = maps | predictions
+        return {response.name: _as_response(response, answers[response.name].float()) for response in self.spec.responses}
 
-    def _answer_by_layer(self, images: Tensor) -> dict[str, Tensor]:
-        """Logits, map and attention maps. The latter follow from gradients, which inference mode has none of."""
-        wanted = {response.name for response in self.spec.responses}
-        forms = {name: form for name, form in CAMS.items() if name in wanted}
-        with torch.inference_mode(False), torch.set_grad_enabled(bool(forms)):
-            features, logits = self.model.tap(images.clone())  # a copy that gradients may be taken by
-            cams = {name: normalise_jointly(attention_maps(features, logits, form)) for name, form in forms.items()}
-        answers = {FEATURES: features.detach().float(), self.heads[0].name: logits.detach().float(), **cams}
-        return {name: answers[name] for name in (response.name for response in self.spec.responses)}
+    def _answer_with_attention(self, images: Tensor) -> dict[str, Tensor]:
+        """Attention maps follow from gradients, which inference mode has none of."""
+        with torch.inference_mode(False), torch.enable_grad():
+            maps, predictions = self.model.tap(images.clone(), [FEATURES])  # a copy that gradients may be taken by
+            features, (logits,) = maps[FEATURES], predictions.values()
+            cams = {name: normalise_jointly(attention_maps(features, logits, form)) for name, form in self.forms.items()}
+        return {name: answer.detach() for name, answer in (maps | predictions | cams).items()}
 
 
 def load(options: RunOptions, *, weights: str | None, device: str, wanted: Sequence[str] | None) -> Teacher:
@@ -114,7 +107,7 @@ def load(options: RunOptions, *, weights: str | None, device: str, wanted: Seque
     if not weights:
         raise TeacherError(f"teacher {NAME!r} is a run folder of finetune.py: say which with teacher=FOLDER")
     folder = exported_folder(files.normalise(weights))
-    config = read_exported_config(folder)
+    config = read_model_config(folder)
     metadata = config.get("metadata") or {}
     if metadata.get("task") is None and metadata.get("teacher"):
         raise TeacherError(
@@ -123,7 +116,7 @@ def load(options: RunOptions, *, weights: str | None, device: str, wanted: Seque
             "run"
         )
     with local_copy(folder) as copy:
-        model, sha256 = load_exported(str(copy)), sha256_of(copy / weights_name(config))
+        model, sha256 = load_model(str(copy)), sha256_of(copy / weights_name(config))
     spec = TeacherSpec(
         name=NAME,
         responses=select_responses(_responses(model, options, weights), wanted, teacher=NAME),
@@ -136,62 +129,47 @@ def load(options: RunOptions, *, weights: str | None, device: str, wanted: Seque
     return TrainedTeacher(model, spec, device=device, precision=options.precision, micro_batch=options.micro_batch)
 
 
-def _responses(model: nn.Module, options: RunOptions, weights: str) -> list[ResponseSpec]:
-    """Everything that the model answers; it answers its last map too from here on, where that is asked for."""
+def _responses(model: Model, options: RunOptions, weights: str) -> list[ResponseSpec]:
+    """Everything that the model answers, and those of its layers that are asked for."""
     responses = [_response(model, head) for head in model.responses]
-    if isinstance(model, TappedClassifier):
-        return responses + _of_layer(model, options, weights)
-    if options.cam:
+    names = {response.name for response in responses}
+    verdict = model.layers.get(FEATURES)
+    holds = f"teacher {NAME!r}: {weights} holds a {type(model).__name__}"
+    if options.cam and not (verdict and verdict.has_verdict):
         raise TeacherError(
-            f"teacher {NAME!r}: {weights} holds a {type(model).__name__}, and cam are maps of a classifier on a named "
-            "layer: leave the option out, or train one by finetune.py with model.options.layer"
+            f"{holds}, and cam are maps of a classifier on a named layer: leave the option out, or train one by finetune.py "
+            "with model.options.layer"
         )
-    if options.taps:
-        responses += _taps(model, weights)
-    if not options.features:
-        return responses
-    if not isinstance(model, Student) or any(response.name == FEATURES for response in responses):
-        names = ", ".join(response.name for response in responses)
+    if options.taps and not model.layers.keys() >= set(TAPS):
         raise TeacherError(
-            f"teacher {NAME!r}: {weights} holds a {type(model).__name__} that answers {names}, and features is the last map "
-            "of a timm backbone: leave the option out, or choose a run of such a model"
+            f"{holds}, and taps are two maps of a segmentation by fanet, mobile_unet, enet, erfnet or a timm backbone: leave "
+            "the option out, or choose a run of one of these"
         )
-    return [*responses, model.add_last_map(FEATURES)]
-
-
-def _of_layer(model: TappedClassifier, options: RunOptions, weights: str) -> list[ResponseSpec]:
-    if options.taps:
+    if options.features and (FEATURES not in model.layers or FEATURES in names):
         raise TeacherError(
-            f"teacher {NAME!r}: {weights} holds a classifier, and taps are maps of a segmentation: leave it out"
+            f"{holds} that answers {', '.join(names)}, and features is the last map of a timm backbone: leave the option out, "
+            "or choose a run of such a model"
         )
-    shape = {"stride_px": model.cell_px, "symmetry": Symmetry.NONE}
-    responses = (
-        [ResponseSpec(name=FEATURES, kind=Kind.FEATURES, channels=model.tap_channels, **shape)] if options.features else []
-    )
+    layers = [*(TAPS if options.taps else ()), *((FEATURES,) if options.features else ())]
+    responses += [_of_layer(model, name, kind=Kind.FEATURES, channels=model.layers[name].channels) for name in layers]
     if options.cam:
         head = model.responses[0]
-        shape |= {"channels": head.channels, "channel_names": head.channel_names}
-        responses += [ResponseSpec(name=name, kind=Kind.ATTENTION, **shape) for name in CAMS]
+        classes = {"channels": head.channels, "channel_names": head.channel_names}
+        responses += [replace(_of_layer(model, FEATURES, kind=Kind.ATTENTION, **classes), name=name) for name in CAMS]
     return responses
 
 
-def _taps(model: nn.Module, weights: str) -> list[ResponseSpec]:
-    if not isinstance(model, SegmentationNet):
-        raise TeacherError(
-            f"teacher {NAME!r}: {weights} holds a {type(model).__name__}, and taps are two maps of {', '.join(NETWORKS)}: "
-            "leave the option out, or choose a run of one of these"
-        )
-    shape = {"channels": model.tap_channels, "stride_px": TAP_STRIDE_PX, "symmetry": Symmetry.NONE}
-    return [ResponseSpec(name=name, kind=Kind.FEATURES, **shape) for name in TAPS]
+def _of_layer(model: Model, layer: str, **more: Any) -> ResponseSpec:
+    """What is answered with a cell for each cell of a layer; how it moves with its tile is not known."""
+    return ResponseSpec(name=layer, stride_px=model.layers[layer].stride_px, symmetry=Symmetry.NONE, **more)
 
 
-def _response(model: nn.Module, head: ResponseSpec) -> ResponseSpec:
+def _response(model: Model, head: ResponseSpec) -> ResponseSpec:
     """What is answered in a head's place: its kind, and the resolution that it has in the model."""
     kind = Kind.PROBABILITY if head.name == TYPES and head.kind == Kind.LOGITS else head.kind
     if not head.is_dense:
         return replace(head, kind=kind)
-    own_stride_px = model.prediction_stride_px(head) if isinstance(model, Student) else 1
-    return replace(head, kind=kind, stride_px=model.downsample * own_stride_px)
+    return replace(head, kind=kind, stride_px=model.downsample * model.prediction_stride_px(head))
 
 
 def _as_response(response: ResponseSpec, prediction: Tensor) -> Tensor:
@@ -204,18 +182,13 @@ def _as_response(response: ResponseSpec, prediction: Tensor) -> Tensor:
     return prediction.sigmoid() if response.channels == 1 else prediction.softmax(dim=1)
 
 
-def _tile_sizes(model: nn.Module, trained_px: int | None, *, any_size: bool) -> tuple[int, ...] | None:
+def _tile_sizes(model: Model, trained_px: int | None, *, any_size: bool) -> tuple[int, ...] | None:
     """Tile edges that the model takes. What it says of a tile as a whole holds for the size that it was trained at: that it
     does so for others is for the user to know (`any_size`)."""
-    if isinstance(model, HoverNetModel):
-        return tuple(range(SMALLEST_PX[model.mode], LARGEST_PX + 1, 8))
     is_dense = all(head.is_dense for head in model.responses)
-    has_one_size = isinstance(model, Student) and model.backbone.pretrained_cfg.get("fixed_input_size")
-    if trained_px is not None and (has_one_size or not (is_dense or any_size)):
+    if trained_px is not None and (model.has_one_size or not (is_dense or any_size)):
         return (trained_px,)
-    if isinstance(model, UNetModel | SegmentationNet):
-        return tuple(range(model.step_px, LARGEST_PX + 1, model.step_px))
-    return None
+    return model.tile_sizes(LARGEST_PX)
 
 
 def _licences(metadata: Mapping[str, Any]) -> list[str]:

@@ -1,9 +1,9 @@
-"""A method, a teacher and a data set of somebody else: each is what is in this file and one line in its registry.
+"""A method, a model, a teacher and a data set of somebody else: each is what is in this file and one line in its registry.
 
 Each runs as those of the package do, in this process.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -15,13 +15,17 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from csat.columns import OK, POSITION, READ_S, REASON, STATUS, TILE
-from csat.export.folder import exported_folder, load_exported
+from csat.errors import ConfigError
+from csat.export.folder import load_exported
 from csat.labels.datasets.contract import Decoded, LabelledSet, Sample
 from csat.labels.datasets.registry import DATASETS
 from csat.losses.classes import cross_entropy
 from csat.losses.probability import soft_bce
 from csat.methods.contract import FirstStage, Method, Setting, Source, check_weights
 from csat.methods.registry import METHODS, build_method, build_student
+from csat.model.contract import FEATURES, Layer, Model, ModelConfig
+from csat.model.parts import BACKBONE, DECODER, HEADS
+from csat.model.registry import MODELS, build_model
 from csat.model.student import StudentConfig
 from csat.responses import Batch, Kind, ResponseSpec, TeacherSpec
 from csat.runs.checkpoints import Checkpoints
@@ -37,9 +41,10 @@ from csat.training.loop import Trainer
 from csat.training.optim import OptimConfig
 from csat.views.grid import align
 from teachers.contract import Teacher, select_responses, sha256_of_settings
-from teachers.registry import TEACHERS, describe_teacher
+from teachers.registry import TEACHERS, describe_teacher, load_teacher
 from teachers.stage import TeacherStage
 from tests.support.labelled_folders import SIZE_PX, data_settings, fit_here, make_folder, taught_settings
+from tests.support.labelled_toy import make_info
 from workflows.pretraining.config import PretrainConfig
 from workflows.pretraining.first_stage import make_first_job
 from workflows.pretraining.job import make_job
@@ -163,6 +168,50 @@ class Told(Method):
             "read": (self.reader(ours["tone"].float()) - self.reader(theirs["tone"].float())).square()[:, 0],
             "bright": soft_bce(bright, theirs["bright"]),
         }
+
+
+# -------------------------------------------------------------------------------------------------------------- the model
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchworkOptions:
+    """Of `name: patchwork`."""
+
+    width: int = 8  # channels
+
+
+class Patchwork(Model):
+    """Patches of 4 px that see their neighbours; a class is said of their mean."""
+
+    kind = "patchwork"
+    Options = PatchworkOptions
+    weights_file = "patchwork.safetensors"
+    step_px = 4
+
+    def __init__(self, options: PatchworkOptions, responses: Sequence[ResponseSpec]):
+        super().__init__(options, responses)
+        self.patches = nn.Conv2d(3, options.width, 4, 4)
+        self.mix = nn.Conv2d(options.width, options.width, 3, padding=1)
+        self.heads = nn.ModuleDict({spec.name: nn.Linear(options.width, spec.channels) for spec in responses})
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return self.tap(images, ())[1]
+
+    @property
+    def layers(self) -> dict[str, Layer]:
+        return {FEATURES: Layer(channels=self.options.width, stride_px=4, has_verdict=True)}
+
+    def tap(self, images: Tensor, layers: Iterable[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        features = self.mix(self.patches(images - 0.5).relu())
+        return {name: features for name in layers}, {
+            spec.name: self.heads[spec.name](features.mean((2, 3))) for spec in self.responses
+        }
+
+    def parts(self) -> dict[str, list[nn.Module]]:
+        return {BACKBONE: [self.patches, self.mix], DECODER: [], HEADS: list(self.heads.values())}
+
+    def backbone_layers(self) -> dict[str, int]:
+        return {name: int(name.startswith("mix")) for name in self.tensors_of(BACKBONE)}
 
 
 # ------------------------------------------------------------------------------------------------------------ the teacher
@@ -316,6 +365,48 @@ def test_the_first_stage_of_a_pretraining(tone, tmp_path, monkeypatch):
     assert torch.equal(Checkpoints(run.path("checkpoints")).load().state["method"]["reader.weight"], trained["weight"])
 
 
+def test_a_model(tmp_path, monkeypatch):
+    """Fine-tuned, read from its folder, a teacher with all that it can say, and where others start."""
+    monkeypatch.setitem(MODELS, "patchwork", f"{__name__}:Patchwork")
+    data = data_settings(str(make_folder(tmp_path / "images")), tile_px=SIZE_PX)
+    mine = {"name": "patchwork", "options": {"width": 16}}
+    optim = {"lr": 0.01, "warmup": 0.0, "layer_decay": 0.5}
+    settings = run_settings(tmp_path / "run", data, epochs=4, model=mine)
+    settings["train"]["optim"] = optim
+    assert fit_here(settings)["test"]["balanced_accuracy"]["value"] > 0.6
+
+    assert {path.name for path in (tmp_path / "run" / "exported").iterdir()} == {"patchwork.safetensors", "config.json"}
+    model = load_exported(str(tmp_path / "run"))
+    assert isinstance(model, Patchwork) and model.options == PatchworkOptions(width=16) and not model.training
+
+    teacher = load_teacher(str(tmp_path / "run"), options={"features": True, "cam": True})
+    assert [(spec.name, spec.stride_px) for spec in teacher.spec.responses] == [
+        ("label", None),
+        ("features", 4),
+        ("cam_at_plus", 4),
+        ("cam_at", 4),
+    ]
+    tiles = np.random.default_rng(0).integers(0, 256, (2, SIZE_PX, SIZE_PX, 3), dtype=np.uint8)
+    with torch.no_grad():
+        expected = model(model.see(torch.from_numpy(tiles).permute(0, 3, 1, 2)))["label"]
+    np.testing.assert_allclose(teacher.respond(tiles)["label"], expected, atol=2e-3, rtol=2e-3)
+
+    taught = {"name": str(tmp_path / "run"), "options": {"features": True, "cam": True}}
+    start = {"init": "run", "from_run": str(tmp_path / "run")}
+    more = {"method": {"name": "attention"}, "teacher": taught, "model": mine | start}
+    assert fit_here(run_settings(tmp_path / "second", data, epochs=1, **more))["test"]
+    config = ModelConfig(**mine, **start, transfer="backbone", freeze="backbone")
+    started = build_model(config, make_info(Task.SEGMENTATION), load_exported)
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in started.tensors_of(BACKBONE).items())
+    assert [name for name, parameter in started.named_parameters() if parameter.requires_grad] == [
+        "heads.mask.weight",
+        "heads.mask.bias",
+    ]
+
+    with pytest.raises(ConfigError, match="holds a patchwork, and model.name asks for a unet: name the same model"):
+        build_model(ModelConfig(name="unet", init="run", from_run=str(tmp_path / "run")), make_info(), load_exported)
+
+
 def test_a_teacher(tone, tmp_path):
     """What it says goes through the stage of the pool into a student of method rckd."""
     spec = describe_teacher("tone", None, {"gain": 0.5})
@@ -340,6 +431,6 @@ def test_a_data_set(tmp_path, monkeypatch):
     figures = fit_here(run_settings(tmp_path / "run", data, epochs=8))
     assert list(figures["classes"]) == ["dim", "bright"]
     assert figures["test"]["balanced_accuracy"]["value"] == 1.0
-    model = load_exported(exported_folder(str(tmp_path / "run")))
+    model = load_exported(str(tmp_path / "run"))
     shades = torch.stack([torch.full((3, SIZE_PX, SIZE_PX), value / 255) for value in (90, 180)])
     assert model(shades)["label"].argmax(1).tolist() == [0, 1]

@@ -11,7 +11,7 @@ from csat.evaluation.fidelity import compare_masks, measure
 from csat.export.folder import load_exported
 from csat.responses import Kind, ResponseSpec
 from csat.slides.synthetic import read_truth
-from csat.views.grid import align, downsample
+from csat.views.grid import align
 
 PICTURE = "picture"  # column: .npz bytes of one tile with both answers, b"" for tiles that will not be shown
 PICTURE_PX = 1024  # a picture's longer edge is less than twice this
@@ -84,16 +84,13 @@ class FidelityStage:
         size = tiles.shape[1:3]
         if not len(tiles):
             return {spec.name: torch.zeros(0, *spec.shape(size)) for spec in self.student.responses}
-        if student_tiles is None:
-            images = downsample(self._to_images(tiles), self.student.config.downsample)
-        else:
-            images = self._to_images(student_tiles)
-        raw = self.student(images)
+        shown = self._to_device(tiles if student_tiles is None else student_tiles)
+        raw = self.student(self.student.see(shown, is_small=student_tiles is not None))
         return {spec.name: align(raw[spec.name], spec, size).float().cpu() for spec in self.student.responses}
 
-    def _to_images(self, tiles: np.ndarray) -> torch.Tensor:
-        """float `[B, 3, H, W]` in [0, 1], on the device."""
-        return torch.from_numpy(np.ascontiguousarray(tiles)).to(self.device).permute(0, 3, 1, 2).float() / 255
+    def _to_device(self, tiles: np.ndarray) -> torch.Tensor:
+        """uint8 `[B, 3, H, W]`."""
+        return torch.from_numpy(np.ascontiguousarray(tiles)).to(self.device).permute(0, 3, 1, 2)
 
     def _known_nuclei(self, columns: dict[str, np.ndarray]) -> list[np.ndarray | None]:
         """bool `[tile_px, tile_px]` where the slide's nuclei are known."""

@@ -8,7 +8,8 @@ import yaml
 from csat.errors import ConfigError
 from csat.evaluation.predictions import Predictions, read_predictions
 from csat.evaluation.scores import MAIN_METRIC
-from csat.export.folder import exported_folder, read_exported_config
+from csat.export.folder import exported_folder
+from csat.model.files import read_model_config
 from csat.runs.folder import RunFolder
 from csat.storage import files
 from csat.tasks import Task
@@ -76,7 +77,7 @@ def _distilled(folder: RunFolder, config: dict[str, Any], split: str | None) -> 
     Raises:
         ConfigError: it has no classes, or predictions of a split are wanted.
     """
-    exported = read_exported_config(exported_folder(folder.uri))
+    exported = read_model_config(exported_folder(folder.uri))
     heads = [head for head in exported["responses"] if head["name"] == "label" and head["channel_names"]]
     if not heads:
         names = ", ".join(head["name"] for head in exported["responses"])

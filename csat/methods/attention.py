@@ -40,9 +40,9 @@ from csat.losses.classes import cross_entropy
 from csat.losses.distribution import softened_cross_entropy
 from csat.losses.rms import rms_distance
 from csat.methods.contract import Method, Setting, Source, check_same_classes, pick_responses
+from csat.model.contract import Model
 from csat.responses import Batch, Kind, ResponseSpec, TeacherSpec
 from csat.tasks import Task
-from csat.views.grid import downsample
 
 LABEL, FEATURES = "label", "features"
 FORMS = {"at_plus": "at+", "at": "at"}  # variant → form of the maps
@@ -86,7 +86,7 @@ class Attention(Method):
     learns_from = Source.RESPONSES | Source.LABELS
     changed_defaults = MappingProxyType({"alpha_kd": (1.0, 0.0)})
 
-    def __init__(self, config: AttentionConfig, model: nn.Module, setting: Setting):
+    def __init__(self, config: AttentionConfig, model: Model, setting: Setting):
         """
         Args:
             config: The settings.
@@ -107,7 +107,8 @@ class Attention(Method):
                 f"method attention tells classes apart, and the data have one: {', '.join(info.classes) or 'none'}. Add "
                 "images of another class"
             )
-        if not hasattr(model, "tap") or not hasattr(model, "tap_channels"):
+        layer = model.layers.get(FEATURES)
+        if layer is None or not layer.has_verdict:
             raise ConfigError(
                 f"method attention compares the maps of a layer, and a {type(model).__name__} has none named: set "
                 "model.name vgg16 model.options.layer features.28, or another timm backbone with one of its layers"
@@ -142,7 +143,8 @@ class Attention(Method):
             turn: "student", the only one.
         """
         responses = self.responses_in(batch)
-        features, logits = self.model.tap(downsample(batch.tiles.float() / 255, self.model.downsample))
+        maps, predictions = self.model.tap(self.model.see(batch.tiles), [FEATURES])
+        features, logits = maps[FEATURES], predictions[LABEL]
         terms = {"ce": cross_entropy(logits, batch.targets[LABEL])}
         if "kd" in self.weights:
             terms["kd"] = softened_cross_entropy(logits, responses[LABEL], self.config.temperature)
@@ -156,9 +158,10 @@ class Attention(Method):
     def _check_channels(self, spec: ResponseSpec) -> None:
         """Maps are compared channel with channel, and classes with classes."""
         if spec.name == FEATURES:
-            if spec.channels != self.model.tap_channels:
+            channels = self.model.layers[FEATURES].channels
+            if spec.channels != channels:
                 raise ConfigError(
-                    f"the teacher's layer has {spec.channels} channels and the student's {self.model.tap_channels}, and fm "
+                    f"the teacher's layer has {spec.channels} channels and the student's {channels}, and fm "
                     "compares them one by one: choose layers of as many (model.options.layer), or "
                     "method.options.alpha_fm 0"
                 )

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from csat import nuclei
 from csat.errors import ConfigError, TeacherError
+from csat.model.contract import Model
 from csat.model.student import Student, StudentConfig
 from csat.responses import Batch, Kind, ResponseSpec, TargetSpec, TeacherSpec
 from csat.storage import files
@@ -105,12 +106,12 @@ class Method(nn.Module, ABC):
     view_in_pool: bool = False
     colour_in_pool: ColourConfig | None = None
 
-    def __init__(self, config: Any, model: nn.Module, setting: Setting):
+    def __init__(self, config: Any, model: Model, setting: Setting):
         """A subclass calls this first, makes `model` a submodule under a name of its choice, and sets `weights`.
 
         Args:
             config: Of the class's `Config`.
-            model: What is trained, on the CPU: images float `[B, 3, H, W]` in [0, 1], shrunk by `model.downsample` → raw
+            model: What is trained, on the CPU: images float `[B, 3, H, W]` in [0, 1], as `model.see` gives them → raw
                 predictions by name. A method says what else it asks of it.
             setting: The run around it.
 

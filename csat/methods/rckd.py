@@ -27,9 +27,10 @@ from csat.losses.hv import hv_gradient_error
 from csat.losses.probability import soft_bce, soft_dice
 from csat.losses.regression import squared_error
 from csat.methods.contract import Method, Setting, check_weights
+from csat.model.contract import Model
 from csat.responses import Batch, Kind, ResponseSpec, Symmetry, TeacherSpec
 from csat.views.colour import ColourAugment, ColourConfig
-from csat.views.grid import align, downsample
+from csat.views.grid import align
 from csat.views.symmetries import apply_d4, d4_of, needs_view_in_pool
 
 
@@ -62,11 +63,11 @@ class RCKD(Method):
 
     Config = RCKDConfig
 
-    def __init__(self, config: RCKDConfig, model: nn.Module, setting: Setting):
+    def __init__(self, config: RCKDConfig, model: Model, setting: Setting):
         """
         Args:
             config: The settings.
-            model: The student: images float `[B, 3, H, W]` in [0, 1], shrunk by its `downsample` → raw predictions by response
+            model: The student: images float `[B, 3, H, W]` in [0, 1], as it sees them → raw predictions by response
                 name: `[B, C, h, w]` over the whole tile, or `[B, C]` for a response to the tile as a whole; logits where the
                 response is a probability.
             setting: With a teacher.
@@ -133,7 +134,7 @@ class RCKD(Method):
             index = d4_of(batch.positions, self.seed)
             tiles = apply_d4(tiles, index)
             responses = {spec.name: apply_d4(responses[spec.name], index, spec.symmetry) for spec in self.responses}
-        images = downsample(tiles.float() / 255, self.student.downsample)
+        images = self.student.see(tiles)
         if self.training:
             images = self.augment(images, batch.positions, self.seed)
         predictions = self.student(images)

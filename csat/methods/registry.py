@@ -4,10 +4,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
-
 from csat.errors import ConfigError
 from csat.methods.contract import Method, Setting, Source
+from csat.model.contract import Model
 from csat.model.student import Student, StudentConfig
 from csat.responses import ResponseSpec, TeacherSpec
 from csat.settings import read_settings, resolve
@@ -81,7 +80,7 @@ def build_student(name: str, options: Mapping[str, Any], config: StudentConfig, 
     return find_method(name).make_student(config, wanted_responses(name, options, teacher))
 
 
-def build_method(name: str, options: Mapping[str, Any], model: nn.Module, setting: Setting) -> Method:
+def build_method(name: str, options: Mapping[str, Any], model: Model, setting: Setting) -> Method:
     """A method around its model, on the CPU.
 
     Args:
@@ -116,7 +115,7 @@ def whole_step_px(name: str, options: Mapping[str, Any], student_config: Student
             "convolutional net (of a run of finetune.py with teacher.options.any_size true), or leave data.whole out"
         )
     student = build_student(name, options, student_config, teacher)
-    if student.backbone.pretrained_cfg.get("fixed_input_size"):
+    if student.has_one_size:
         raise ConfigError(
             f"backbone {student_config.backbone!r} takes images of one size, and whole images have sizes of their own: choose "
             "a convolutional one, such as resnet10_gn"

@@ -30,10 +30,10 @@ from csat.errors import ConfigError, TeacherError
 from csat.losses.distribution import logits_kl
 from csat.losses.resized import RESIZES, Resize, resized_error
 from csat.methods.contract import Method, Setting, check_weights
+from csat.model.contract import Model
 from csat.model.student import Student, StudentConfig
 from csat.responses import Batch, Kind, ResponseSpec, TeacherSpec
 from csat.views.colour import ColourConfig
-from csat.views.grid import downsample
 from csat.views.symmetries import apply_d4, d4_of, needs_view_in_pool
 
 TERMS = ("soft", "pix")
@@ -71,11 +71,11 @@ class Resolution(Method):
     takes_any_size = True
     Config = ResolutionConfig
 
-    def __init__(self, config: ResolutionConfig, model: nn.Module, setting: Setting):
+    def __init__(self, config: ResolutionConfig, model: Model, setting: Setting):
         """
         Args:
             config: The settings.
-            model: The student: images float `[B, 3, H, W]` in [0, 1], shrunk by its `downsample` → response name → logits
+            model: The student: images float `[B, 3, H, W]` in [0, 1], as it sees them → response name → logits
                 `[B, C]`, feature map `[B, C, h, w]` at the student's own resolution; as `make_student` makes it.
             setting: With a teacher; `whole` where images of any size come.
 
@@ -128,11 +128,8 @@ class Resolution(Method):
             index = d4_of(batch.positions, self.seed)
             features = apply_d4(features, index, self.features.symmetry)
             tiles, student_tiles = (x if x is None else apply_d4(x, index) for x in (tiles, student_tiles))
-        if student_tiles is None:
-            images = downsample(tiles.float() / 255, self.student.downsample)
-        else:
-            images = student_tiles.float() / 255
-        predictions = self.student(images)
+        is_small = student_tiles is not None
+        predictions = self.student(self.student.see(student_tiles if is_small else tiles, is_small=is_small))
         return {
             "soft": logits_kl(predictions[self.logits.name], logits, self.config.temperature),
             "pix": resized_error(predictions[self.features.name], features, self.config.resize),

@@ -22,10 +22,11 @@ from csat.losses.hv import hv_gradient_error
 from csat.losses.probability import soft_bce, soft_dice
 from csat.losses.regression import squared_error
 from csat.methods.contract import Method, Setting, Source, check_weights
+from csat.model.contract import Model
 from csat.responses import Batch
 from csat.tasks import IGNORE, Task
 from csat.views.draws import uniforms
-from csat.views.grid import align, downsample
+from csat.views.grid import align
 
 MIXUP_STREAM = 3  # which of a tile's random streams decides how much of another it takes
 OF_CLASSES = {"class_weights": "none", "label_smoothing": 0.0, "mixup": 0.0}  # settings that only a classification has: off
@@ -62,7 +63,7 @@ class Supervised(Method):
     Config = SupervisedConfig
     learns_from = Source.LABELS
 
-    def __init__(self, config: SupervisedConfig, model: nn.Module, setting: Setting):
+    def __init__(self, config: SupervisedConfig, model: Model, setting: Setting):
         """
         Args:
             config: The settings.
@@ -90,7 +91,7 @@ class Supervised(Method):
 
     def forward(self, batch: Batch, turn: str = "student") -> dict[str, Tensor]:
         """The unweighted terms of a batch: term → float32 `[B]`."""
-        images = downsample(batch.tiles.float() / 255, self.model.downsample)
+        images = self.model.see(batch.tiles)
         if self.info.task == Task.CLASSIFICATION:
             return {"ce": self._classify(images, batch)}
         predictions = self.model(images)

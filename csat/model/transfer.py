@@ -2,23 +2,18 @@
 
 import logging
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from csat import nuclei
 from csat.errors import ConfigError
-from csat.model.backbones import architecture_of
-from csat.model.contract import BACKBONE, DECODER, HEADS, PartedModel
-from csat.model.hovernet_model import HoverNetModel
-from csat.model.segmentation_nets import SegmentationNet
-from csat.model.student import Student
-from csat.model.tapped import TappedClassifier
-from csat.model.unet import UNetModel
+from csat.model.contract import Model
+from csat.model.parts import BACKBONE, DECODER, HEADS
 from csat.responses import Kind, ResponseSpec
 
 logger = logging.getLogger(__name__)
 
 
-def transfer(source: nn.Module, model: PartedModel, *, parts: tuple[str, ...], source_name: str) -> list[str]:
+def transfer(source: Model, model: Model, *, parts: tuple[str, ...], source_name: str) -> list[str]:
     """Copy weights of one model into another.
 
     Args:
@@ -34,13 +29,13 @@ def transfer(source: nn.Module, model: PartedModel, *, parts: tuple[str, ...], s
     Raises:
         ConfigError: another kind of model, another backbone, or a backbone or decoder of another size.
     """
-    _check_kind(source, model, source_name)
+    model.check_source(source, source_name)
     own, given = model.state_dict(), source.state_dict()
     moved: dict[str, Tensor] = {name: tensor for name, tensor in given.items() if name in own and "." not in name}  # mean, std
-    moved |= _of_one_size(source.tensors_of(BACKBONE), model.tensors_of(BACKBONE), BACKBONE, source_name)
+    moved |= _of_one_size(source, model, BACKBONE, source_name)
     if DECODER in parts and _has_decoder(model):
         if _has_decoder(source):
-            moved |= _of_one_size(source.tensors_of(DECODER), model.tensors_of(DECODER), DECODER, source_name)
+            moved |= _of_one_size(source, model, DECODER, source_name)
         elif HEADS not in parts:
             raise ConfigError(f"{source_name} has no decoder that was ever trained: set model.transfer backbone")
     heads = _fitting_heads(source, model) if HEADS in parts else {}
@@ -53,35 +48,19 @@ def transfer(source: nn.Module, model: PartedModel, *, parts: tuple[str, ...], s
     return list(moved)
 
 
-def _check_kind(source: nn.Module, model: PartedModel, source_name: str) -> None:
-    is_other_net = isinstance(source, SegmentationNet) and getattr(model, "network", None) != source.network
-    if type(source) is not type(model) or is_other_net:
-        raise ConfigError(
-            f"{source_name} holds a {_kind(source)}, and model.name asks for a {_kind(model)}: name the same model"
-        )
-    if isinstance(model, TappedClassifier) and (source.name, source.layer) != (model.name, model.layer):
-        raise ConfigError(f"{source_name} holds a {_kind(source)}, and a {_kind(model)} is asked for: name the same layer")
-    if isinstance(model, Student):
-        theirs, ours = source.config.backbone, model.config.backbone
-        if architecture_of(theirs) != architecture_of(ours):
-            raise ConfigError(
-                f"{source_name} holds a student with the backbone {theirs!r}, and model.name is {ours!r}: set model.name "
-                f"{theirs}, or choose another run"
-            )
-
-
-def _of_one_size(given: dict[str, Tensor], own: dict[str, Tensor], part: str, source_name: str) -> dict[str, Tensor]:
+def _of_one_size(source: Model, model: Model, part: str, source_name: str) -> dict[str, Tensor]:
     """What both have. A decoder's branch that the source lacks stays fresh.
 
     Raises:
         ConfigError: a tensor of another shape, or one that the backbone lacks.
     """
+    given, own = source.tensors_of(part), model.tensors_of(part)
     wrong = [name for name in own if name in given and given[name].shape != own[name].shape]
     if part == BACKBONE:
         wrong += [name for name in own.keys() ^ given.keys()]
     if wrong:
         shapes = [str(list(tensors[wrong[0]].shape)) if wrong[0] in tensors else "absent" for tensors in (given, own)]
-        setting = "model.decoder_channels" if part == DECODER and wrong[0].startswith("decoder.laterals") else "model.options"
+        setting = model.decoder_setting if part == DECODER else "model.options"
         keep = ", or model.transfer backbone" if part == DECODER else ""
         raise ConfigError(
             f"the {part} of {source_name} has another size: {len(wrong)} tensors differ, such as {wrong[0]} ({shapes[0]} "
@@ -90,7 +69,7 @@ def _of_one_size(given: dict[str, Tensor], own: dict[str, Tensor], part: str, so
     return {name: tensor for name, tensor in given.items() if name in own}
 
 
-def _fitting_heads(source: nn.Module, model: PartedModel) -> dict[str, dict[str, Tensor]]:
+def _fitting_heads(source: Model, model: Model) -> dict[str, dict[str, Tensor]]:
     """Name of each head that means the same in both → its tensors."""
     stored = {spec.name: spec for spec in source.responses}
     own = model.tensors_of(HEADS)
@@ -112,14 +91,5 @@ def _mean_the_same(one: ResponseSpec, other: ResponseSpec) -> bool:
     return same_kind and same_names and (one.channels, one.is_dense) == (other.channels, other.is_dense)
 
 
-def _has_decoder(model: PartedModel) -> bool:
+def _has_decoder(model: Model) -> bool:
     return bool(model.parts()[DECODER])
-
-
-def _kind(model: nn.Module) -> str:
-    if isinstance(model, SegmentationNet):
-        return model.network
-    if isinstance(model, TappedClassifier):
-        return f"classifier on the layer {model.layer!r} of {model.name!r}"
-    names = {HoverNetModel: "hovernet", UNetModel: "unet"}
-    return f"student with the backbone {model.config.backbone!r}" if isinstance(model, Student) else names[type(model)]

@@ -5,32 +5,39 @@ with a 1x1 convolution in the place of transposed convolutions, which leave a ch
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csat.errors import ConfigError
-from csat.model.contract import BACKBONE, DECODER, HEADS, PartedModel
+from csat.model.contract import Model
+from csat.model.parts import BACKBONE, DECODER, HEADS
 from csat.responses import ResponseSpec
 
 
-class UNetModel(PartedModel):
-    """Encoder, decoder with skips, and one 1x1 head per response; heads without pixels see the pooled bottleneck.
+@dataclass(frozen=True, kw_only=True)
+class UNetOptions:
+    """Of `name: unet`."""
 
-    Args:
-        responses: The heads.
-        width: Channels at full resolution; doubled at each level.
-        depth: Times that the image is halved.
-    """
+    width: int = 32  # channels at full resolution; doubled at each level
+    depth: int = 4  # times that the image is halved
 
-    downsample = 1
+    def __post_init__(self):
+        if self.width < 1 or not 1 <= self.depth <= 6:
+            raise ConfigError(f"unet: width must be at least 1 and depth 1 to 6, not {self.width} and {self.depth}")
 
-    def __init__(self, responses: Sequence[ResponseSpec], *, width: int = 32, depth: int = 4):
-        super().__init__()
-        if width < 1 or not 1 <= depth <= 6:
-            raise ConfigError(f"unet: width must be at least 1 and depth 1 to 6, not {width} and {depth}")
-        self.responses, self.width, self.depth = tuple(responses), width, depth
+
+class UNetModel(Model):
+    """Encoder, decoder with skips, and one 1x1 head per response; heads without pixels see the pooled bottleneck."""
+
+    kind = "unet"
+    Options = UNetOptions
+
+    def __init__(self, options: UNetOptions, responses: Sequence[ResponseSpec]):
+        super().__init__(options, responses)
+        width, depth = options.width, options.depth
         self.step_px = 2**depth
         widths = [width * 2**level for level in range(depth + 1)]
         self.encoder = nn.ModuleList(_double(a, b) for a, b in zip([3, *widths], widths, strict=False))
@@ -60,13 +67,8 @@ class UNetModel(PartedModel):
             x = self.decoder[level](torch.cat([skips[level], x], 1))
         return {spec.name: self.heads[spec.name](x if spec.is_dense else pooled) for spec in self.responses}
 
-    def check_tile(self, tile_px: int) -> None:
-        """Refuse a tile size that cannot be halved `depth` times. Raises ConfigError."""
-        if tile_px % self.step_px:
-            nearest = max(self.step_px, round(tile_px / self.step_px) * self.step_px)
-            raise ConfigError(
-                f"unet of depth {self.depth} takes tiles of multiples of {self.step_px} px: set {nearest}, not {tile_px}"
-            )
+    def tile_sizes(self, largest_px: int) -> tuple[int, ...]:
+        return tuple(range(self.step_px, largest_px + 1, self.step_px))
 
     def parts(self) -> dict[str, list[nn.Module]]:
         return {BACKBONE: [self.encoder], DECODER: [*self.up, *self.decoder], HEADS: list(self.heads.values())}

@@ -12,12 +12,13 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from csat.labels.augment import fit_tile
 from csat.labels.datasets.contract import Decoded
+from csat.model.contract import Model
 from csat.responses import Kind, ResponseSpec
-from csat.views.grid import align, downsample
+from csat.views.grid import align
 from csat.views.symmetries import apply_d4, invert_d4
 
 MARGIN_SHARE = 1 / 8  # of a window's edge, on each side, that is seen and not used
@@ -52,7 +53,7 @@ class Seen:
 
 
 def see(
-    model: nn.Module, images: Iterable[tuple[Key, np.ndarray]], view: View, *, device: torch.device
+    model: Model, images: Iterable[tuple[Key, np.ndarray]], view: View, *, device: torch.device
 ) -> Iterator[tuple[Key, Seen]]:
     """What a model says of whole images, in their order. Windows of several images share a batch.
 
@@ -80,13 +81,13 @@ def see(
         yield key, image.result()
 
 
-def answers_of(model: nn.Module) -> list[ResponseSpec]:
+def answers_of(model: Model) -> list[ResponseSpec]:
     """What a model says of an image: not the maps that a student learned of its teacher."""
     return [spec for spec in model.responses if spec.kind != Kind.FEATURES]
 
 
 @torch.inference_mode()
-def answer(model: nn.Module, tiles: np.ndarray, view: View, *, device: torch.device) -> Maps:
+def answer(model: Model, tiles: np.ndarray, view: View, *, device: torch.device) -> Maps:
     """Activated predictions of a batch of tiles, the mean over the view's symmetries.
 
     Args:
@@ -101,7 +102,7 @@ def answer(model: nn.Module, tiles: np.ndarray, view: View, *, device: torch.dev
         turn = torch.full((len(images),), index, dtype=torch.uint8, device=device)
         back = torch.full_like(turn, invert_d4(index))
         with torch.autocast(device.type, torch.bfloat16, enabled=view.precision == "bfloat16"):
-            raw = model(downsample(apply_d4(images, turn).float() / 255, model.downsample))
+            raw = model(model.see(apply_d4(images, turn)))
         for spec in answers_of(model):
             values = _activate(align(raw[spec.name], spec, view.tile_px).float(), spec)
             if spec.is_dense and index:
@@ -183,7 +184,7 @@ class _Image:
         return Seen(maps=self._maps, shown=self.shown.shape[:2])
 
 
-def _show(model: nn.Module, queue: Sequence[tuple[_Image, Window]], view: View, device: torch.device) -> None:
+def _show(model: Model, queue: Sequence[tuple[_Image, Window]], view: View, device: torch.device) -> None:
     """Show a batch of windows to the model and hand its answers to their images."""
     said = answer(model, np.stack([image.tile(window) for image, window in queue]), view, device=device)
     for row, (image, window) in enumerate(queue):

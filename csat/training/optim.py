@@ -9,7 +9,7 @@ from torch import nn
 
 from csat.errors import ConfigError
 from csat.methods.contract import OwnOptimiser
-from csat.model.contract import PartedModel
+from csat.model.parts import PartedModel
 
 
 @dataclass(frozen=True, kw_only=True)

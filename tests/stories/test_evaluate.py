@@ -11,7 +11,7 @@ import yaml
 
 from csat.errors import ConfigError, DatasetError
 from csat.evaluation.judged_run import JudgedRun, read_run
-from csat.export.folder import export_model
+from csat.model.files import save_model
 from csat.model.student import Student, StudentConfig
 from csat.responses import Kind, ResponseSpec
 from csat.runs.folder import RunFolder
@@ -185,7 +185,7 @@ def _untrained(path, images, seed) -> str:
     config = read_config(settings)
     model = build_method(config, check(config)).part("student").eval()
     folder = RunFolder(str(path))
-    export_model(model, folder.path("exported"), {"mpp": None})
+    save_model(model, folder.path("exported"), {"mpp": None})
     evaluation = {"task": "classification", "classes": ["pink", "violet"]}
     run = JudgedRun(uri=folder.uri, config=plain_settings(config), evaluation=evaluation)
     data = own_data(run)
@@ -233,7 +233,7 @@ def _distilled(path, head, **more) -> str:
     config = StudentConfig(backbone="csat_nano", decoder_channels=8, downsample=2)
     folder = RunFolder(str(path))
     student = Student(config, (head, features))
-    export_model(student.eval(), folder.path("exported"), {"mpp": None, "tile_px": 32, **more})
+    save_model(student.eval(), folder.path("exported"), {"mpp": None, "tile_px": 32, **more})
     run = {"slides": ["x"], "student": {"backbone": "csat_nano"}, "train": {"seed": 3, "precision": "float32"}}
     folder.write_text("config.yaml", yaml.safe_dump(run))
     folder.write_json("throughput.json", {"student": {"params": 1000, "macs": 2000, "input_px": 16}})

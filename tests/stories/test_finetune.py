@@ -329,12 +329,13 @@ def test_an_initial_run_of_another_backbone(tmp_path, capsys, toy_student):
 @pytest.fixture
 def toy_student(tmp_path):
     """An exported student."""
-    from csat.model.student import Student, StudentConfig, save_student
+    from csat.model.files import save_model
+    from csat.model.student import Student, StudentConfig
     from csat.responses import Kind, ResponseSpec
 
     with torch.random.fork_rng():
         spec = ResponseSpec(name="np", kind=Kind.PROBABILITY, channels=1)
-        save_student(Student(StudentConfig(backbone="csat_nano", decoder_channels=8), [spec]), tmp_path / "student", {})
+        save_model(Student(StudentConfig(backbone="csat_nano", decoder_channels=8), [spec]), str(tmp_path / "student"), {})
     return tmp_path / "student"
 
 

@@ -11,6 +11,7 @@ import yaml
 
 from csat.errors import ConfigError
 from csat.export.folder import load_exported
+from csat.model.files import read_model_config, save_model
 from csat.model.registry import ModelConfig, build_model
 from csat.runs.checkpoints import Checkpoints
 from csat.runs.plan import Intervals
@@ -46,6 +47,18 @@ def test_models_open_and_answer(runs, name, edge_px):
     with torch.inference_mode():
         responses = model(torch.rand(2, 3, edge_px, edge_px))
     assert responses and all(torch.isfinite(response).all() for response in responses.values())
+
+
+@pytest.mark.parametrize("name", ["classifier", "hovernet", "coco", "attention", "resnet", "rckd"])
+def test_models_are_written_as_they_were(runs, tmp_path, name):
+    """Tensor by tensor and key by key: what reads the old folders reads the new ones."""
+    before = runs / name / "exported"
+    config = read_model_config(str(before))
+    save_model(load_exported(str(before)), str(tmp_path), config["metadata"])
+    assert {path.name for path in before.iterdir()} == {path.name for path in tmp_path.iterdir()}
+    assert read_model_config(str(tmp_path)) == config
+    for path in before.glob("*.safetensors"):
+        assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
 
 
 @pytest.mark.parametrize("name", ["classifier", "hovernet", "resnet"])

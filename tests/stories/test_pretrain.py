@@ -12,7 +12,8 @@ import timm
 import yaml
 from safetensors.torch import load_file
 
-from csat.export.folder import export_model, load_exported
+from csat.export.folder import load_exported
+from csat.model.files import save_model
 from csat.model.registry import ModelConfig, build_model
 from csat.runs.checkpoints import Checkpoints
 from csat.runs.recorder import read_metrics
@@ -160,7 +161,7 @@ def test_a_fine_tuned_run_is_a_teacher(ray_cluster, slides, tmp_path, monkeypatc
         name="x", task=Task.NUCLEI, classes=("a",), mpp=0.5, licence="CC BY 4.0", source="our ward", group="image"
     )
     model = build_model(ModelConfig(name="unet", options={"width": 4, "depth": 2}), info, load_exported)
-    export_model(model, str(tmp_path / "teacher" / "exported"), {"task": "nuclei", "mpp": 0.5, "licence": "CC BY 4.0"})
+    save_model(model, str(tmp_path / "teacher" / "exported"), {"task": "nuclei", "mpp": 0.5, "licence": "CC BY 4.0"})
     monkeypatch.chdir(tmp_path)
     one = dict(slides=slides[:1], manifest__holdout_by=None)
     assert pretrain.main(arguments(run_folder="run", teacher__name="teacher", **one)) == 0

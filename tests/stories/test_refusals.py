@@ -7,7 +7,8 @@ import pytest
 import tifffile
 import torch
 
-from csat.export.folder import export_model, load_exported
+from csat.export.folder import load_exported
+from csat.model.files import save_model
 from csat.model.networks.hovernet import HoVerNet
 from csat.model.registry import ModelConfig, build_model
 from csat.model.student import Student, StudentConfig
@@ -88,7 +89,7 @@ class TestATrainedTeacher:
     def run(self, tmp_path):
         info = DatasetInfo(name="x", task=Task.NUCLEI, classes=(), mpp=0.25, licence="CC0", source="us", group="image")
         model = build_model(ModelConfig(name="unet", options={"width": 4, "depth": 2}), info, load_exported)
-        export_model(model, str(tmp_path / "teacher" / "exported"), {"task": "nuclei", "mpp": 0.25, "tile_px": 64})
+        save_model(model, str(tmp_path / "teacher" / "exported"), {"task": "nuclei", "mpp": 0.25, "tile_px": 64})
         return tmp_path / "teacher"
 
     def test_of_another_resolution(self, tmp_path, slides, capsys, run):
@@ -114,7 +115,7 @@ class TestATrainedTeacher:
     def test_that_is_a_student(self, tmp_path, slides, capsys):
         head = ResponseSpec(name="np", kind=Kind.PROBABILITY, channels=1)
         student = Student(StudentConfig(backbone="csat_nano", decoder_channels=8), [head])
-        export_model(student, str(tmp_path / "rckd" / "exported"), {"teacher": {"name": "stain"}})
+        save_model(student, str(tmp_path / "rckd" / "exported"), {"teacher": {"name": "stain"}})
         message = refuse(capsys, slides, tmp_path / "run", teacher__name=tmp_path / "rckd")
         assert "imitates the teacher 'stain'" in message
 

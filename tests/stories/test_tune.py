@@ -8,7 +8,8 @@ import psutil
 import pytest
 import yaml
 
-from csat.export.folder import export_model, load_exported
+from csat.export.folder import load_exported
+from csat.model.files import save_model
 from csat.model.student import Student, StudentConfig
 from csat.runs.checkpoints import Checkpoints
 from csat.runs.recorder import read_metrics
@@ -90,7 +91,7 @@ class TestRefusals:
     def test_a_start_from_a_run_of_another_backbone(self, images, tmp_path, capsys):
         info = DatasetInfo(name="x", task=Task.CLASSIFICATION, classes=("a", "b"), mpp=None, licence="", source="", group="")
         student = Student(StudentConfig(backbone="csat_nano", decoder_channels=8), heads_of(info))
-        export_model(student, str(tmp_path / "other" / "exported"), {"tile_px": 32})
+        save_model(student, str(tmp_path / "other" / "exported"), {"tile_px": 32})
         start = {"model": {"name": "csat", "init": "run", "from_run": str(tmp_path / "other")}}
         words = ["a x rckd", "'csat_nano'", "model.name is 'csat'"]
         self.refuse(capsys, images, tmp_path, words, starts={"fine": {"model": {"name": "csat_nano"}}, "rckd": start})

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from csat.errors import SlideError
 from csat.labels.datasets.contract import Decoded, Sample
+from csat.model.contract import Model
 from csat.responses import Batch, TargetSpec
 from csat.runs.plan import Plan
 from csat.tasks import DatasetInfo, Task, heads_of
@@ -74,7 +75,7 @@ class ListSource:
 class TinyModel(nn.Module):
     """Three convolutions and a head for each response; heads without pixels see the mean. `has_norm`: with batch norm."""
 
-    downsample = 1
+    downsample, see = 1, Model.see
     step_px = 1
 
     def __init__(self, info: DatasetInfo, *, crop_px: int = 0, has_norm: bool = False, width: int = 8):

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from csat.errors import TeacherError
-from csat.export.folder import export_model, load_exported
+from csat.export.folder import load_exported
 from csat.losses.attention import attention_maps, normalise_jointly
+from csat.model.files import save_model
 from csat.model.registry import ModelConfig, build_model
 from csat.responses import Kind
 from csat.tasks import Task
@@ -18,7 +19,7 @@ METADATA = {"task": Task.CLASSIFICATION, "tile_px": 64, "mpp": 0.5}
 
 def write_run(folder, **settings) -> str:
     torch.manual_seed(0)
-    export_model(
+    save_model(
         build_model(ModelConfig(name="csat_nano", **settings), make_info(), None).eval(), f"{folder}/exported", METADATA
     )
     return str(folder)
@@ -33,7 +34,8 @@ def test_it_answers_what_the_exported_model_does(tmp_path, upsample, stride_px):
     tiles = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
     answers, model = teacher.respond(tiles), load_exported(f"{run}/exported")
     images = torch.nn.functional.avg_pool2d(torch.tensor(tiles).permute(0, 3, 1, 2) / 255, 2)
-    features, logits = model.tap(images)
+    maps, predictions = model.tap(images, ["features"])
+    features, logits = maps["features"], predictions["label"]
     expected = {"label": logits.detach(), "features": features.detach()}
     expected |= {f"cam_{name}": normalise_jointly(attention_maps(features, logits, form)) for name, form in FORMS.items()}
     for name, value in expected.items():

@@ -12,10 +12,11 @@ from csat.evaluation import judging
 from csat.evaluation.judged_run import JudgedRun
 from csat.evaluation.leakage import check_leakage
 from csat.evaluation.predictions import Predictions
-from csat.export.folder import exported_folder, load_exported, read_exported_config
+from csat.export.folder import exported_folder, load_exported
 from csat.labels.datasets.contract import Sample
 from csat.labels.decoded import SampleSource
 from csat.labels.sets import LabelledConfig, assemble, assemble_to_judge
+from csat.model.files import read_model_config
 from csat.prediction.windows import View
 from csat.settings import read_settings
 from csat.tasks import DatasetInfo, Task
@@ -69,7 +70,7 @@ def other_data(run: JudgedRun, config: LabelledConfig, split: str, *, accept_lea
         DatasetError: nothing in that split, images that the run or what it was built on has seen, or data that do not fit.
     """
     mine = run.config["data"]
-    exported = read_exported_config(exported_folder(run.uri))["metadata"]
+    exported = read_model_config(exported_folder(run.uri))["metadata"]
     mpp = config.mpp or mine["mpp"] or (exported.get("mpp") if mine["fit"] == "crop" else None)
     config = replace(config, task=run.task, tile_px=mine["tile_px"], fit=mine["fit"], mpp=mpp)
     data = assemble_to_judge(config, None if split == EVERY_SPLIT else split)
@@ -94,7 +95,7 @@ def look(run: JudgedRun, data: RunData, keys: Sequence[str], *, device: torch.de
 
 
 def _load(run: JudgedRun, device: torch.device) -> torch.nn.Module:
-    return load_exported(exported_folder(run.uri)).to(device).eval()
+    return load_exported(run.uri).to(device).eval()
 
 
 def _run_data(prepared: Prepared, samples: tuple[Sample, ...], run: JudgedRun) -> RunData:

@@ -2,7 +2,7 @@
 
 import torch
 
-from csat.export.folder import exported_folder, load_exported
+from csat.export.folder import load_exported
 from csat.labels.sets import LabelledData
 from csat.labels.splits import class_counts
 from csat.methods import registry
@@ -17,7 +17,7 @@ from workflows.shell.config import check_counts
 def build_method(config: FinetuneConfig, data: LabelledData, teacher: TeacherSpec | None = None) -> Method:
     """The method with its model, seeded: the same weights in every process. Raises ConfigError for what cannot work."""
     torch.manual_seed(config.train.seed)
-    model = build_model(config.model, data.info, load=lambda run: load_exported(exported_folder(run)))
+    model = build_model(config.model, data.info, load=load_exported)
     counts = None
     if data.splits["train"][0].label is not None:
         counts = tuple(class_counts(data.splits["train"], len(data.info.classes)).tolist())

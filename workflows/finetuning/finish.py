@@ -10,8 +10,9 @@ from torch import nn
 
 from csat.evaluation import scores
 from csat.evaluation.predictions import Predictions, write_predictions
-from csat.export.folder import export_model, exported_folder, read_exported_config
+from csat.export.folder import exported_folder
 from csat.model.cost import count_cost, measure_speed
+from csat.model.files import read_model_config, save_model
 from csat.model.registry import ModelConfig
 from csat.runs.accounts import write_accounts, write_throughput
 from csat.runs.checkpoints import Checkpoints
@@ -76,11 +77,11 @@ def write_results(
         "started_from": started_from,
         "teacher": teacher_record(job.teacher) if job.teacher else None,
     }
-    export_model(model, folder.path("exported"), metadata)
+    save_model(model, folder.path("exported"), metadata)
 
 
 def _started_from(model: ModelConfig) -> dict[str, Any] | str:
     """Where the weights came from, for the model card: of a run, what its own export says, its teacher and licence too."""
     if model.from_run is None:
         return model.init
-    return {"run": model.from_run, **read_exported_config(exported_folder(model.from_run))["metadata"]}
+    return {"run": model.from_run, **read_model_config(exported_folder(model.from_run))["metadata"]}

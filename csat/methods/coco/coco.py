@@ -43,12 +43,13 @@ from csat.losses.wgan import PENALTY_WEIGHT, adversarial_loss, critic_loss, grad
 from csat.methods.coco.first_stage import Paraphrasers
 from csat.methods.coco.paraphrasers import LAYERS, make_paraphrasers
 from csat.methods.contract import Method, OwnOptimiser, Setting, Source, check_same_classes, pick_responses
+from csat.model.contract import Model
 from csat.model.networks.critic import WIDTH, PatchCritic
 from csat.responses import Batch, Kind, ResponseSpec, TeacherSpec
 from csat.settings import Place
 from csat.tasks import IGNORE, Task
 from csat.views.draws import uniforms
-from csat.views.grid import align, downsample
+from csat.views.grid import align
 
 MASK = "mask"
 LOGITS = "logits"  # what the student's turn keeps for the critic's
@@ -93,11 +94,11 @@ class CoCo(Method):
     learns_from = Source.RESPONSES | Source.LABELS
     changed_defaults = MappingProxyType({"lambda_s": (0.01, 1.0), "lambda_adv": (0.001, 0.1)})
 
-    def __init__(self, config: CoCoConfig, model: nn.Module, setting: Setting):
+    def __init__(self, config: CoCoConfig, model: Model, setting: Setting):
         """
         Args:
             config: The settings.
-            model: As `csat.model.registry.build_model` makes it, with `tap` and `tapped_channels`.
+            model: As `csat.model.registry.build_model` makes it, with the layers `encoder` and `decoder`.
             setting: With a teacher, and the data's task and classes.
 
         Raises:
@@ -109,7 +110,7 @@ class CoCo(Method):
         info = setting.data
         if info.task != Task.SEGMENTATION:
             raise ConfigError(f"method coco learns a segmentation, and the task is {info.task}: choose another method")
-        if not hasattr(model, "tap") or not hasattr(model, "tapped_channels"):
+        if not model.layers.keys() >= set(LAYERS):
             raise ConfigError(
                 f"method coco compares an encoder's and a decoder's map, and a {type(model).__name__} has none to tap: set "
                 "model.name to fanet, mobile_unet, enet, erfnet or a timm backbone"
@@ -124,7 +125,7 @@ class CoCo(Method):
             self._check_cells(specs)
         if config.has_paraphrasers:
             theirs = [specs[name].channels for name in LAYERS]
-            self.paraphrasers = make_paraphrasers(theirs, model.tapped_channels)
+            self.paraphrasers = make_paraphrasers(theirs, [model.layers[name].channels for name in LAYERS])
         if config.lambda_adv:
             remedy = "choose a teacher of these classes, or method.options.lambda_adv 0"
             check_same_classes(specs[MASK], info.classes, remedy=remedy)
@@ -175,21 +176,17 @@ class CoCo(Method):
         images = batch.tiles.float() / 255
         if turn == "critic":
             return self._criticise(images, batch.kept[LOGITS], batch)
-        encoder, decoder, logits = self._tap(images)
+        maps, predictions = self.model.tap(self.model.see(batch.tiles), LAYERS)
+        logits = align(predictions[MASK], self.spec, self.tile_px)  # for each pixel of the tile
         terms = {"ce": cross_entropy(logits, batch.targets[MASK], ignore=IGNORE)}
         if "coco" in self.weights:
-            terms["coco"] = correlation_error(encoder, decoder, *self._factors(batch), cells=self.config.cells)
+            terms["coco"] = correlation_error(*maps.values(), *self._factors(batch), cells=self.config.cells)
         if self.critic is not None:
             batch.kept[LOGITS] = logits.detach()
             # The gradient passes through the critic and not into it.
             fixed = {name: parameter.detach() for name, parameter in self.critic.named_parameters()}
             terms["adv"] = adversarial_loss(functional_call(self.critic, fixed, (images, logits)))
         return terms
-
-    def _tap(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The student's two maps, and its logits for each pixel of the tile."""
-        encoder, decoder, logits = self.model.tap(downsample(images, self.model.downsample))
-        return encoder, decoder, align(logits, self.spec, self.tile_px)
 
     def _criticise(self, images: Tensor, student: Tensor, batch: Batch) -> dict[str, Tensor]:
         teacher = align(self.responses_in(batch)[MASK].float(), self.spec, self.tile_px)
@@ -208,12 +205,9 @@ class CoCo(Method):
 
     def _check_cells(self, specs: dict[str, ResponseSpec]) -> None:
         """Every map must have as many cells as are compared."""
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            was_training = self.model.training
-            edge = self.tile_px // self.model.downsample
-            maps = self.model.eval().tap(torch.zeros(1, 3, edge, edge))[:2]
-            self.model.train(was_training)
-        sizes = [each.shape[-1] for each in maps] + [specs[name].shape(self.tile_px)[-1] for name in LAYERS]
+        sizes = [self.tile_px // self.model.layers[name].stride_px for name in LAYERS] + [
+            specs[name].shape(self.tile_px)[-1] for name in LAYERS
+        ]
         if min(sizes) < self.config.cells:
             raise ConfigError(
                 f"method coco compares {self.config.cells} x {self.config.cells} cells, and a tile of {self.tile_px} px has "

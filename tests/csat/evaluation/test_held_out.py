@@ -8,7 +8,8 @@ import torch
 
 from csat.columns import OK, POSITION, QUARANTINED, RESPONSE_PREFIX, STATUS, TILE, of_arrays
 from csat.evaluation.held_out import KNOWN, PICTURE, FidelityStage
-from csat.model.student import Student, StudentConfig, save_student
+from csat.model.files import save_model
+from csat.model.student import Student, StudentConfig
 from csat.responses import Kind, ResponseSpec, Symmetry
 from csat.slides.synthetic import make_slides, read_truth
 
@@ -26,7 +27,7 @@ def slide(tmp_path_factory):
 def student_folder(tmp_path_factory):
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("student")
-    save_student(Student(StudentConfig(backbone="csat_nano", decoder_channels=8), (NP, HV)), folder, {})
+    save_model(Student(StudentConfig(backbone="csat_nano", decoder_channels=8), (NP, HV)), str(folder), {})
     return folder
 
 
@@ -84,7 +85,7 @@ def test_whole_images_are_measured_each_at_its_own_size(tmp_path, slide):
     logits = ResponseSpec(name="logits", kind=Kind.LOGITS, channels=3, stride_px=None)
     torch.manual_seed(0)
     student = Student(StudentConfig(backbone="csat_nano", decoder_channels=8), (grid, logits), last_map=["tokens"])
-    save_student(student, tmp_path, {})
+    save_model(student, str(tmp_path), {})
     student.eval()
     sizes = [(64, 96), (96, 64), (64, 96), (32, 32)]
     tiles = [np.full((*size, 3), 40 * index + 60, np.uint8) for index, size in enumerate(sizes)]

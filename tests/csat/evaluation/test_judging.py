@@ -17,6 +17,7 @@ from csat.labels.augment import resize_labels
 from csat.labels.datasets.contract import Decoded, Sample
 from csat.labels.datasets.registry import read_dataset
 from csat.labels.decoded import SampleDecoder
+from csat.model.contract import Model
 from csat.prediction.windows import View
 from csat.responses import Kind, ResponseSpec
 from csat.tasks import IGNORE, DatasetInfo, Task
@@ -148,7 +149,7 @@ def test_types_are_matched_where_a_set_has_them():
     responses = (*responses_of(Task.NUCLEI), ResponseSpec(name="tp", kind=Kind.LOGITS, channels=3))
 
     class Typed(nn.Module):
-        downsample = 1
+        downsample, see = 1, Model.see
 
         def forward(self, images):
             dense = ByColour(responses_of(Task.NUCLEI))(images)
@@ -168,7 +169,7 @@ def test_types_are_matched_where_a_set_has_them():
 class Oracle(nn.Module):
     """Answers the true maps of one image, seen as one tile."""
 
-    downsample = 1
+    downsample, see = 1, Model.see
 
     def __init__(self, instances, types):
         super().__init__()

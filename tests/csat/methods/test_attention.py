@@ -15,7 +15,8 @@ from csat.losses.rms import rms_distance
 from csat.methods.attention import Attention, AttentionConfig
 from csat.methods.contract import Setting
 from csat.methods.registry import build_method
-from csat.model.tapped import TappedClassifier
+from csat.model.registry import ModelConfig, build_model
+from csat.model.tapped import TappedClassifier, TappedOptions
 from csat.responses import Batch, Kind, ResponseSpec, TeacherSpec
 from csat.tasks import Task
 from csat.views.grid import downsample
@@ -36,8 +37,14 @@ def make(teacher: TeacherSpec = TEACHER, *, factor: int = 2, info=INFO, **option
     """With KD too, which is off by default."""
     options = {"alpha_kd": 1.0, **options}
     torch.manual_seed(0)
-    model = TappedClassifier((LABEL,), backbone="csat_nano", layer="stages.1", downsample=factor)
+    model = TappedClassifier(TappedOptions(backbone="csat_nano", layer="stages.1", downsample=factor), (LABEL,))
     return build_method("attention", options, model, Setting(tile_px=TILE_PX, data=info, teacher=teacher)).eval()
+
+
+def tap(model, images):
+    """The layer's map, and the logits."""
+    maps, predictions = model.tap(images, ["features"])
+    return maps["features"], predictions["label"]
 
 
 def make_batch(num: int = 4, labels=(0, 1, 1, 0)) -> Batch:
@@ -55,7 +62,7 @@ def make_batch(num: int = 4, labels=(0, 1, 1, 0)) -> Batch:
 def test_the_terms_are_the_losses_and_the_total_is_the_papers(variant, form):
     method, batch = make(variant=variant, alpha_kd=0.5, temperature=2.0), make_batch()
     assert [spec.name for spec in method.responses] == ["label", "features", f"cam_{variant}"]
-    features, logits = method.model.tap(downsample(batch.tiles / 255, 2))
+    features, logits = tap(method.model, downsample(batch.tiles / 255, 2))
     assert features.shape == (4, 48, 4, 4), "half the pixels, half the cells; interpolated to the teacher's"
     maps = attention_maps(features, logits, form)
     expected = {
@@ -75,7 +82,7 @@ def test_the_terms_are_the_losses_and_the_total_is_the_papers(variant, form):
 
 def test_maps_that_agree_cost_nothing():
     method, batch = make(factor=1), make_batch()
-    features, logits = method.model.tap(batch.tiles / 255)
+    features, logits = tap(method.model, batch.tiles / 255)
     cam = normalise_jointly(attention_maps(features, logits))
     batch.responses = {"label": logits.detach(), "features": features.detach(), "cam_at_plus": cam}
     terms = method(batch)
@@ -195,8 +202,10 @@ def test_what_cannot_work_is_refused():
         make(info=make_info(classes=("pale",)))
     with pytest.raises(ConfigError, match="the teacher's classes are pale, dark, and those of the data a, b"):
         make(info=make_info(classes=("a", "b")))
-    with pytest.raises(ConfigError, match="a Linear has none named.*model.options.layer"):
-        Attention(AttentionConfig(), torch.nn.Linear(1, 1), Setting(tile_px=TILE_PX, data=INFO, teacher=TEACHER))
+    for name, form in (("unet", "UNetModel"), ("csat_nano", "Student")):
+        model = build_model(ModelConfig(name=name), INFO, load=None)
+        with pytest.raises(ConfigError, match=f"a {form} has none named.*model.options.layer"):
+            Attention(AttentionConfig(), model, Setting(tile_px=TILE_PX, data=INFO, teacher=TEACHER))
     with pytest.raises(ConfigError, match="'attention' learns from a teacher too"):
         build_method("attention", {}, make().model, Setting(tile_px=TILE_PX, data=INFO))
     for wrong in ({"variant": "at+"}, {"alpha_at": -1.0}, {"alpha_kd": float("nan")}, {"temperature": 0.0}):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from csat.instances import hv_targets
 from csat.methods.contract import Setting
 from csat.methods.rckd import RCKD, RCKDConfig
+from csat.model.contract import Model
 from csat.responses import Batch, Kind, ResponseSpec, Symmetry, TeacherSpec
 from csat.views.colour import ColourConfig
 from csat.views.symmetries import apply_d4, apply_d4_tiles
@@ -73,6 +74,8 @@ def stain_teacher(tiles: np.ndarray) -> dict[str, np.ndarray]:
 
 class TeacherAsStudent(nn.Module):
     """Answers with the teacher's response to the images, as the raw predictions of a student: over the whole tile."""
+
+    see = Model.see
 
     def __init__(self, teacher: Callable, specs: tuple[ResponseSpec, ...]):
         super().__init__()

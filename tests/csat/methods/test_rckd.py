@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from csat.errors import ConfigError, TeacherError
 from csat.methods.contract import Setting
 from csat.methods.rckd import RCKD, RCKDConfig
+from csat.model.contract import Model
 from csat.responses import Batch, Kind, ResponseSpec, Symmetry, TeacherSpec
 from csat.views.colour import ColourConfig
 from csat.views.grid import align
@@ -31,6 +32,8 @@ NO_COLOUR = ColourConfig(stain_scale=0.0, stain_shift=0.0, brightness=0.0, contr
 
 class TinyStudent(nn.Module):
     """Two convolutions and one head per response; keeps the images that it last saw."""
+
+    see = Model.see
 
     def __init__(self, specs: tuple[ResponseSpec, ...], downsample: int = 1):
         super().__init__()

@@ -18,8 +18,12 @@ from csat.losses.resized import resized_error
 from csat.methods.contract import Setting
 from csat.methods.registry import build_method, build_student
 from csat.methods.resolution import Resolution, ResolutionConfig
+from csat.model.contract import Model
 from csat.model.cost import count_cost
-from csat.model.student import Student, StudentConfig, load_student, save_student
+from csat.model.files import load_model, save_model
+from csat.model.parts import BACKBONE, DECODER, HEADS
+from csat.model.student import Student, StudentConfig
+from csat.model.transfer import transfer
 from csat.responses import Batch, Kind, ResponseSpec, Symmetry, TeacherSpec
 from csat.views.colour import ColourConfig
 from csat.views.symmetries import apply_d4, apply_d4_tiles, d4_of
@@ -34,6 +38,8 @@ NO_COLOUR = ColourConfig(stain_scale=0.0, stain_shift=0.0, brightness=0.0, contr
 
 class TinyStudent(nn.Module):
     """Logits and a map at an eighth of its image; keeps the images that it last saw."""
+
+    see = Model.see
 
     def __init__(self, specs: tuple[ResponseSpec, ...] = SPECS, downsample: int = 1):
         super().__init__()
@@ -185,7 +191,7 @@ class TestViews:
             return {"label": 5 * features.mean((2, 3)), "features": features}
 
         class Again(nn.Module):
-            downsample = 1
+            downsample, see = 1, Model.see
 
             def forward(self, images: Tensor) -> dict[str, Tensor]:
                 return say((images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
@@ -252,18 +258,20 @@ class TestTheRealStudent:
 
     def test_it_is_stored_and_loaded(self, tmp_path):
         student = self.build("csat_nano").student.eval()
-        save_student(student, tmp_path, {})
-        loaded, images = load_student(tmp_path), torch.rand(1, 3, 64, 64)
+        save_model(student, str(tmp_path), {})
+        loaded, images = load_model(str(tmp_path)), torch.rand(1, 3, 64, 64)
         assert loaded.last_map == ("features",)
         with torch.no_grad():
             for name, prediction in student(images).items():
                 assert torch.equal(loaded(images)[name], prediction)
 
     def test_the_next_task_takes_the_backbone_and_a_fresh_decoder(self):
-        student = self.build("csat_nano").student
-        student.reset_heads([ResponseSpec(name="np", kind=Kind.PROBABILITY, channels=1)])
-        assert student.last_map == () and student.step_px == 2
-        assert all(p.requires_grad for p in student.decoder.parameters())
+        student, nuclei = self.build("csat_nano").student, (ResponseSpec(name="np", kind=Kind.PROBABILITY, channels=1),)
+        following = Student(StudentConfig(backbone="csat_nano"), nuclei)
+        moved = transfer(student, following, parts=(BACKBONE, DECODER, HEADS), source_name="a run")
+        assert set(moved) == {"mean", "std", *following.tensors_of(BACKBONE)}, "the decoder never learned anything"
+        assert following.last_map == () and following.step_px == 2
+        assert all(p.requires_grad for p in following.decoder.parameters())
 
     @pytest.mark.parametrize("backbone", ["resnet10_gn", "resnet18"])
     def test_halving_the_resolution_saves_four_times(self, backbone):

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from csat.errors import ConfigError
-from csat.export.folder import export_model, exported_folder, load_exported
-from csat.model.contract import DECODER
+from csat.export.folder import load_exported
+from csat.model.files import save_model
 from csat.model.networks.hovernet import MARGIN_PX
+from csat.model.parts import DECODER
 from csat.model.registry import ModelConfig, build_model
 from csat.tasks import DatasetInfo, Task, heads_of
 
@@ -34,7 +35,7 @@ def build(name, task, *, seed=0, classes=None, **settings):
     """A small model, seeded; from_run is an exported folder or a run folder."""
     torch.manual_seed(seed)
     config = ModelConfig(name=name, **{**SMALL.get(name, {}), **settings})
-    return build_model(config, info_of(task, classes), lambda run: load_exported(exported_folder(run)))
+    return build_model(config, info_of(task, classes), load_exported)
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def run(tmp_path):
 
     def make(name, task, **settings):
         folder = tmp_path / f"{name}-{task}-{len(list(tmp_path.iterdir()))}"
-        export_model(build(name, task, seed=1, **settings), str(folder / "exported"), {"task": task})
+        save_model(build(name, task, seed=1, **settings), str(folder / "exported"), {"task": task})
         return str(folder)
 
     return make
@@ -183,6 +184,6 @@ def test_networks_for_segmentation(run):
         build("erfnet", Task.SEGMENTATION, options={"width": 8})
     folder = run("fanet", Task.SEGMENTATION)
     model = build("fanet", Task.SEGMENTATION, seed=7, init="run", from_run=folder)
-    assert torch.equal(model.net.head[1].weight, load_exported(exported_folder(folder)).net.head[1].weight)
+    assert torch.equal(model.net.head[1].weight, load_exported(folder).net.head[1].weight)
     with pytest.raises(ConfigError, match="holds a fanet, and model.name asks for a enet"):
         build("enet", Task.SEGMENTATION, init="run", from_run=folder)

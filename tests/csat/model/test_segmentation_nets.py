@@ -4,15 +4,18 @@ import pytest
 import torch
 
 from csat.errors import ConfigError
-from csat.model.contract import BACKBONE, DECODER, HEADS
+from csat.model.contract import DECODED, ENCODED
 from csat.model.cost import count_cost
 from csat.model.networks.fanet import FANet, SelectiveKernel, StripPooling
-from csat.model.segmentation_nets import NETWORKS, TAP_STRIDE_PX, SegmentationNet
+from csat.model.parts import BACKBONE, DECODER, HEADS
+from csat.model.registry import find_model
+from csat.model.segmentation_nets import TAP_STRIDE_PX, SegmentationNet
 from csat.responses import Kind, ResponseSpec
 from tests.csat.model.published_count import count_as_published
 
 MASK = ResponseSpec(name="mask", kind=Kind.LOGITS, channels=3)
 SMALL = ("mobile_unet", "enet", "erfnet")
+NETWORKS = ("fanet", *SMALL)
 # Of one channel of 256 x 256 and two classes: published parameters, published MACs, and MACs as they are multiplied.
 PUBLISHED = {
     "mobile_unet": (4.640e6, 1.492e9, 0.963e9),
@@ -23,15 +26,22 @@ PUBLISHED = {
 SHAPE = (1, 1, 256, 256)
 
 
-def make_net(name: str, responses=(MASK,)) -> SegmentationNet:
+def make_net(name: str, responses=(MASK,), **options) -> SegmentationNet:
     torch.manual_seed(0)
-    return SegmentationNet(responses, network=name).eval()
+    model_class = find_model(name)
+    return model_class(model_class.Options(**options), responses).eval()
+
+
+def tap(net, images):
+    """The encoder's map, the decoder's, and the logits."""
+    maps, predictions = net.tap(images, [ENCODED, DECODED])
+    return maps[ENCODED], maps[DECODED], predictions["mask"]
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_the_students_cost_what_is_published_to_the_last_digit(name):
     params, macs, multiplied = PUBLISHED[name]
-    net = NETWORKS[name](2, in_channels=1)
+    net = find_model(name).Network(2, in_channels=1)
     counted = count_as_published(net, SHAPE, with_batch_norm=name != "mobile_unet")
     assert counted[0] == pytest.approx(params, rel=1.5e-3)
     assert counted[1] == pytest.approx(macs, rel=1e-3)
@@ -53,9 +63,10 @@ def test_the_teacher_costs_what_is_published_within_a_thousandth():
 def test_taps_and_logits(name):
     net = make_net(name)
     with torch.no_grad():
-        encoded, decoded, logits = net.tap(torch.rand(2, 3, 64, 96))
-    assert encoded.shape == decoded.shape == (2, net.tap_channels, 64 // TAP_STRIDE_PX, 96 // TAP_STRIDE_PX)
-    assert net.tap_channels == {"fanet": 256, "mobile_unet": 24, "enet": 64, "erfnet": 64}[name]
+        encoded, decoded, logits = tap(net, torch.rand(2, 3, 64, 96))
+    assert encoded.shape == decoded.shape == (2, net.layers[ENCODED].channels, 64 // TAP_STRIDE_PX, 96 // TAP_STRIDE_PX)
+    assert net.layers[ENCODED] == net.layers[DECODED] and net.layers[ENCODED].stride_px == TAP_STRIDE_PX
+    assert net.layers[ENCODED].channels == {"fanet": 256, "mobile_unet": 24, "enet": 64, "erfnet": 64}[name]
     assert logits.shape == (2, 3, 64, 96)
     with torch.no_grad():
         assert net(torch.rand(1, 3, 32, 32))["mask"].shape == (1, 3, 32, 32)
@@ -72,7 +83,7 @@ def test_every_parameter_gets_a_gradient_from_the_logits(name):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_taps_carry_gradients_to_the_layers_before_them(name):
     net = make_net(name)
-    encoded, decoded, _ = net.tap(torch.rand(1, 3, 32, 32))
+    encoded, decoded, _ = tap(net, torch.rand(1, 3, 32, 32))
     first = next(p for p in net.parameters() if p.ndim == 4)
     for tapped in (encoded, decoded):
         assert torch.autograd.grad(tapped.square().sum(), first, retain_graph=True)[0].abs().sum() > 0
@@ -155,7 +166,7 @@ def test_weights_of_the_earlier_fanet_are_refused_in_one_sentence():
 
 
 def test_mistakes_are_named():
-    with pytest.raises(ConfigError, match="no network 'unet3'; there is: fanet, mobile_unet, enet, erfnet"):
+    with pytest.raises(ConfigError, match="no model of kind 'unet3'; known are: .*fanet, mobile_unet, enet, erfnet"):
         make_net("unet3")
     label = ResponseSpec(name="label", kind=Kind.LOGITS, channels=3, stride_px=None)
     with pytest.raises(ConfigError, match="'enet' segments: it has one dense head, and was asked for: label"):
@@ -182,13 +193,15 @@ def test_every_parameter_is_in_one_part_and_the_encoder_has_layers(name):
 @pytest.mark.parametrize("width", [8, 24])
 def test_a_narrow_teacher(width):
     net = make_narrow(width)
-    assert net.tap_channels == 4 * width and sum(p.numel() for p in net.parameters()) < 38.3e6 * (width / 64) ** 2 * 1.02
+    assert (
+        net.layers[ENCODED].channels == 4 * width
+        and sum(p.numel() for p in net.parameters()) < 38.3e6 * (width / 64) ** 2 * 1.02
+    )
     with torch.no_grad():
-        assert net.eval().tap(torch.rand(1, 3, 32, 32))[0].shape == (1, 4 * width, 8, 8)
+        assert tap(net.eval(), torch.rand(1, 3, 32, 32))[0].shape == (1, 4 * width, 8, 8)
     with pytest.raises(ConfigError, match="width is a multiple of 8"):
         make_narrow(12)
 
 
 def make_narrow(width: int = 8) -> SegmentationNet:
-    torch.manual_seed(0)
-    return SegmentationNet((MASK,), network="fanet", width=width)
+    return make_net("fanet", width=width).train()

@@ -1,6 +1,5 @@
 """The student over several backbones: predictions, frozen leftovers, folders, and the errors that a user can meet."""
 
-import json
 import shutil
 
 import pytest
@@ -9,8 +8,13 @@ import torch
 from safetensors.torch import load_file
 
 from csat.errors import ConfigError
+from csat.model.contract import Layer
 from csat.model.cost import count_cost
-from csat.model.student import Student, StudentConfig, load_student, read_student_config, save_student
+from csat.model.files import load_model, read_model_config, save_model
+from csat.model.networks.feature_maps import freeze_unused
+from csat.model.parts import BACKBONE, DECODER, HEADS
+from csat.model.student import Student, StudentConfig
+from csat.model.transfer import transfer
 from csat.responses import Kind, ResponseSpec, Symmetry
 
 NP = ResponseSpec(name="np", kind=Kind.PROBABILITY, channels=1)
@@ -102,7 +106,7 @@ def test_probing_leaves_no_trace():
     statistics = {k: v.clone() for k, v in student.state_dict().items() if "running" in k or "num_batches" in k}
     state = torch.random.get_rng_state()
     student.check_tile(64)
-    student._freeze_unused()
+    freeze_unused(student, torch.zeros(1, 3, 64, 64))
     assert torch.equal(state, torch.random.get_rng_state())
     assert all(torch.equal(student.state_dict()[k], v) for k, v in statistics.items())
     assert all(module.training for module in student.modules())
@@ -128,67 +132,69 @@ def test_bfloat16_autocast():
 
 def test_folder_round_trip_is_exact(tmp_path):
     student, x = make(responses=(NP, HV, EMBEDDING), downsample=2), torch.rand(2, 3, 64, 64)
-    save_student(student, tmp_path, {"mpp": 0.5, "tile_px": 128, "teacher": {"name": "stain"}})
-    loaded = load_student(tmp_path)
+    save_model(student, str(tmp_path), {"mpp": 0.5, "tile_px": 128, "teacher": {"name": "stain"}})
+    loaded = load_model(str(tmp_path))
     assert loaded.config == student.config and loaded.responses == student.responses and not loaded.training
     for name, value in student.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value), name
     with torch.no_grad():
         for name, value in student.eval()(x).items():
             assert torch.equal(loaded(x)[name], value)
-    config = read_student_config(tmp_path)
+    config = read_model_config(str(tmp_path))
     assert config["metadata"]["teacher"]["name"] == "stain" and config["backbone"] == "csat_nano"
     assert len(config["mean"]) == len(config["std"]) == 3
     timm.create_model("csat_nano", num_classes=0).load_state_dict(load_file(tmp_path / "backbone.safetensors"), strict=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["backbone.safetensors", "config.json", "student.safetensors"]
 
 
-def test_moving_to_another_task_keeps_backbone_and_decoder(tmp_path):
-    student = make()
-    save_student(student, tmp_path, {})
-    glands = ResponseSpec(name="glands", kind=Kind.LOGITS, channels=3)
-    moved = load_student(tmp_path, responses=[glands], drop_path=0.2)
+def test_moving_to_another_task_keeps_backbone_and_decoder():
+    student, glands = make(), ResponseSpec(name="glands", kind=Kind.LOGITS, channels=3)
+    torch.manual_seed(1)
+    moved = Student(StudentConfig(backbone="csat_nano", decoder_channels=16, drop_path=0.2), [glands])
+    transfer(student, moved, parts=(BACKBONE, DECODER, HEADS), source_name="a run")
     before, after = student.state_dict(), moved.state_dict()
     shared = [name for name in before if not name.startswith("heads.")]
     assert all(torch.equal(before[name], after[name]) for name in shared)
     assert set(moved(torch.rand(1, 3, 64, 64))) == {"glands"} and moved.config.drop_path == 0.2
-    label = ResponseSpec(name="label", kind=Kind.LOGITS, channels=2, stride_px=None)
-    moved.reset_heads([label])
-    assert not any(p.requires_grad for p in moved.decoder.parameters())
-    moved.reset_heads([glands])
     assert all(p.requires_grad for p in moved.decoder.parameters())
+    label = ResponseSpec(name="label", kind=Kind.LOGITS, channels=2, stride_px=None)
+    assert not any(p.requires_grad for p in make(responses=(label,)).decoder.parameters())
 
 
-def test_wrong_folders_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="not a student's folder.*no such folder"):
-        load_student(tmp_path / "absent")
-    (tmp_path / "readme.txt").write_text("hello")
-    with pytest.raises(ConfigError, match="not a student's folder.*readme.txt"):
-        load_student(tmp_path)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ConfigError, match="is not JSON"):
-        load_student(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["Bert"]}))
-    with pytest.raises(ConfigError, match="does not describe a student"):
-        load_student(tmp_path)
+def test_layers_are_what_tap_gives():
+    """Also of an image whose edges are no multiples of the coarsest stride, which is padded inside."""
+    student = make("resnet18", downsample=2).eval()
+    assert student.layers == {
+        "encoder": Layer(channels=64, stride_px=8),
+        "decoder": Layer(channels=16, stride_px=8),
+        "features": Layer(channels=512, stride_px=64),
+    }
+    for height, width in ((64, 96), (40, 72)):
+        images = torch.rand(1, 3, height, width)
+        with torch.no_grad():
+            maps, predictions = student.tap(images, ["decoder", "features", "encoder"])
+            torch.testing.assert_close(predictions, student(images), rtol=0, atol=0)
+        assert list(maps) == ["decoder", "features", "encoder"]
+        for name, layer in student.layers.items():
+            stride_px = layer.stride_px // 2
+            assert maps[name].shape == (1, layer.channels, height // stride_px, width // stride_px)
+    last = student.backbone.forward_features((torch.zeros(1, 3, 64, 64) - student.mean) / student.std)
+    torch.testing.assert_close(student.tap(torch.zeros(1, 3, 64, 64), ["features"])[0]["features"], last)
+    assert "decoder" not in make(responses=(EMBEDDING,)).layers
 
 
 def test_weights_of_another_student_are_refused(tmp_path):
-    save_student(make(), tmp_path / "nano", {})
-    save_student(make("resnet18"), tmp_path / "resnet", {})
-    with pytest.raises(ConfigError, match="backbone 'csat_nano', not 'resnet18'"):
-        load_student(tmp_path / "nano", backbone="resnet18")
-    with pytest.raises(ConfigError, match="no student setting 'width'.*decoder_channels"):
-        load_student(tmp_path / "nano", width=3)
+    save_model(make(), str(tmp_path / "nano"), {})
+    save_model(make("resnet18"), str(tmp_path / "resnet"), {})
     shutil.copy(tmp_path / "resnet" / "student.safetensors", tmp_path / "nano")
-    with pytest.raises(ConfigError, match="does not fit a 'csat_nano' student.*missing.*unexpected"):
-        load_student(tmp_path / "nano")
+    with pytest.raises(ConfigError, match="does not fit a student with the backbone 'csat_nano'.*missing.*unexpected"):
+        load_model(str(tmp_path / "nano"))
     (tmp_path / "nano" / "student.safetensors").write_bytes(b"half a file")
-    with pytest.raises(ConfigError, match="cannot read the student's weights"):
-        load_student(tmp_path / "nano")
+    with pytest.raises(ConfigError, match="cannot load the weights of .*nano, student.safetensors"):
+        load_model(str(tmp_path / "nano"))
     (tmp_path / "nano" / "student.safetensors").unlink()
-    with pytest.raises(ConfigError, match="cannot read the student's weights"):
-        load_student(tmp_path / "nano")
+    with pytest.raises(ConfigError, match="cannot load the weights of .*nano, student.safetensors"):
+        load_model(str(tmp_path / "nano"))
 
 
 def test_tile_sizes_that_do_not_fit_name_those_that_do():

@@ -7,7 +7,8 @@ from torch import nn
 
 from csat.errors import ConfigError
 from csat.losses.attention import attention_maps
-from csat.model.tapped import TappedClassifier
+from csat.model.contract import FEATURES, Layer
+from csat.model.tapped import TappedClassifier, TappedOptions
 from csat.responses import Kind, ResponseSpec
 
 LABEL = ResponseSpec(name="label", kind=Kind.LOGITS, channels=4, stride_px=None)
@@ -16,16 +17,22 @@ MASK = ResponseSpec(name="mask", kind=Kind.LOGITS, channels=4)
 
 def make(backbone: str = "resnet18", layer: str = "layer4", **options) -> TappedClassifier:
     torch.manual_seed(0)
-    return TappedClassifier((LABEL,), backbone=backbone, layer=layer, **options).eval()
+    return TappedClassifier(TappedOptions(backbone=backbone, layer=layer, **options), (LABEL,)).eval()
+
+
+def tap(model, images):
+    """The layer's map, and the logits."""
+    maps, predictions = model.tap(images, [FEATURES])
+    return maps[FEATURES], predictions["label"]
 
 
 @pytest.mark.slow
 def test_vgg16_to_conv5_3_before_its_relu():
-    model = TappedClassifier((LABEL,)).eval()
+    model = TappedClassifier(TappedOptions(), (LABEL,)).eval()
     assert sum(p.numel() for p in model.parameters()) == 14_714_688 + 512 * 4 + 4  # VGG16's 13 convolutions, and the linear
     images = torch.rand(1, 3, 64, 96)
     with torch.no_grad():
-        features, logits = model.tap(images)
+        features, logits = tap(model, images)
         x = (images - model.mean) / model.std
         convolutions = [m for m in model.backbone.features if isinstance(m, nn.Conv2d)]
         assert len(convolutions) == 13
@@ -58,14 +65,15 @@ def test_vgg16_to_conv5_3_before_its_relu():
 )
 def test_any_backbone_by_the_name_of_its_layer(backbone, layer, channels, stride_px):
     model = make(backbone, layer)
-    assert (model.tap_channels, model.stride_px, model.step_px) == (channels, stride_px, stride_px)
+    assert model.layers == {FEATURES: Layer(channels=channels, stride_px=stride_px, has_verdict=True)}
+    assert (model.stride_px, model.step_px) == (stride_px, stride_px)
     seen = []
     whole = timm.create_model(backbone, num_classes=0).eval()
     whole.load_state_dict(model.backbone.state_dict(), strict=False)
     whole.get_submodule(layer).register_forward_hook(lambda _, __, output: seen.append(output))
     images = torch.rand(2, 3, 64, 128)
     with torch.no_grad():
-        features, logits = model.tap(images)
+        features, logits = tap(model, images)
         whole((images - model.mean) / model.std)
         torch.testing.assert_close(features, seen[0])
         torch.testing.assert_close(model(images)["label"], logits)
@@ -82,7 +90,7 @@ def test_every_parameter_gets_a_gradient():
 
 def test_its_attention_maps_carry_second_derivatives():
     model = make("resnet10_gn", "layer4").train()
-    features, logits = model.tap(torch.rand(2, 3, 64, 64))
+    features, logits = tap(model, torch.rand(2, 3, 64, 64))
     maps = attention_maps(features, logits, keep_graph=True)
     assert maps.shape == (2, 4, 2, 2)
     maps.sum().backward()
@@ -91,7 +99,7 @@ def test_its_attention_maps_carry_second_derivatives():
 
 def test_probing_leaves_no_trace():
     """Neither in the batch statistics nor in the modes."""
-    model = TappedClassifier((LABEL,), backbone="resnet18", layer="layer3")
+    model = TappedClassifier(TappedOptions(backbone="resnet18", layer="layer3"), (LABEL,))
     statistics = [value for name, value in model.backbone.state_dict().items() if "running_mean" in name]
     assert statistics and not any(value.any() for value in statistics)
     assert all(module.training for module in model.modules())
@@ -127,6 +135,6 @@ def test_layers_that_cannot_be_are_named(backbone, layer, words):
 
 def test_other_heads_are_refused():
     with pytest.raises(ConfigError, match="one head, for the tile as a whole, and was asked for: mask"):
-        TappedClassifier((MASK,), backbone="resnet18", layer="layer4")
+        TappedClassifier(TappedOptions(backbone="resnet18", layer="layer4"), (MASK,))
     with pytest.raises(ConfigError, match="at least 1, not 0"):
         make(downsample=0)

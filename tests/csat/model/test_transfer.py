@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from csat.errors import ConfigError
-from csat.export.folder import export_model, load_exported
+from csat.export.folder import load_exported
 from csat.labels.datasets import consep, pannuke
-from csat.model.contract import BACKBONE, DECODER, HEADS
+from csat.model.files import save_model
+from csat.model.parts import BACKBONE, DECODER, HEADS
 from csat.model.student import Student, StudentConfig
 from csat.model.transfer import transfer
 from csat.responses import Kind, ResponseSpec, Symmetry
@@ -119,7 +120,7 @@ def test_types_learned_of_a_published_hovernet_are_those_of_its_set(tmp_path, na
     types = OLD_TYPES[name] if is_old else PUBLISHED[name].types
     tp = ResponseSpec(name="tp", kind=Kind.PROBABILITY, channels=len(types), channel_names=types)
     student = used(Student(StudentConfig(backbone="csat_nano", decoder_channels=8), [tp]))
-    export_model(student, str(tmp_path), {"teacher": "hovernet"})
+    save_model(student, str(tmp_path), {"teacher": "hovernet"})
     source, model = load_exported(str(tmp_path)), build("csat_nano", Task.NUCLEI, classes=OF_SETS[name])
     changed = changed_by(source, model, ALL)
     assert any(".tp." in tensor for tensor in changed & model.tensors_of(HEADS).keys())

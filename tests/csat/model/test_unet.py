@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from csat.errors import ConfigError
-from csat.model.unet import UNetModel
+from csat.model.unet import UNetModel, UNetOptions
 from csat.responses import Kind, ResponseSpec
 
 MASK = ResponseSpec(name="mask", kind=Kind.LOGITS, channels=3)
@@ -13,7 +13,7 @@ LABEL = ResponseSpec(name="label", kind=Kind.LOGITS, channels=5, stride_px=None)
 
 def make(responses=(MASK,), **options):
     torch.manual_seed(0)
-    return UNetModel(responses, **{"width": 4, "depth": 3, **options}).eval()
+    return UNetModel(UNetOptions(**{"width": 4, "depth": 3, **options}), responses).eval()
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (32, 80)])
@@ -25,7 +25,7 @@ def test_predictions_cover_the_image(height, width):
 
 def test_the_usual_size():
     """Widths 32 to 512 over four halvings: half the published channels; 1x1 convolutions in the place of transposed 2x2."""
-    params = sum(parameter.numel() for parameter in UNetModel([MASK]).parameters())
+    params = sum(parameter.numel() for parameter in UNetModel(UNetOptions(), [MASK]).parameters())
     transposed = sum(4 * 2 * width * width for width in (32, 64, 128, 256))
     assert params == pytest.approx(31.0e6 / 4 - 3 / 4 * transposed, rel=0.01)
 
@@ -70,9 +70,9 @@ def test_images_are_normalised_inside():
 def test_tiles_that_cannot_be_halved():
     model = make(depth=4)
     model.check_tile(96)
-    with pytest.raises(ConfigError, match="depth 4 takes tiles of multiples of 16 px: set 96, not 100"):
+    with pytest.raises(ConfigError, match="unet takes tiles of multiples of 16 px: set data.tile_px 96, not 100"):
         model.check_tile(100)
-    with pytest.raises(ConfigError, match="set 16, not 4"):
+    with pytest.raises(ConfigError, match="set data.tile_px 16, not 4"):
         model.check_tile(4)
 
 

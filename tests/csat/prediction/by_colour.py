@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from csat.model.contract import Model
 from csat.responses import Kind, ResponseSpec, Symmetry
 from csat.tasks import Task
 
@@ -10,7 +11,7 @@ from csat.tasks import Task
 class ByColour(nn.Module):
     """Says what the colours say: `mask` class 1 where red is above half, `np` likewise, `hv` is (green, blue) - 1/2."""
 
-    downsample = 1
+    downsample, see = 1, Model.see
 
     def __init__(self, responses, outside: float = 0.0):
         super().__init__()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from csat.model.segmentation_nets import SegmentationNet
+from csat.model.registry import find_model
 from csat.prediction.windows import View, margin_of, see, starts
 from csat.responses import Kind, ResponseSpec
 from csat.tasks import Task
@@ -111,7 +111,7 @@ def test_eight_views_agree_for_a_model_that_turns_with_the_image():
 def test_a_network_for_segmentation_is_stitched_from_overlapping_windows(network):
     """A window inside the image: its inner area is what the network says of that window, less a margin."""
     torch.manual_seed(0)
-    model, size = SegmentationNet(responses_of(Task.SEGMENTATION), network=network).eval(), 160
+    model, size = find_model(network)(find_model(network).Options(), responses_of(Task.SEGMENTATION)).eval(), 160
     (image,) = images_of([(size, size)])
     ((_, seen),) = say(model, [image], tile_px=64, batch_size=32)
     margin_px = margin_of(model.responses, 64)

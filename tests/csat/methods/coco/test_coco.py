@@ -15,6 +15,7 @@ from csat.methods.coco.coco import SHARE_STREAM, CoCo, CoCoConfig
 from csat.methods.coco.paraphrasers import LAYERS, load_paraphrasers, make_paraphrasers, save_paraphrasers
 from csat.methods.contract import Setting
 from csat.methods.registry import build_method
+from csat.model.contract import Layer, Model
 from csat.model.registry import ModelConfig, build_model
 from csat.responses import Batch, Kind, ResponseSpec, TeacherSpec
 from csat.runs.plan import Plan
@@ -37,8 +38,8 @@ NETS = ("mobile_unet", "enet", "erfnet", "csat_nano")
 class Tapped(nn.Module):
     """Three convolutions without norms, so that a tile's answer depends on nothing but the tile."""
 
-    downsample = 1
-    tapped_channels = (5, 3)
+    downsample, see = 1, Model.see
+    layers = {"encoder": Layer(channels=5, stride_px=4), "decoder": Layer(channels=3, stride_px=4)}
 
     def check_tile(self, tile_px):
         assert tile_px % 4 == 0
@@ -49,10 +50,11 @@ class Tapped(nn.Module):
         self.responses = (MASK,)
         self.encoder, self.decoder, self.head = nn.Conv2d(3, 5, 4, 4), nn.Conv2d(5, 3, 3, padding=1), nn.Conv2d(3, 2, 1)
 
-    def tap(self, images):
+    def tap(self, images, layers):
         encoded = self.encoder(images)
-        decoded = self.decoder(encoded.relu())
-        return encoded, decoded, nn.functional.interpolate(self.head(decoded), scale_factor=4.0)
+        maps = {"encoder": encoded, "decoder": self.decoder(encoded.relu())}
+        logits = nn.functional.interpolate(self.head(maps["decoder"]), scale_factor=4.0)
+        return {name: maps[name] for name in layers}, {"mask": logits}
 
 
 def make_batch(num: int = 3, seed: int = 0) -> Batch:
@@ -81,11 +83,11 @@ def named(name: str) -> nn.Module:
 
 def test_a_student_that_agrees_loses_nothing_to_the_correlation():
     """The teacher's maps are the student's own; the teacher's logits too: the critic cannot tell."""
-    maps = (replace(spec, channels=size) for spec, size in zip(MAPS, Tapped.tapped_channels, strict=True))
+    maps = (replace(spec, channels=Tapped.layers[spec.name].channels) for spec in MAPS)
     method, batch = make(teacher=replace(TEACHER, responses=(MASK, *maps)), use_paraphraser=False), make_batch()
     with torch.no_grad():
-        encoder, decoder, logits = method.model.tap(batch.tiles / 255)
-    batch.responses = {"encoder": encoder, "decoder": decoder, "mask": logits}
+        tapped, predictions = method.model.tap(batch.tiles / 255, LAYERS)
+    batch.responses = tapped | predictions
     assert method(batch)["coco"].abs().max() < 1e-10  # the student's turn, which leaves its logits for the critic's
     assert method(batch, "critic")["critic"].abs().max() < 1e-5
 
@@ -171,7 +173,7 @@ def test_the_critic_learns_from_the_logits_of_the_students_turn():
     """Not from those of the student after its update; and the penalty is of the slope in both of the critic's inputs."""
     method, batch = make(), make_batch()
     with torch.no_grad():
-        before = method.model.tap(batch.tiles / 255)[2]
+        before = method.model.tap(batch.tiles / 255, ())[1]["mask"]
     method(batch)
     torch.testing.assert_close(batch.kept["logits"], before)
     with torch.no_grad():

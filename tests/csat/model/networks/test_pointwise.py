@@ -12,11 +12,12 @@ from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
 
 from csat.methods.coco.paraphrasers import make_paraphrasers
+from csat.model.files import load_model, save_model
 from csat.model.networks.critic import PatchCritic
 from csat.model.networks.hovernet import HoVerNet
 from csat.model.networks.pointwise import StridedPointwise, guard_pointwise, overrunning_layers
-from csat.model.student import Student, StudentConfig, load_student, save_student
-from csat.model.tapped import TappedClassifier
+from csat.model.student import Student, StudentConfig
+from csat.model.tapped import TappedClassifier, TappedOptions
 from csat.responses import Kind, ResponseSpec
 from csat.tasks import Task
 from tests.csat.model.test_registry import CASES, build
@@ -75,7 +76,7 @@ def test_any_timm_net_is_guarded_before_its_first_backward_pass(tmp_path):
     config = StudentConfig(backbone="narrow_resnet", decoder_channels=8)
     student = Student(config, (MASK, LABEL))
     assert stand_ins(student) == ["backbone.layer2.0.downsample.0"]
-    assert stand_ins(TappedClassifier((LABEL,), backbone="narrow_resnet", layer="layer2")) == [
+    assert stand_ins(TappedClassifier(TappedOptions(backbone="narrow_resnet", layer="layer2"), (LABEL,))) == [
         "backbone.layer2.0.downsample.0"
     ]
     model = timm.create_model("narrow_resnet", num_classes=0)
@@ -84,8 +85,8 @@ def test_any_timm_net_is_guarded_before_its_first_backward_pass(tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(student.eval().backbone(images), model.eval()(images))
     student(images)["mask"].square().mean().backward()
-    save_student(student, tmp_path, {})
-    assert stand_ins(load_student(tmp_path)) == stand_ins(student)
+    save_model(student, str(tmp_path), {})
+    assert stand_ins(load_model(str(tmp_path))) == stand_ins(student)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

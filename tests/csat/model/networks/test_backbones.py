@@ -4,7 +4,7 @@ import pytest
 import timm
 
 from csat.errors import ConfigError
-from csat.model.backbones import create_backbone
+from csat.model.networks.backbones import create_backbone
 
 
 def test_unknown_name_shows_what_looks_like_it():

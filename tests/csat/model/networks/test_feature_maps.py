@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from csat.errors import ConfigError
-from csat.model.backbones import create_backbone
-from csat.model.feature_maps import find_size_px, levels_of, pooled_channels, probe, to_stride
+from csat.model.networks.backbones import create_backbone
+from csat.model.networks.feature_maps import find_size_px, levels_of, pooled_channels, probe, to_stride
 from csat.model.student import Student, StudentConfig
 from csat.responses import Kind, ResponseSpec
 from tests.csat.model.survey_backbones import COLUMNS, LABEL, NP, SIZES_PX, TABLE, read_table, survey
@@ -73,10 +73,10 @@ def test_a_backbone_that_does_not_pool(monkeypatch):
     assert pooled_channels(backbone, last) == backbone.head_hidden_size
     monkeypatch.setattr(backbone, "forward_head", lambda x, pre_logits: x)
     assert pooled_channels(backbone, last) is None
-    student = Student(StudentConfig(backbone="csat_nano", decoder_channels=8), (NP,))
-    student.pooled_channels = None
+    embedding = ResponseSpec(name="embedding", kind=Kind.FEATURES, channels=4, stride_px=None)
+    monkeypatch.setattr("csat.model.networks.feature_maps.pooled_channels", lambda backbone, last: None)
     with pytest.raises(ConfigError, match="'csat_nano' does not pool.*'embedding'"):
-        student.reset_heads((ResponseSpec(name="embedding", kind=Kind.FEATURES, channels=4, stride_px=None),))
+        Student(StudentConfig(backbone="csat_nano", decoder_channels=8), (embedding,))
 
 
 class TestTable:

@@ -1,35 +1,62 @@
 """HoVer-Net as a model that fine-tuning trains: images in [0, 1] in, the nuclei heads out, over the whole tile."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from csat.model.contract import BACKBONE, DECODER, HEADS, PartedModel
-from csat.model.networks.hovernet import MARGIN_PX, HoVerNet, Mode, check_edge
+from csat.errors import ConfigError
+from csat.model.contract import Model, ModelConfig
+from csat.model.networks.hovernet import MARGIN_PX, SMALLEST_PX, HoVerNet, Mode, check_edge
+from csat.model.parts import BACKBONE, DECODER, HEADS
 from csat.responses import ResponseSpec
+from csat.tasks import DatasetInfo, Task, heads_of
 
 ENCODER = ("conv0", "d0", "d1", "d2", "d3", "conv_bot")  # in order from the image
 
 
-class HoverNetModel(PartedModel):
-    """The network behind the contract of `csat/model/registry.py`; `net` keeps the published tensor names.
+@dataclass(frozen=True, kw_only=True)
+class HoverNetModelOptions:
+    """Of `name: hovernet`."""
 
-    Args:
-        responses: `np`, `hv` and, with types, `tp`, with the mode's margin as their `crop_px`.
-        mode: "fast" or "original".
-        width: Fraction of the published channels.
-    """
+    mode: Mode = "fast"  # fast or original
+    width: float = 1.0  # fraction of the published channels
 
-    downsample = 1
+
+class HoverNetModel(Model):
+    """The network behind the contract of the models; `net` keeps the published tensor names, and the file has no others."""
+
+    kind = "hovernet"
+    Options = HoverNetModelOptions
+    weights_file = "hovernet.safetensors"
     step_px = 2  # its own rule is stricter: see check_tile
 
-    def __init__(self, responses: Sequence[ResponseSpec], *, mode: Mode = "fast", width: float = 1.0):
-        super().__init__()
-        self.responses = tuple(responses)
-        self.mode, self.width = mode, width
+    def __init__(self, options: HoverNetModelOptions, responses: Sequence[ResponseSpec]):
+        """
+        Args:
+            options: What it is made of.
+            responses: `np`, `hv` and, with types, `tp`, with the mode's margin as their `crop_px`.
+        """
+        super().__init__(options, responses)
+        self.mode = options.mode
         num_types = next((spec.channels for spec in responses if spec.name == "tp"), None)
-        self.net = HoVerNet(mode=mode, num_types=num_types, width=width)
+        self.net = HoVerNet(mode=options.mode, num_types=num_types, width=options.width)
+
+    @classmethod
+    def check_task(cls, config: ModelConfig, info: DatasetInfo) -> None:
+        if info.task != Task.NUCLEI:
+            raise ConfigError(f"model hovernet finds nuclei, and the task is {info.task}: choose unet or a timm backbone")
+
+    @classmethod
+    def heads_for(cls, info: DatasetInfo, options: HoverNetModelOptions) -> tuple[ResponseSpec, ...]:
+        return heads_of(info, crop_px=MARGIN_PX[options.mode])
+
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        return {self.weights_file: self.net.state_dict()}
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        self.net.load_state_dict(tensors)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Raw predictions.
@@ -50,6 +77,9 @@ class HoverNetModel(PartedModel):
     def check_tile(self, tile_px: int) -> None:
         """Refuse a tile size that the network cannot take. Raises ConfigError with the nearest that it can."""
         check_edge(tile_px, self.mode)
+
+    def tile_sizes(self, largest_px: int) -> tuple[int, ...]:
+        return tuple(range(SMALLEST_PX[self.mode], largest_px + 1, 8))
 
     def parts(self) -> dict[str, list[nn.Module]]:
         """The encoder; of each branch what upsamples; of each branch its last layers, which say as many channels as it has."""

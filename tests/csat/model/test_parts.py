@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from csat.errors import ConfigError
-from csat.model.contract import BACKBONE, DECODER, HEADS
+from csat.model.parts import BACKBONE, DECODER, HEADS
 from csat.model.student import Student, StudentConfig
 from csat.responses import Kind, ResponseSpec
 from csat.tasks import Task

@@ -4,13 +4,65 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csat.errors import ConfigError
-from csat.model.backbones import FINEST_LEVEL_PX
 from csat.model.networks.attention import upsampling_matrix
+from csat.model.networks.backbones import FINEST_LEVEL_PX
 
 MOST_OFF = 1.5  # times that a map may have more or fewer cells than its stride promises: beyond, that is not its stride
+
+
+class FeatureMaps:
+    """The maps of a backbone that a decoder reads, found out by one zero image. It holds no module: that stays the owner's.
+
+    Attributes:
+        strides_px: Pixels of the image per cell of each map, finest first.
+        channels: Of each.
+        pooled_channels: Of its pooled features; None where it does not pool to one vector.
+        size_px: Edge of an image that it takes.
+    """
+
+    def __init__(self, backbone: nn.Module, *, name: str):
+        """
+        Args:
+            backbone: Of `create_backbone`.
+            name: timm's, for messages.
+
+        Raises:
+            ConfigError: it runs at no size.
+        """
+        levels = levels_of(backbone)
+        self.strides_px, self._indices = tuple(levels), [*levels.values()]
+        self.size_px = find_size_px(backbone, levels, name=name)
+        last, maps = probe(backbone, levels, self.size_px)
+        self.channels = tuple(each.shape[1] for each in maps)
+        self.pooled_channels = pooled_channels(backbone, last)
+
+    def pad(self, images: Tensor) -> Tensor:
+        """Repeat the last rows and columns until the edges are multiples of the coarsest stride."""
+        height, width = images.shape[2:]
+        below, beside = -height % self.strides_px[-1], -width % self.strides_px[-1]
+        return F.pad(images, (0, beside, 0, below), mode="replicate") if below or beside else images
+
+    def cut(self, cells: Tensor, images: Tensor, stride_px: int) -> Tensor:
+        """A map of padded images without the cells beyond the images as they were."""
+        height, width = images.shape[2:]
+        is_padded = height % self.strides_px[-1] or width % self.strides_px[-1]
+        return cells[..., : height // stride_px, : width // stride_px] if is_padded else cells
+
+    def read(self, backbone: nn.Module, images: Tensor, *, with_last: bool) -> tuple[Tensor | None, list[Tensor]]:
+        """The input of the backbone's head (None where it is not asked for), and the maps, finest first, each with a cell for
+        every stride of the images."""
+        if with_last:
+            last, maps = backbone.forward_intermediates(images, indices=self._indices)
+        else:
+            last, maps = (
+                None,
+                backbone.forward_intermediates(images, indices=self._indices, stop_early=True, intermediates_only=True),
+            )
+        return last, [to_stride(each, images.shape[2:], px) for each, px in zip(maps, self.strides_px, strict=True)]
 
 
 def levels_of(backbone: nn.Module) -> dict[int, int]:
@@ -102,6 +154,17 @@ def to_stride(feature_map: Tensor, image_px: Sequence[int], stride_px: int) -> T
     down = upsampling_matrix(height, rows, feature_map.device).to(feature_map.dtype)
     across = upsampling_matrix(width, columns, feature_map.device).to(feature_map.dtype)
     return down @ feature_map @ across.t()
+
+
+def freeze_unused(module: nn.Module, images: Tensor) -> None:
+    """`requires_grad` for exactly the parameters that a backward pass from all predictions for such images reaches."""
+    module.requires_grad_(True)
+    named = dict(module.named_parameters())
+    with without_trace(module), torch.enable_grad():
+        total = sum(prediction.float().sum() for prediction in module(images).values())
+        grads = torch.autograd.grad(total, list(named.values()), allow_unused=True)
+    for parameter, grad in zip(named.values(), grads, strict=True):
+        parameter.requires_grad_(grad is not None)
 
 
 @contextmanager

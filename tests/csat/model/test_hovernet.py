@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from csat.errors import ConfigError
-from csat.model.hovernet_model import HoverNetModel
+from csat.model.hovernet import HoverNetModel, HoverNetModelOptions
 from csat.model.networks.hovernet import MARGIN_PX, HoVerNet
 from csat.tasks import Task, heads_of
 from tests.csat.model.test_registry import info_of
@@ -15,7 +15,7 @@ WIDTH = 0.0625
 def make(mode="fast", classes=("immune", "tumour")):
     torch.manual_seed(0)
     heads = heads_of(info_of(Task.NUCLEI, classes), crop_px=MARGIN_PX[mode])
-    return HoverNetModel(heads, mode=mode, width=WIDTH).eval()
+    return HoverNetModel(HoverNetModelOptions(mode=mode, width=WIDTH), heads).eval()
 
 
 @pytest.mark.parametrize(("mode", "tile_px"), [("fast", 128), ("original", 222)])
