@@ -21,6 +21,11 @@ LIGHT = {
 }
 
 
+PAGES = sorted(path.stem for path in (ROOT / "workflows").glob("*.py") if not path.stem.startswith("_"))
+# What a page answers from its settings alone.
+ANSWERS = {"help": ["--help"], "print_config": ["--print_config"], "refusal": ["--no_such_setting", "1"]}
+
+
 def loaded_by(code):
     """Modules that a Python process has loaded after this code."""
     shown = f"import sys\n{code}\nprint(*sorted(sys.modules))"
@@ -31,3 +36,16 @@ def loaded_by(code):
 @pytest.mark.parametrize("modules", LIGHT)
 def test_what_starts_often_loads_little(modules):
     assert not loaded_by(f"import {modules}") & set(LIGHT[modules])
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_answers_from_its_settings_without_models_and_ray(page, answer):
+    code = f"""
+import contextlib, io
+from workflows import {page}
+with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+    {page}.main({ANSWERS[answer]})
+"""
+    heavy = {"timm", "torchvision", "torchmetrics", "ray", "sympy", "torch._dynamo", "matplotlib", "pandas", "openpyxl"}
+    assert not loaded_by(code) & heavy

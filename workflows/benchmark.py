@@ -2,6 +2,7 @@
 
     python workflows/benchmark.py --device cpu --threads 2
     python workflows/benchmark.py --stages '["plan", "manifest"]'     # what ten thousand slides cost before pixels are read
+    python workflows/benchmark.py --stages '["startup"]'               # how long a user waits, how large the processes are
 
 Machines are noisy: every figure is the median of several rounds, the candidates of a stage take turns within a round, and a
 table shows each as a ratio to the first. What a whole run reaches, with everything at once, stands in its throughput.json.
@@ -19,13 +20,8 @@ from workflows.shell import interruption
 if __name__ == "__main__":
     interruption.listen()  # before the imports, which take seconds
 
-import torch
-
 from csat.errors import ConfigError
-from csat.tiles.sources import list_slides
 from workflows.rates.config import BenchmarkConfig
-from workflows.rates.metadata import measure_manifest, measure_plan
-from workflows.rates.stages import describe_device, measure_readers, measure_students, measure_teachers
 from workflows.shell import command_line
 
 
@@ -36,11 +32,20 @@ def main(argv: list[str] | None = None) -> int:
 
 def benchmark(config: BenchmarkConfig) -> int:
     """All of it, top to bottom."""
+    # Not above: they take seconds to load, and `--help` or a refused setting needs none of them.
+    import torch
+
+    from csat.tiles.sources import list_slides
+    from workflows.rates.metadata import measure_manifest, measure_plan
+    from workflows.rates.stages import describe_device, measure_readers, measure_students, measure_teachers
+    from workflows.rates.startup import measure_startup
+
     stages = {
         "student": measure_students,
         "teacher": measure_teachers,
         "reader": measure_readers,
         "plan": lambda config: measure_plan(config.num_tiles),
+        "startup": measure_startup,
         "manifest": lambda config: measure_manifest(config.num_slides, config.num_tiles),
     }
     if unknown := [stage for stage in config.stages if stage not in stages]:

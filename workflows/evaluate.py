@@ -18,15 +18,9 @@ from workflows.shell import interruption
 if __name__ == "__main__":
     interruption.listen()  # before the imports, which take seconds
 
-from csat.evaluation.comparison import check_groups, compare_runs, to_csv, to_text, worst_samples
-from csat.evaluation.judged_run import read_run
-from csat.evaluation.reports.comparison import write_comparison_report
-from csat.evaluation.scores import check_metric
 from csat.runs.folder import RunFolder
 from workflows.comparison.config import EvaluateConfig, name_runs
-from workflows.comparison.data import RunData
-from workflows.comparison.judge import find_device, judge_on_other_data, make_pictures
-from workflows.shell import cluster, command_line
+from workflows.shell import command_line
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,6 +30,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def evaluate(config: EvaluateConfig) -> int:
     """All of it, top to bottom."""
+    # Not above: they take seconds to load, and `--help` or a refused setting needs none of them.
+    from csat.evaluation.comparison import check_groups, compare_runs, to_csv, to_text, worst_samples
+    from csat.evaluation.judged_run import read_run
+    from csat.evaluation.reports.comparison import write_comparison_report
+    from csat.evaluation.scores import check_metric
+    from workflows.comparison.judge import find_device, judge_on_other_data, make_pictures
+    from workflows.shell import cluster
+
     folder = RunFolder(config.run_folder)
     device = find_device(config.device)
     split = None if config.data else config.split
@@ -45,7 +47,7 @@ def evaluate(config: EvaluateConfig) -> int:
     metric = check_metric(first.task, first.classes, config.metric or first.evaluation["metric"])
     folder.open(config, overwrite=config.overwrite)
     folder.set_status("running")
-    seen: dict[str, RunData] = {}
+    seen = {}  # name → what was judged on
     if config.data:
         cluster.connect(config.ray, kept_gb=2 * config.data.memory_gb)
         groups, seen = judge_on_other_data(config, folder, groups, device)

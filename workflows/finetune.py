@@ -20,12 +20,8 @@ if __name__ == "__main__":
     interruption.listen()  # before the imports, which take seconds
 
 from csat.runs.folder import RunFolder
-from workflows.finetuning.check import check
 from workflows.finetuning.config import FinetuneConfig
-from workflows.finetuning.fit import fit, open_folder
-from workflows.finetuning.records import print_data, where, write_samples
-from workflows.shell import cluster, command_line
-from workflows.shell.decode_samples import decode
+from workflows.shell import command_line
 from workflows.shell.kept import kept_of_run
 
 
@@ -36,8 +32,15 @@ def main(argv: list[str] | None = None) -> int:
 
 def finetune(config: FinetuneConfig) -> int:
     """All of it, top to bottom."""
-    folder = RunFolder(config.run_folder)
     config.train.rows_per_worker(config.workers.num_workers)
+    # Not above: they take seconds to load, and `--help` or a refused setting needs none of them.
+    from workflows.finetuning.check import check
+    from workflows.finetuning.fit import fit, open_folder
+    from workflows.finetuning.records import print_data, where, write_samples
+    from workflows.shell import cluster
+    from workflows.shell.decode_samples import decode
+
+    folder = RunFolder(config.run_folder)
     open_folder(folder, config)
     if folder.is_finished():
         print(f"this run is finished: nothing to do\n{where(folder)}")

@@ -23,17 +23,9 @@ if __name__ == "__main__":
 from csat.runs.folder import RunFolder
 from csat.storage import files
 from csat.sweeps.space import read_space
-from csat.sweeps.tracking import MlflowTracker
-from workflows.shell import cluster, command_line
-from workflows.shell.decode_samples import decode
+from workflows.shell import command_line
 from workflows.shell.kept import kept_of_sweep
-from workflows.sweep.cells import make_cells
-from workflows.sweep.check import check_cells, check_resources
 from workflows.sweep.config import HOLDS, NESTED, SweepConfig
-from workflows.sweep.finish import finish
-from workflows.sweep.runs import finished_result, run_cell
-from workflows.sweep.search import Progress
-from workflows.sweep.shared_data import share
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -45,6 +37,17 @@ def main(argv: list[str] | None = None) -> int:
 
 def sweep(config: SweepConfig) -> int:
     """All of it, top to bottom."""
+    # Not above: they take seconds to load, and `--help` or a refused setting needs none of them.
+    from csat.sweeps.tracking import MlflowTracker
+    from workflows.shell import cluster
+    from workflows.shell.decode_samples import decode
+    from workflows.sweep.cells import make_cells
+    from workflows.sweep.check import check_cells, check_resources
+    from workflows.sweep.finish import finish
+    from workflows.sweep.runs import finished_result, run_cell
+    from workflows.sweep.search import Progress
+    from workflows.sweep.shared_data import share
+
     folder = RunFolder(config.run_folder)
     space = read_space(config.search)
     cells = make_cells(config, space)

@@ -1,5 +1,7 @@
 """What keeps the training loop free of Ray: where batches come from, who this process is, how the others are reached."""
 
+import queue
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -47,6 +49,16 @@ class TrainContext:
         # Small numbers that every rank must agree on go through gloo: no GPU has to be waited for.
         self._control = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT) if self.world_size > 1 else None
 
+    def begin(self, batch_size: int) -> None:
+        """Have the first rows of the first stream made now, so that they come while the caller builds what they are for.
+
+        Args:
+            batch_size: As `batches` will be called with.
+        """
+        make, begun = self.batches, _Begun(self.batches(batch_size))
+        waiting = [begun]
+        self.batches = lambda size: waiting.pop() if waiting else make(size)
+
     def sum_over_ranks(self, values: list[float]) -> list[float]:
         """The element-wise sum of `values` over all ranks; every rank must call it."""
         if self.world_size == 1:
@@ -68,3 +80,32 @@ class TrainContext:
         gathered: list[Any] = [None] * self.world_size
         dist.all_gather_object(gathered, value, group=self._control)
         return gathered
+
+
+class _Begun:
+    """An iterator whose first item is made at once, by a thread of its own."""
+
+    def __init__(self, items: Iterator[Columns]):
+        self._items = items
+        self._first: queue.SimpleQueue[tuple[Columns | None, BaseException | None]] | None = queue.SimpleQueue()
+        # A daemon: a thread that waits for rows must not keep the process from ending.
+        threading.Thread(target=self._take, args=(self._first,), daemon=True).start()
+
+    def __iter__(self) -> Iterator[Columns]:
+        return self
+
+    def __next__(self) -> Columns:
+        if self._first is None:
+            return next(self._items)
+        (item, error), self._first = self._first.get(), None
+        if error is not None:
+            raise error
+        if item is None:
+            raise StopIteration
+        return item
+
+    def _take(self, first: queue.SimpleQueue) -> None:
+        try:
+            first.put((next(self._items, None), None))
+        except BaseException as error:
+            first.put((None, error))

@@ -67,6 +67,7 @@ class PretrainJob(RunJob):
             self.stream.cache.mark_complete()  # an epoch has been through the teacher stage
 
     def work(self, context: TrainContext) -> dict[str, Any]:
+        context.begin(self.config.train.rows_per_worker(context.world_size))  # readers and teacher start while this builds
         method = self.build_method()
         if stage := method.first_stage():
             stage.load(stage.folder(self.run_folder))

@@ -67,6 +67,10 @@ class StreamConfig:
         of_chunk = chunk_tiles * self.bytes_per_tile()
         return of_chunk if self.largest_px is None else max(self.bytes_per_tile(), min(of_chunk, BLOCK_BYTES))
 
+    def bytes_per_answer(self) -> int:
+        """A little less than what a batch of the teacher holds when it is answered: a block is complete when it has more."""
+        return max(1, min(BLOCK_BYTES, int(0.9 * self.pool.batch_size * self.bytes_per_tile())))
+
 
 def slide_cache(readers: ReaderConfig) -> SlideCache:
     """The node-local cache of slides that live in a bucket."""
@@ -129,7 +133,10 @@ def _with_responses(pixels: ray.data.Dataset, config: StreamConfig, *, has_pool:
         compute=ActorPoolStrategy(min_size=config.pool.min_actors, max_size=config.pool.max_actors),
     )
     if config.cache is None:
-        return pixels.map_batches(TeacherStage, fn_constructor_kwargs=teacher, batch_size=config.pool.batch_size, **pool)
+        rows = pixels.map_batches(TeacherStage, fn_constructor_kwargs=teacher, batch_size=config.pool.batch_size, **pool)
+        # A batch leaves the stage when it is answered. Ray Data would put the whole chunk together first.
+        rows.context.target_max_block_size = config.bytes_per_answer()
+        return rows
     return pixels.map_batches(
         CachedTeacherStage,
         fn_constructor_args=(config.cache, config.plan),

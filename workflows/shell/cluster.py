@@ -9,6 +9,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from csat.errors import ConfigError, StorageError
 from csat.storage import files
+from workflows.shell import meters, terminal
 from workflows.shell.config import PoolConfig, RayConfig, ReaderConfig, WorkerConfig
 from workflows.shell.installation import python_path
 
@@ -26,24 +27,40 @@ def connect(config: RayConfig, *, kept_gb: float = 0.0) -> None:
     """
     if ray.is_initialized():
         return
+    try:
+        context = _connect(config, kept_gb)
+    except BaseException:
+        terminal.show_what_no_file_has()
+        raise
+    if log := terminal.put_aside(Path(context.address_info["session_dir"], "logs")):
+        logger.info("what Ray says by itself goes to %s", log)
+
+
+def _connect(config: RayConfig, kept_gb: float) -> ray.runtime_context.RuntimeContext:
     address = config.address or os.environ.get("RAY_ADDRESS")
     # Ray Data tells of every pipeline that starts and ends; ours has one, and its progress is shown.
     variables = {"RAY_DATA_LOG_LEVEL": os.environ.setdefault("RAY_DATA_LOG_LEVEL", "WARNING")}
     variables |= {"PYTHONPATH": path} if (path := python_path()) else {}
     logging.getLogger("ray.data").setLevel(os.environ["RAY_DATA_LOG_LEVEL"])
-    common = dict(log_to_driver=True, logging_level=logging.WARNING, runtime_env={"env_vars": variables})
+    common = dict(log_to_driver=True, logging_level=logging.WARNING)
     if address and address != "local":
         try:
-            ray.init(address=address, **common)
+            return ray.init(address=address, runtime_env={"env_vars": variables}, **common)
         except ConnectionError as error:
             raise ConfigError(
                 f"no Ray cluster answers at {address!r}: start one with `ray start --head`, or leave out ray.address to use "
                 f"this machine ({error})"
             ) from error
-        return
     # Tiles on their way are bounded by stream_gb; the store gets room for the copies that workers hold beside it.
     store_bytes = int(max(256e6, (2 * config.stream_gb + kept_gb) * 1e9))
-    ray.init(address="local", num_cpus=available_cpus(), object_store_memory=store_bytes, dashboard_host="127.0.0.1", **common)
+    # Its processes inherit the variables from this one. An agent would first have to make a runtime environment of them, and
+    # the processes that Ray starts ahead would be of no use. The dashboard is ten more processes, which nobody looks at.
+    os.environ.update(variables)
+    context = ray.init(
+        address="local", num_cpus=available_cpus(), object_store_memory=store_bytes, include_dashboard=False, **common
+    )
+    meters.nothing_spilled_yet()
+    return context
 
 
 def available_cpus() -> int:

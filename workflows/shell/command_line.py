@@ -24,7 +24,7 @@ from csat.settings import (
     with_places,
 )
 from csat.words import last_line, printable
-from workflows.shell import interruption
+from workflows.shell import interruption, terminal
 from workflows.shell.flags import with_flags
 
 logger = logging.getLogger(__name__)
@@ -62,6 +62,8 @@ def run(
         That of `work`; 1 where training or Ray failed, 2 for a setting or an input that cannot work. A signal ends the process
         with a code of its own: see `interruption`.
     """
+    if argv is None and terminal.VERBOSE not in sys.argv:
+        terminal.quieten()  # before anything holds the streams of this process
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     code = _run(
         work,
@@ -153,6 +155,7 @@ def parse(
         formatter_class=_Formatter,
     )
     parser.add_argument("--config", action="config", help=f"a recipe (YAML); by name, one of: {', '.join(recipe_names())}")
+    parser.add_argument(terminal.VERBOSE, action="store_true", help="show what Ray says by itself, too")
     add_settings(parser, config_class)
     notes = field_notes(config_class)
     for action in parser._actions:  # argparse's own list of options; no public way to add help to a dataclass's fields
@@ -169,6 +172,7 @@ def parse(
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
         raise _explained(str(error), config_class) from error
     parsed.pop("config", None)
+    parsed.pop(terminal.VERBOSE.lstrip("-"), None)
     return with_places(config_class(**vars(parser.instantiate(parsed))))
 
 

@@ -16,6 +16,20 @@ SAMPLE_EVERY_S = 1.0
 MEMORY_REPORT_TIMEOUT_S = 60.0
 
 
+class _Spilled:
+    """What is known of this process's cluster: bytes spilled since it started; None: it has to be asked."""
+
+    known: float | None = None
+
+
+_spilled = _Spilled()
+
+
+def nothing_spilled_yet() -> None:
+    """Ray was started here, just now."""
+    _spilled.known = 0.0
+
+
 class StoreMeter:
     """Samples the object store while the context lasts; then `figures()` tells the peak and what was spilled."""
 
@@ -26,7 +40,6 @@ class StoreMeter:
         self._spilled_before = 0.0
 
     def __enter__(self) -> "StoreMeter":
-        self._spilled_before = spilled_bytes()
         self._thread.start()
         return self
 
@@ -36,15 +49,18 @@ class StoreMeter:
 
     def figures(self) -> dict[str, Any]:
         """Peak bytes in the object stores of all nodes together, their capacity, and bytes spilled to disk since the start."""
-        spilled = spilled_bytes()
+        _spilled.known = None if math.isnan(spilled := spilled_bytes()) else spilled
+        spilled -= self._spilled_before
         return {
             "object_store_peak_bytes": int(self.peak_bytes),
             "object_store_capacity_bytes": int(ray.cluster_resources().get("object_store_memory", 0)),
-            "spilled_bytes": None if math.isnan(spilled) else int(spilled - self._spilled_before),
+            "spilled_bytes": None if math.isnan(spilled) else int(spilled),
         }
 
     def _sample(self) -> None:
         name = "object_store_memory"
+        # Here, as Ray takes seconds to say it and nobody has to wait; of a Ray that was just started it need not be asked.
+        self._spilled_before = spilled_bytes() if _spilled.known is None else _spilled.known
         while not self._stop.wait(SAMPLE_EVERY_S):
             try:
                 used = ray.cluster_resources().get(name, 0.0) - ray.available_resources().get(name, 0.0)
