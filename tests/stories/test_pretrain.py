@@ -25,10 +25,15 @@ from csat.tiles.tiling import tile_slide
 from teachers.contract import sha256_of
 from tests.csat.tiles.manifests import read
 from tests.support.odd_inputs import MISFIT, MPP, TILE_PX, TILES, make_odd_inputs
+from tests.support.processes import ProcessWatch
 from tests.support.verbs import arguments, interrupt
 from workflows import pretrain
 
 pytestmark = pytest.mark.ray
+
+LIGHT_ROLES = ("PlannedReader", "SplitCoordinator")  # by the titles that Ray gives their processes
+ROLES = (*LIGHT_ROLES, "RayTrainWorker")
+LIGHT_BYTES = 320e6  # a quarter of what they had with torch
 
 
 def read_json(folder, name):
@@ -60,12 +65,30 @@ def mixed_slides(slides, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def finished(ray_cluster, mixed_slides, tmp_path_factory):
+def watch():
+    """What is seen of the processes of the run `finished`."""
+    return ProcessWatch(*ROLES)
+
+
+@pytest.fixture(scope="module")
+def finished(ray_cluster, mixed_slides, tmp_path_factory, watch):
     """One run on two DDP workers over two epochs, bad slides among the good."""
     folder = tmp_path_factory.mktemp("run") / "run"
     argv = arguments([mixed_slides], folder, train__epochs=2, workers__num_workers=2, data__source_mpp=MPP)
-    assert pretrain.main(argv) == 0
+    with watch:
+        assert pretrain.main(argv) == 0
     return folder, argv
+
+
+@pytest.mark.parametrize("role", LIGHT_ROLES)
+def test_who_computes_nothing_loads_no_torch_and_stays_small(finished, watch, role):
+    assert watch.resident[role], f"no process was a {role}"
+    assert not [name for name in watch.libraries[role] if name.startswith("libtorch")]
+    assert watch.resident[role] < LIGHT_BYTES
+
+
+def test_the_watch_sees_who_does_load_torch(finished, watch):
+    assert any(name.startswith("libtorch") for name in watch.libraries["RayTrainWorker"])
 
 
 def test_the_run_folder_is_complete(finished):
