@@ -33,7 +33,7 @@ pytestmark = pytest.mark.ray
 
 LIGHT_ROLES = ("PlannedReader", "SplitCoordinator")  # by the titles that Ray gives their processes
 ROLES = (*LIGHT_ROLES, "RayTrainWorker")
-LIGHT_BYTES = 320e6  # a quarter of what they had with torch
+LIGHT_BYTES = 320e6  # torch alone would add 500 MB
 
 
 def read_json(folder, name):
