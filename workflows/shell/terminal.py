@@ -28,7 +28,8 @@ _FORMATS = re.compile(
     r"|\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ [A-Z] \d+"  # its C++ part
     r"|(?:DEBUG|INFO|WARNING|ERROR) ray\b"  # the former, as our workers' logging has them
     r"|\S*/site-packages/ray/\S+: \w*Warning: "
-    r"|Setting up process group for: |Exception raised in creation task: "  # Ray Train and Ray Data, in no format
+    # Ray Train and Ray Data, in no format
+    r"|Setting up process group for: |Reporting training result |Exception raised in creation task: "
     r"|\[\w+\.cc ?: ?\d+\]|\*\*\* SIG|PC: @|\s+@ +0x"  # stacks of a process that died, which Ray reports by itself
 )
 _CONTINUES = re.compile(r"\s|Traceback|$")  # of a line that was put aside

@@ -29,6 +29,8 @@ RAYS = (
     "(raylet) [2026-11-29 16:54:32,069 E 24909 24909] (raylet) node_manager.cc:1: …",
     "(pid=51) Token loaded",
     "(RayTrainWorker pid=3088) Setting up process group for: env:// [rank=0, world_size=1]",
+    "(TrainController pid=8) anything",
+    "(RayTrainWorker pid=12) Reporting training result 1: TrainingReport(checkpoint=None) from rank 0",
     "(PlacementGroupCleaner pid=9) Exception in thread PlacementGroupCleanerMonitor:",
 )
 
