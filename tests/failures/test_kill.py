@@ -1,6 +1,7 @@
-"""A small seeded part of the kill matrix; `python -m tests.failures.table` runs all of it."""
+"""Each kill once, all in one run; `python -m tests.failures.table` makes runs of each, at many moments."""
 
 import json
+import random
 from dataclasses import asdict
 
 import pytest
@@ -8,9 +9,11 @@ import pytest
 from csat.runs.checkpoints import Checkpoint, Checkpoints, Cursor
 from csat.runs.plan import Intervals
 from csat.runs.quarantine import QUARANTINE_SCHEMA
-from tests.failures.kills import PROMISES, kill
+from tests.failures.kills import PROMISES, strike
 from tests.failures.lab import Lab, Outcome, count_tiles, read_file
 from tests.failures.table import as_markdown
+
+NUM_EPOCHS = 30  # about 120 steps: something is left to train after each kill
 
 
 @pytest.fixture(scope="module")
@@ -20,13 +23,33 @@ def lab():
         yield lab
 
 
+@pytest.fixture(scope="module")
+def struck(lab):
+    """A run that trains, to be killed in part again and again; what came of each kill, by its name."""
+    run = lab.run("chain", train__epochs=NUM_EPOCHS)
+    run.start(lab.cluster(), num_workers=2)
+    run.wait_until_done(0.02)
+    return run, {}
+
+
 @pytest.mark.ray
 @pytest.mark.thorough
-@pytest.mark.parametrize("fault", PROMISES)
-def test_whoever_is_killed_no_tile_is_lost_or_doubled(lab, fault):
-    outcome = kill(lab, fault, seed=100)
-    assert (outcome.lost, outcome.doubled) == (0, 0), outcome
-    assert outcome.tiles > 200 and 0 < outcome.done_at_kill < 1, outcome
+class TestWhoeverIsKilled:
+    """One run meets every kill; its tiles are counted when it has ended."""
+
+    @pytest.mark.parametrize("fault", sorted(PROMISES, key=["reader", "teacher", "worker", "node", "driver", "head"].index))
+    def test_it_goes_on_as_promised(self, lab, struck, fault):
+        run, came_of_it = struck
+        came_of_it[fault] = strike(lab, run, fault, random.Random(fault), num_workers=2 if fault == "head" else 1)
+        assert 0 < came_of_it[fault]["done_at_kill"] < run.committed()[1]
+
+    def test_no_tile_is_lost_or_doubled(self, struck):
+        run, came_of_it = struck
+        run.wait_until_counted()
+        counts = run.count()
+        assert (counts["lost"], counts["doubled"]) == (0, 0) and counts["tiles"] > 1000, (counts, came_of_it)
+        shares = [struck["done_at_kill"] for struck in came_of_it.values()]
+        assert shares == sorted(shares) and shares[-1] < 1, came_of_it
 
 
 def test_the_table_sums_up_and_hides_nothing():
