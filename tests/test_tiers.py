@@ -1,11 +1,15 @@
 """How the tests are run: what a test that takes its process down costs, and that each test is in one tier."""
 
+import faulthandler
+import os
+import signal
 import subprocess
 import sys
 
 import pytest
 
 from tests.conftest import check_tier
+from tests.support.forks import in_a_process
 from tests.support.verbs import ROOT
 
 CRASHING = """
@@ -47,6 +51,24 @@ def test_a_process_that_dies_costs_one_test_which_is_named(tmp_path):
         for name in ("test_crashes", "test_is_killed"):
             assert f"crashed while running '{file}.py::{name}" in said, said
     assert "Segmentation fault" in said and "in test_crashes" in said, "where it died"
+
+
+def test_a_process_of_a_test_that_dies_is_told():
+    with pytest.raises(AssertionError, match="the process of _sigsegv died, with exit code -11"):
+        in_a_process(faulthandler._sigsegv)
+    with pytest.raises(AssertionError, match="exit code -9"):
+        in_a_process(_kill_itself)
+
+
+def test_what_a_process_of_a_test_returns_or_raises_comes_back():
+    assert in_a_process(divmod, 17, 5) == (3, 2)
+    with pytest.raises(ZeroDivisionError) as caught:
+        in_a_process(divmod, 17, 0)
+    assert "in _work" in caught.value.__notes__[0], "where it was raised"
+
+
+def _kill_itself():
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Item:

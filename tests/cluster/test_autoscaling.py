@@ -93,7 +93,7 @@ def test_teachers_come_with_the_work_and_go_after_it(gcs_address, tmp_path):
         env=environment(RAY_ADDRESS=gcs_address, RAY_AUTH_MODE="disabled"),
         capture_output=True,
         text=True,
-        timeout=420,
+        timeout=280,
     )
     assert stage.returncode == 0, stage.stdout[-2000:] + stage.stderr[-3000:]
     (line,) = [line for line in stage.stdout.splitlines() if line.startswith("RESULT ")]

@@ -28,7 +28,7 @@ def submit(command: list[str], variables: dict[str, str]) -> subprocess.Complete
     """The job, tried again while the node's agent is not there yet."""
     deadline = time.monotonic() + 120
     while True:
-        done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=250)
         if "No available agent" not in done.stderr or time.monotonic() > deadline:
             return done
         time.sleep(1)

@@ -1,11 +1,11 @@
 """A slide that takes each reader down with it: Ray starts the actor again, and the slide is given up instead of the run."""
 
-import os
 import time
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray.data
 
 from csat.columns import OK, POSITION, QUARANTINED, REASON, STATUS
 from csat.errors import ConfigError
@@ -19,34 +19,19 @@ from csat.tiles.planned_reader import SLOT, PlannedReader
 from csat.tiles.sources import list_slides
 from csat.tiles.tiling import tile_slide
 from tests.failures.crashing import CrashingReader
-from tests.support.verbs import ROOT
+from workflows.shell import tile_slides
 
 pytestmark = [pytest.mark.ray, pytest.mark.thorough]
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    """Two logical CPUs on this machine."""
-    import ray
-
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    ray.init(address="local", num_cpus=2, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": path}})
-    yield ray
-    ray.shutdown()
-
-
-def test_tiling_that_hangs_on_a_slide_ends_in_an_error(cluster, tmp_path, monkeypatch):
-    from workflows.shell import tile_slides
-
+def test_tiling_that_hangs_on_a_slide_ends_in_an_error(ray_cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(tile_slides, "TASK_TIMEOUT_S", 1.0)
     slide = list_slides([str(make_slides(tmp_path, num_slides=1, size_px=256, seed=1)[0])])[0]
     with pytest.raises(ConfigError, match="_000.svs: tiling it has not ended within 1 s"):
-        tile_slides._take(slide, cluster.remote(max_retries=0)(lambda: time.sleep(600)).remote())
+        tile_slides._take(slide, ray.remote(max_retries=0)(lambda: time.sleep(600)).remote())
 
 
-def test_a_slide_that_crashes_its_reader_costs_its_own_tiles_and_no_other(cluster, tmp_path):
-    import ray.data
-
+def test_a_slide_that_crashes_its_reader_costs_its_own_tiles_and_no_other(ray_cluster, tmp_path):
     slides = list_slides([str(path) for path in make_slides(tmp_path / "slides", num_slides=2, size_px=256, seed=1)])
     tiling = TilingConfig(tile_px=64)
     writer = ManifestWriter(str(tmp_path / "manifest"), ManifestConfig(chunk_tiles=4), "f" * 64, slides=slides, tiling=tiling)

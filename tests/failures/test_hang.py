@@ -42,7 +42,7 @@ def test_a_teacher_that_hangs_ends_in_an_error_within_the_stall_timeout(hanging_
     settings |= dict(data__source_mpp=0.5, workers__max_failures=0, pool__max_actors=1, train__checkpoint_every_steps=1)
     started = time.monotonic()
     process = run_alone(arguments([images], folder, **settings), log)
-    code = process.wait(timeout=300)
+    code = process.wait(timeout=280)
     said = log.read_text(errors="replace")
     assert code == 1, said[-3000:]
     assert "training failed" in said and "What was committed is safe" in said, said[-3000:]

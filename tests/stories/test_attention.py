@@ -12,7 +12,7 @@ from teachers.registry import load_teacher
 from tests.support.labelled_folders import (
     SIZE_PX,
     data_settings,
-    fit_here,
+    fit_alone,
     make_folder,
     prepare,
     sweep_settings,
@@ -52,7 +52,7 @@ def asked(teacher, **options) -> dict:
 def teacher(images, tmp_path_factory):
     """A run folder of the same net at full resolution."""
     folder = tmp_path_factory.mktemp("runs") / "high"
-    fit_here(settings(images, folder))
+    fit_alone(settings(images, folder))
     return folder
 
 
@@ -77,10 +77,10 @@ def check_run(folder, teacher, *, terms: set[str]) -> None:
     [({"variant": "at"}, {"ce", "fm", "at"}), ({"variant": "none", "alpha_kd": 1.0, "alpha_fm": 0.0}, {"ce", "kd"})],
     ids=["at", "kd alone"],
 )
-def test_a_student_in_this_process(images, teacher, tmp_path, options, terms):
+def test_a_student_in_one_process(images, teacher, tmp_path, options, terms):
     plain = settings(images, tmp_path / "low", **STUDENT, teacher=asked(teacher))
     plain["method"] = {"name": "attention", "options": options}
-    fit_here(plain)
+    fit_alone(plain)
     check_run(tmp_path / "low", teacher, terms=terms)
 
 

@@ -11,7 +11,7 @@ from csat.methods.coco.paraphrasers import are_there, make_paraphrasers, save_pa
 from csat.runs.folder import RunFolder
 from csat.runs.recorder import read_metrics
 from teachers.registry import load_teacher
-from tests.support.labelled_folders import fit_here, prepare, taught_settings
+from tests.support.labelled_folders import fit_alone, prepare, taught_settings
 from workflows.finetuning.check import check
 from workflows.finetuning.config import read_config
 from workflows.finetuning.fit import fit
@@ -52,7 +52,7 @@ def settings(glands, run_folder, **more) -> dict:
 def teacher(glands, tmp_path_factory):
     """A run folder of a narrow FANet."""
     folder = tmp_path_factory.mktemp("runs") / "fanet"
-    fit_here(settings(glands, folder, model={"name": "fanet", "options": {"width": 8}}))
+    fit_alone(settings(glands, folder, model={"name": "fanet", "options": {"width": 8}}))
     return folder
 
 
@@ -78,12 +78,12 @@ def check_run(folder, teacher) -> None:
 
 
 @pytest.mark.slow
-def test_a_student_in_this_process(glands, teacher, tmp_path):
-    fit_here(settings(glands, tmp_path / "student", **taught(teacher)))
+def test_a_student_in_one_process(glands, teacher, tmp_path):
+    fit_alone(settings(glands, tmp_path / "student", **taught(teacher)))
     check_run(tmp_path / "student", teacher)
     # Another weight, as a sweep would try it, with the paraphrasers of the run before.
     paraphrasers = str(tmp_path / "student" / "paraphrasers")
-    fit_here(settings(glands, tmp_path / "trial", **taught(teacher, lambda_s=1.0, paraphrasers=paraphrasers)))
+    fit_alone(settings(glands, tmp_path / "trial", **taught(teacher, lambda_s=1.0, paraphrasers=paraphrasers)))
     assert not (tmp_path / "trial" / "paraphrasers").exists()
 
 

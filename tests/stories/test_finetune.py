@@ -3,8 +3,8 @@
 import contextlib
 import json
 import re
+import shutil
 import signal
-import time
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,13 +15,14 @@ from PIL import Image
 
 from csat.evaluation.predictions import Predictions
 from csat.export.folder import load_exported
+from csat.labels.decoded import ARRAYS
 from csat.runs.checkpoints import Checkpoints
 from csat.runs.recorder import read_metrics
-from tests.support.labelled_folders import data_settings, make_folder, prepare
-from tests.support.verbs import interrupt, kill_group
+from tests.support.labelled_folders import data_settings, fit_alone, make_folder, prepare
+from tests.support.verbs import interrupt, runs_alone, wait_for
 from workflows import finetune
 from workflows.finetuning.config import read_config
-from workflows.finetuning.fit import fit
+from workflows.shell.decode_samples import Prepared
 
 SMALL = {
     "model": {"name": "csat_nano", "decoder_channels": 8},
@@ -78,6 +79,17 @@ def nuclei(tmp_path_factory):
         pixels = np.where(instances[..., None] > 0, (90, 60, 140), (230, 200, 220)) + rng.normal(0, 8, (64, 64, 3))
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / "images" / f"{number}.png")
         Image.fromarray(instances).save(folder / "masks" / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def binary(nuclei, tmp_path_factory):
+    """The same images with masks of what is nucleus."""
+    folder = tmp_path_factory.mktemp("binary")
+    shutil.copytree(nuclei / "images", folder / "images")
+    (folder / "masks").mkdir()
+    for path in (nuclei / "masks").iterdir():
+        Image.fromarray((np.array(Image.open(path)) > 0).astype(np.uint8)).save(folder / "masks" / path.name)
     return folder
 
 
@@ -145,54 +157,30 @@ class TestClassification:
     def test_it_starts_another_run(self, finished, images, tmp_path):
         folder, _ = finished
         start = {"model": {"init": "run", "from_run": str(folder)}, "train": {"epochs": 1}}
-        config = read_config(
-            merged(SMALL, data_settings(str(images), tile_px=TILE_PX), start, {"run_folder": str(tmp_path / "run")})
-        )
+        data = data_settings(str(images), tile_px=TILE_PX)
         # The set is small: one broken image of 48 is within max_unreadable.
-        evaluation = fit(config, prepare(config), in_this_process=True)
+        evaluation = fit_alone(merged(SMALL, data, start, {"run_folder": str(tmp_path / "run")}))
         assert evaluation["model"]["from_run"] == str(folder)
         started = read_json(tmp_path / "run", "exported/config.json")["metadata"]["started_from"]
         assert started["run"] == str(folder) and started["task"] == "classification"
 
 
-@pytest.mark.ray
-@pytest.mark.thorough
 class TestOtherWays:
-    def fit(self, tmp_path, *settings, seen=None):
-        config = read_config(merged(SMALL, {"run_folder": str(tmp_path / "run"), "data": {"tile_px": TILE_PX}}, *settings))
-        on_validation = ([] if seen is None else seen).append
-        return fit(config, prepare(config), in_this_process=True, on_validation=on_validation)
+    """In one process, as a trial of a sweep trains; what Ray decodes for it is looked at below."""
 
-    def test_a_set_that_does_not_fit_into_memory_is_streamed(self, ray_cluster, images, tmp_path):
-        more = {
-            "run_folder": str(tmp_path / "run"),
-            "train": {"epochs": 2},
-            "data": {"memory_gb": 0.0, "sampling": "balanced"},
-        }
-        assert finetune.main(write_recipe(tmp_path, data_settings(str(images)), more)) == 0
-        rows = read_json(tmp_path / "run", "accounting.json")["epochs"]
-        assert len(rows) == 2
-        assert all(row["trained"] + row["quarantined"] == row["manifest"] for row in rows)
+    def fit(self, tmp_path, *settings):
+        return fit_alone(merged(SMALL, {"run_folder": str(tmp_path / "run"), "data": {"tile_px": TILE_PX}}, *settings))
 
-    def test_segmentation_with_a_timm_backbone(self, ray_cluster, nuclei, tmp_path):
-        sets = {"sets": {"mine": {"path": str(nuclei), "layout": "pairs"}}, "task": "segmentation", "fit": "crop"}
-        for path in (nuclei / "masks").iterdir():
-            Image.fromarray((np.array(Image.open(path)) > 0).astype(np.uint8)).save(tmp_path / path.name)
-        (tmp_path / "binary").mkdir()
-        for name in ("images", "masks"):
-            (tmp_path / "binary" / name).mkdir()
-        for path in (nuclei / "images").iterdir():
-            Image.open(path).save(tmp_path / "binary" / "images" / path.name)
-            (tmp_path / path.name).rename(tmp_path / "binary" / "masks" / path.name)
-        sets["sets"]["mine"]["path"] = str(tmp_path / "binary")
-        seen = []
-        evaluation = self.fit(tmp_path, {"data": sets, "train": {"epochs": 12, "optim": {"ema_decay": None}}}, seen=seen)
+    def test_segmentation_with_a_timm_backbone(self, binary, tmp_path):
+        sets = {"sets": {"mine": {"path": str(binary), "layout": "pairs"}}, "task": "segmentation", "fit": "crop"}
+        evaluation = self.fit(tmp_path, {"data": sets, "train": {"epochs": 12, "optim": {"ema_decay": None}}})
+        seen = read_metrics(str(tmp_path / "run"), "validation")
         assert len(seen) == 12 and seen[-1]["loss"] < seen[0]["loss"]
         assert evaluation["metric"] == "miou" and 0 < evaluation["test"]["miou"]["value"] <= 1
         assert "Where it is most wrong" in (tmp_path / "run" / "report.html").read_text()
 
     @pytest.mark.parametrize("model", ["unet", "hovernet"])
-    def test_nuclei_with_the_models_that_teach(self, ray_cluster, nuclei, tmp_path, model):
+    def test_nuclei_with_the_models_that_teach(self, nuclei, tmp_path, model):
         sets = {"sets": {"mine": {"path": str(nuclei), "layout": "pairs"}}, "task": "nuclei", "fit": "crop"}
         models = {
             "unet": {"name": "unet", "options": {"width": 4, "depth": 2}},
@@ -205,7 +193,7 @@ class TestOtherWays:
         assert {"aji", "pq", "dq", "sq", "detection_f1"} <= set(evaluation["test"])
         assert type(load_exported(str(tmp_path / "run" / "exported"))).__name__.lower().startswith(model)
 
-    def test_patience_ends_a_run_early_and_the_accounts_say_so(self, ray_cluster, images, tmp_path):
+    def test_patience_ends_a_run_early_and_the_accounts_say_so(self, images, tmp_path):
         stop = {"validation": {"patience": 1, "every_epochs": 0.5}, "train": {"epochs": 20, "optim": {"lr": 1e-7}}}
         evaluation = self.fit(tmp_path, data_settings(str(images)), stop)
         rows = read_json(tmp_path / "run", "accounting.json")["epochs"]
@@ -215,40 +203,93 @@ class TestOtherWays:
         )
         assert evaluation["best_metric"] is not None
 
-    def test_a_loss_that_is_not_finite_stops_the_run(self, ray_cluster, images, tmp_path, capsys):
-        more = {"run_folder": str(tmp_path / "run"), "train": {"optim": {"lr": 1e30, "clip_grad_norm": None, "warmup": 0.0}}}
-        assert finetune.main(write_recipe(tmp_path, data_settings(str(images)), more)) == 1
-        assert "not finite" in capsys.readouterr().err
-        assert read_json(tmp_path / "run", "status.json")["state"] == "failed"
 
-    def test_killed_and_interrupted_it_resumes(self, images, tmp_path, run_alone):
-        more = {"run_folder": str(tmp_path / "run"), "train": {"epochs": 40}}
-        argv = write_recipe(tmp_path, data_settings(str(images)), more)
-        first = run_alone(argv, tmp_path / "log", verb="finetune")
-        checkpoints = Checkpoints(str(tmp_path / "run" / "checkpoints"))
-        deadline = time.monotonic() + 480
-        while not len(checkpoints.latest_cursor().done):
-            assert first.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()[-2000:]
-            time.sleep(0.2)
-        kill_group(first)
+@pytest.mark.ray
+@pytest.mark.parametrize("task", ["segmentation", "nuclei"])
+def test_masks_that_ray_decodes_are_those_of_the_files(ray_cluster, nuclei, binary, tmp_path, task):
+    """(Images with labels alone: above.)"""
+    sets = {"sets": {"mine": {"path": str(nuclei if task == "nuclei" else binary), "layout": "pairs"}}, "task": task}
+    config = read_config(merged(SMALL, {"run_folder": str(tmp_path), "data": {"fit": "crop", "memory_gb": 0.05, **sets}}))
+    prepared = prepare(config)
+    decoded, read = prepared.source(), Prepared(prepared.data, config.data).source()
+    assert prepared.tables and not prepared.unreadable
+    for index in range(len(prepared.data.samples)):
+        for name in ARRAYS:
+            np.testing.assert_array_equal(getattr(decoded.get(index), name), getattr(read.get(index), name))
+        assert decoded.get(index).mask.any()
+
+
+@pytest.mark.ray
+@pytest.mark.thorough
+def test_a_set_that_does_not_fit_into_memory_is_streamed(ray_cluster, images, tmp_path):
+    more = {
+        "run_folder": str(tmp_path / "run"),
+        "train": {"epochs": 2},
+        "data": {"memory_gb": 0.0, "sampling": "balanced"},
+    }
+    assert finetune.main(write_recipe(tmp_path, data_settings(str(images)), more)) == 0
+    rows = read_json(tmp_path / "run", "accounting.json")["epochs"]
+    assert len(rows) == 2
+    assert all(row["trained"] + row["quarantined"] == row["manifest"] for row in rows)
+
+
+@pytest.mark.ray
+@pytest.mark.thorough
+def test_a_loss_that_is_not_finite_stops_the_run(ray_cluster, images, tmp_path, capsys):
+    more = {"run_folder": str(tmp_path / "run"), "train": {"optim": {"lr": 1e30, "clip_grad_norm": None, "warmup": 0.0}}}
+    assert finetune.main(write_recipe(tmp_path, data_settings(str(images)), more)) == 1
+    assert "not finite" in capsys.readouterr().err
+    assert read_json(tmp_path / "run", "status.json")["state"] == "failed"
+
+
+@pytest.fixture(scope="module")
+def killed(images, tmp_path_factory):
+    """A run of 40 epochs that was killed once it had committed something."""
+    folder = tmp_path_factory.mktemp("killed")
+    argv = write_recipe(folder, data_settings(str(images)), {"run_folder": str(folder / "run"), "train": {"epochs": 40}})
+    with runs_alone() as start:
+        first = start(argv, folder / "first", verb="finetune")
+        wait_for(lambda: len(cursor(folder / "run").done), first, folder / "first")
+    return folder, argv
+
+
+@pytest.fixture(scope="module")
+def interrupted(killed):
+    """The same, given again and interrupted; what it said it keeps."""
+    folder, argv = killed
+    log = folder / "second"
+    with runs_alone() as start:
+        second = start(argv, log, verb="finetune")
         # Workers that outlive their driver may commit once more: what the second command commits is told by its own log.
-        second = run_alone(argv, tmp_path / "second", verb="finetune")
-        while " committed: " not in (tmp_path / "second").read_text(errors="replace"):
-            assert second.poll() is None and time.monotonic() < deadline, (tmp_path / "second").read_text()[-2000:]
-            time.sleep(0.05)
-        resumed = re.search(r"resumed at step \d+ with (\d+) of", (tmp_path / "second").read_text(errors="replace"))
-        before = int(resumed[1])
-        kept = interrupt(second, tmp_path / "second", signal.SIGTERM, to_group=False)
-        done, trained = len(checkpoints.latest_cursor().done), read_metrics(str(tmp_path / "run"))[-1]
-        assert 0 < before < done == trained["tiles"] < trained["tiles_total"]
+        wait_for(lambda: " committed: " in log.read_text(errors="replace"), second, log)
+        kept = interrupt(second, log, signal.SIGTERM, to_group=False)
+    return folder, argv, kept
+
+
+@pytest.mark.ray
+@pytest.mark.thorough
+class TestKilledAndInterrupted:
+    def test_it_resumes_and_keeps_what_it_has_trained(self, interrupted):
+        folder, _, kept = interrupted
+        resumed = re.search(r"resumed at step \d+ with (\d+) of", (folder / "second").read_text(errors="replace"))
+        done, trained = len(cursor(folder / "run").done), read_metrics(str(folder / "run"))[-1]
+        assert 0 < int(resumed[1]) < done == trained["tiles"] < trained["tiles_total"]
         assert kept.startswith(f"{done:,} of {trained['tiles_total']:,} tiles")
-        third = run_alone(argv, tmp_path / "log", verb="finetune")
-        assert third.wait(timeout=300) == 0, (tmp_path / "log").read_text()[-2000:]
-        rows = read_json(tmp_path / "run", "accounting.json")["epochs"]
+
+    def test_it_ends_with_everything_trained_once(self, interrupted, run_alone):
+        folder, argv, _ = interrupted
+        done = len(cursor(folder / "run").done)
+        third = run_alone(argv, folder / "third", verb="finetune")
+        assert third.wait(timeout=280) == 0, (folder / "third").read_text()[-2000:]
+        rows = read_json(folder / "run", "accounting.json")["epochs"]
         assert len(rows) == 40 and done < sum(row["manifest"] for row in rows)
         assert all(row["manifest"] == row["trained"] + row["quarantined"] for row in rows)
-        steps = [line["step"] for line in read_metrics(str(tmp_path / "run"))]
+        steps = [line["step"] for line in read_metrics(str(folder / "run"))]
         assert steps == sorted(set(steps))
+
+
+def cursor(run):
+    return Checkpoints(str(run / "checkpoints")).latest_cursor()
 
 
 # ------------------------------------------------------------------------------------------------------ it refuses

@@ -62,7 +62,7 @@ def test_a_submitted_job_trains_and_reports(head, slides, tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
     def job(*command):
-        options = dict(cwd=ROOT, capture_output=True, text=True, timeout=700, env=environment)
+        options = dict(cwd=ROOT, capture_output=True, text=True, timeout=280, env=environment)
         return subprocess.run([RAY, "job", command[0], "--address", dashboard, *command[1:]], **options)
 
     deadline = time.monotonic() + 60
@@ -73,7 +73,7 @@ def test_a_submitted_job_trains_and_reports(head, slides, tmp_path):
             break
         time.sleep(1)
     assert first.returncode == 0, first.stdout[-3000:] + first.stderr[-2000:]
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 250
     while not read_metrics(str(folder)):
         assert time.monotonic() < deadline, job("logs", "first").stdout[-3000:]
         time.sleep(0.1)

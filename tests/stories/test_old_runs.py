@@ -17,7 +17,7 @@ from csat.runs.checkpoints import Checkpoints
 from csat.runs.plan import Intervals
 from csat.tasks import Task
 from teachers.registry import describe_teacher, load_teacher
-from tests.support.labelled_folders import fit_here
+from tests.support.labelled_folders import fit_alone
 from tests.support.labelled_toy import make_info
 from workflows import finetune, pretrain
 
@@ -101,7 +101,7 @@ def test_a_default_that_has_changed_since_is_told_and_can_be_repeated(runs, caps
 def test_a_stopped_fine_tuning_is_resumed(runs):
     run = runs / "classifier-stopped"
     before = len(Checkpoints(str(run / "checkpoints")).latest_cursor().done)
-    fit_here(yaml.safe_load((run / "config.yaml").read_text()))
+    fit_alone(yaml.safe_load((run / "config.yaml").read_text()))
     assert 0 < before < sum(row["manifest"] for row in accounts(run))
     assert all(row["manifest"] == row["trained"] for row in accounts(run))
 

@@ -3,7 +3,6 @@
 import json
 import shutil
 import signal
-import time
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -26,7 +25,7 @@ from teachers.contract import sha256_of
 from tests.csat.tiles.manifests import read
 from tests.support.odd_inputs import MISFIT, MPP, TILE_PX, TILES, make_odd_inputs
 from tests.support.processes import ProcessWatch
-from tests.support.verbs import arguments, interrupt
+from tests.support.verbs import arguments, interrupt, wait_for
 from workflows import pretrain
 
 pytestmark = pytest.mark.ray
@@ -221,11 +220,7 @@ def test_an_interrupted_run_resumes_where_it_was(slides, tmp_path, run_alone):
     folder, log = tmp_path / "run", tmp_path / "log"
     settings = dict(train__epochs=12, train__checkpoint_every_s=None, train__log_every_steps=1)
     first = run_alone(arguments(slides, folder, **settings), log)
-    deadline = time.monotonic() + 400
-    while not read_metrics(str(folder)):
-        assert first.poll() is None, log.read_text()[-3000:]
-        assert time.monotonic() < deadline, log.read_text()[-3000:]
-        time.sleep(0.05)
+    wait_for(lambda: read_metrics(str(folder)), first, log)
     kept = interrupt(first, log, signal.SIGINT, to_group=True)
     interrupted = Checkpoints(str(folder / "checkpoints")).latest_cursor()
     total = 12 * read_json(folder, "manifest/index.json")["num_tiles"]
@@ -234,7 +229,7 @@ def test_an_interrupted_run_resumes_where_it_was(slides, tmp_path, run_alone):
     assert read_json(folder, "status.json")["state"] == "interrupted"
 
     second = run_alone(arguments(slides, folder, workers__num_workers=2, **settings), log)
-    assert second.wait(timeout=600) == 0, log.read_text()[-3000:]
+    assert second.wait(timeout=280) == 0, log.read_text()[-3000:]
     check_accounts(folder, num_epochs=12)
     steps = [line["step"] for line in read_metrics(str(folder))]
     assert steps == list(range(1, len(steps) + 1)), "no step was lost, and none is doubled"

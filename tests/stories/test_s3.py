@@ -1,30 +1,75 @@
-"""Slides from a bucket, run folder in a bucket, against a real S3 server on loopback."""
+"""Slides, response cache and run folder in a bucket, against a real S3 server on loopback; killed in the first epoch.
+
+The same command then ends it, and the pool of teachers ends with the first epoch.
+"""
 
 import json
+import time
+from pathlib import Path
 
 import pytest
 
 from csat.export.folder import load_exported
 from csat.runs.checkpoints import Checkpoints
 from csat.storage import files
-from tests.support.verbs import arguments
+from tests.support.verbs import arguments, kill_group, wait_for
 
-pytestmark = [pytest.mark.ray, pytest.mark.thorough]
+EPOCHS = 4
 
 
-def test_slides_and_run_folder_in_a_bucket(s3, slides, tmp_path, run_alone):
-    uri = s3  # reached through the environment, which the run inherits
+def teachers_alive() -> set[int]:
+    """Processes of this machine that hold the teacher stage of a run with a cache."""
+    found = set()
+    for process in Path("/proc").iterdir():
+        try:
+            if process.name.isdigit() and b"CachedTeacherStage" in (process / "cmdline").read_bytes():
+                found.add(int(process.name))
+        except OSError:  # it ended meanwhile
+            continue
+    return found
+
+
+@pytest.mark.ray
+@pytest.mark.thorough
+def test_a_killed_run_in_a_bucket_with_a_response_cache(s3, slides, tmp_path, run_alone):
+    """S3 is reached through the environment, which the runs inherit."""
     for slide in slides:
-        files.write_bytes(files.join(uri, "slides", slide.name), slide.read_bytes())
-    folder, log = files.join(uri, "my runs", "a b"), tmp_path / "log"
-    argv = arguments(
-        [f"{uri}/slides/*.svs"], folder, readers__cache_folder=tmp_path / "cache", train__checkpoint_every_steps=4
-    )
-    assert run_alone(argv, log).wait(timeout=600) == 0, log.read_text()[-3000:]
+        files.write_bytes(files.join(s3, "slides", slide.name), slide.read_bytes())
+    folder, log = files.join(s3, "my runs", "a b"), tmp_path / "log"
+    checkpoints = Checkpoints(files.join(folder, "checkpoints"))
+    settings = dict(train__epochs=EPOCHS, train__checkpoint_every_steps=2, cache__uri=f"{s3}/cache", cache__budget_gb=0.1)
+    settings |= dict(readers__cache_folder=tmp_path / "cache")
+    first = run_alone(arguments([f"{s3}/slides/*.svs"], folder, **settings), log)
+    wait_for(lambda: files.exists(files.join(folder, "checkpoints", "latest.json")), first, log)
+    kill_group(first)
+    num_tiles = json.loads(files.read_bytes(files.join(folder, "manifest", "index.json")))["num_tiles"]
+    assert 0 < len(checkpoints.latest_cursor().done) < num_tiles, "killed in the first epoch"
 
-    accounts = json.loads(files.read_bytes(files.join(folder, "accounting.json")))
-    assert accounts["epochs"][0]["trained"] == accounts["epochs"][0]["manifest"] > 50
-    assert len(Checkpoints(files.join(folder, "checkpoints")).latest_cursor().done) == accounts["epochs"][0]["manifest"]
+    argv = arguments([f"{s3}/slides/*.svs"], folder, workers__num_workers=2, **settings)
+    second = run_alone(argv, log)
+    of_first_epoch, had_ended = set(), False
+    while second.poll() is None:
+        alive, num_done = teachers_alive(), len(checkpoints.latest_cursor().done)
+        if num_done < num_tiles:
+            of_first_epoch |= alive
+        elif num_done < EPOCHS * num_tiles:
+            had_ended |= not alive & of_first_epoch
+        time.sleep(0.3)
+    assert second.returncode == 0, log.read_text()[-3000:]
+    assert of_first_epoch and had_ended, "the teacher's actors are gone while the later epochs are trained"
+
+    cursor = checkpoints.latest_cursor()
+    assert cursor.done.pairs() == [[0, EPOCHS * num_tiles]] and num_tiles > 50
+    assert cursor.counts == {epoch: [num_tiles, 0, 0] for epoch in range(EPOCHS)}
+    assert cursor.meters["rows"] == EPOCHS * num_tiles
+    assert 0 < cursor.meters["answered"] <= num_tiles, "no tile is answered twice, whatever was killed"
+    throughput = json.loads(files.read_bytes(files.join(folder, "throughput.json")))
+    assert throughput["stages"]["teacher"]["answered_share"] <= 1 / EPOCHS
+    (complete,) = [uri for uri in files.list_files(f"{s3}/cache") if uri.endswith("complete.json")]
+    assert "response cache" in log.read_text() and files.parent(complete) in log.read_text()
+
+    accounts = json.loads(files.read_bytes(files.join(folder, "accounting.json")))["epochs"]
+    assert [row["trained"] for row in accounts] == [row["manifest"] for row in accounts] == EPOCHS * [num_tiles]
     assert {spec.name for spec in load_exported(files.join(folder, "exported")).responses} == {"np", "hv"}
     assert b"data:image/png" in files.read_bytes(files.join(folder, "report.html"))
     assert files.read_bytes(files.join(folder, "metrics.jsonl")).count(b"\n") > 2
@@ -33,6 +78,5 @@ def test_slides_and_run_folder_in_a_bucket(s3, slides, tmp_path, run_alone):
     assert cached == sum(slide.stat().st_size for slide in slides), "each slide was downloaded once"
     assert "test" not in files.read_bytes(files.join(folder, "config.yaml")).decode().split(), "no credentials in the config"
 
-    again = run_alone(argv, log)
-    assert again.wait(timeout=120) == 0
+    assert run_alone(argv, log).wait(timeout=120) == 0
     assert "nothing to do" in log.read_text()

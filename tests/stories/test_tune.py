@@ -2,7 +2,6 @@
 
 import json
 import signal
-import time
 
 import psutil
 import pytest
@@ -16,7 +15,7 @@ from csat.runs.recorder import read_metrics
 from csat.storage import files
 from csat.tasks import DatasetInfo, Task, heads_of
 from tests.support.labelled_folders import COLORS, data_settings, make_folder, sweep_settings
-from tests.support.verbs import interrupt, kill_group
+from tests.support.verbs import interrupt, runs_alone, wait_for
 from workflows import tune
 
 FRAIL = {"train": {"optim": {"lr": 1e30, "clip_grad_norm": None}}}  # no training survives this
@@ -178,18 +177,6 @@ class TestWithACluster:
         _, argv, _ = finished
         refuse(capsys, [*argv, "--base.train.epochs=5"], "base.train.epochs: was 4, is 5")
 
-    @pytest.mark.thorough
-    def test_trials_of_two_workers(self, ray_cluster, images, tmp_path):
-        """Each trial is a group under Ray Train; its validations reach Tune all the same."""
-        workers = ["--base.workers.num_workers=2", "--base.workers.cpus_per_worker=0.5", "--base.train.epochs=3"]
-        settings = dict(num_trials=1, final_seeds=1, max_concurrent=1)
-        argv = command(tmp_path, tmp_path / "run", data_root=str(images), **settings)
-        assert tune.main([*argv, *workers]) == 0
-        result = check_cell(tmp_path / "run" / "cells" / "a" / "nano", num_trials=1, num_seeds=1)
-        assert all(trial["metric"] is not None for trial in result["trials"])
-        (lines,) = [read_metrics(uri, "validation") for uri in result["seeds"]]
-        assert [round(line["epoch"]) for line in lines] == [1, 2, 3]
-
 
 def check_cell(cell, *, num_trials, num_seeds):
     """All runs have ended, each of them trained every step once."""
@@ -209,59 +196,62 @@ def check_cell(cell, *, num_trials, num_seeds):
     return result
 
 
+@pytest.fixture(scope="module")
+def killed(images, tmp_path_factory):
+    """A sweep over two data sets: SIGKILL to driver and cluster while a trial of the first runs. What had ended, and when."""
+    folder = tmp_path_factory.mktemp("killed")
+    sets = {name: data_settings(name) for name in ("a", "b")}
+    argv = command(folder, folder / "run", data_root=str(images), data_sets=sets, num_trials=4, final_seeds=1)
+    cell = folder / "run" / "cells" / "a" / "nano"
+    with runs_alone() as start:
+        first = start(argv, folder / "first", "tune")
+        wait_for(lambda: in_the_middle(cell), first, folder / "first")
+    ended = {path.parent: path.stat().st_mtime_ns for path in cell.glob("trials/*/status.json") if has_ended(path.parent)}
+    assert not (cell / "cell.json").exists()
+    return folder, argv, read_json(cell, "search.json")["trials"], ended
+
+
+@pytest.fixture(scope="module")
+def interrupted(killed):
+    """The same command; the processes of its running trials are killed, which are resumed in others; a seed is interrupted."""
+    folder, argv, *_ = killed
+    log, cell = folder / "second", folder / "run" / "cells" / "b" / "nano"
+    with runs_alone() as start:
+        second = start(argv, log, "tune")
+        wait_for(lambda: in_the_middle(cell), second, log)
+        processes = psutil.Process(second.pid).children(recursive=True)
+        trainers = [process for process in processes if "ray::ImplicitFunc" in " ".join(process.cmdline())]
+        assert trainers
+        for process in trainers:
+            process.kill()
+        wait_for(lambda: list((cell / "seeds").glob("*/metrics.jsonl")), second, log)
+        kept = interrupt(second, log, signal.SIGTERM, to_group=True)
+    return kept
+
+
 @pytest.mark.ray
 @pytest.mark.thorough
-def test_a_killed_sweep_goes_on_where_it_was(images, tmp_path, run_alone):
-    """SIGKILL to driver and cluster while a trial runs; the same command ends with the same number of trials.
+class TestKilledAndInterrupted:
+    def test_it_is_killed_in_the_middle(self, killed):
+        *_, ended = killed
+        assert 1 <= len(ended) < 4
 
-    On the way, the processes of running trials are killed too: those trials are resumed in others. Then a seed is interrupted.
-    """
-    folder, log = tmp_path / "run", tmp_path / "log"
-    sets = {name: data_settings(name) for name in ("a", "b")}
-    settings = dict(data_root=str(images), data_sets=sets, num_trials=4, final_seeds=1)
-    argv = command(tmp_path, folder, **settings)
-    cell = folder / "cells" / "a" / "nano"
+    def test_it_says_how_many_runs_it_keeps(self, killed, interrupted):
+        run = killed[0] / "run"
+        num_ended = sum(has_ended(path.parent) for path in run.rglob("status.json") if path.parent != run)
+        assert interrupted.startswith(f"{num_ended} runs") and num_ended > len(killed[3])
 
-    first = run_alone(argv, log, "tune")
-    wait_for(lambda: in_the_middle(cell), first, log)
-    kill_group(first)
-    before = read_json(cell, "search.json")["trials"]
-    ended = {path.parent: path.stat().st_mtime_ns for path in cell.glob("trials/*/status.json") if has_ended(path.parent)}
-    assert 1 <= len(ended) < 4
-    assert not (cell / "cell.json").exists()
-
-    second = run_alone(argv, log, "tune")
-    wait_for(lambda: in_the_middle(folder / "cells" / "b" / "nano"), second, log)
-    trainers = [
-        process
-        for process in psutil.Process(second.pid).children(recursive=True)
-        if "ray::ImplicitFunc" in " ".join(process.cmdline())
-    ]
-    assert trainers
-    for process in trainers:
-        process.kill()
-    seeds = folder / "cells" / "b" / "nano" / "seeds"
-    wait_for(lambda: list(seeds.glob("*/metrics.jsonl")), second, log)
-    kept = interrupt(second, log, signal.SIGTERM, to_group=True)
-    assert kept.startswith(
-        f"{sum(has_ended(path.parent) for path in folder.rglob('status.json') if path.parent != folder)} runs"
-    )
-    third = run_alone(argv, log, "tune")
-    assert third.wait(timeout=700) == 0, log.read_text()[-3000:]
-    for name in ("a", "b"):
-        check_cell(folder / "cells" / name / "nano", num_trials=4, num_seeds=1)
-    after = read_json(cell, "search.json")["trials"]
-    assert [trial["params"] for trial in after[: len(before)]] == [trial["params"] for trial in before]
-    for run, changed in ended.items():
-        assert (run / "status.json").stat().st_mtime_ns == changed, f"{run} was trained again"
-    assert [row["seeds"] for row in read_json(folder, "table.json")] == [1, 1]
-
-
-def wait_for(is_so, process, log):
-    deadline = time.monotonic() + 700
-    while not is_so():
-        assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
-        time.sleep(0.05)
+    def test_it_ends_with_the_same_trials_and_none_trained_twice(self, killed, interrupted, run_alone):
+        folder, argv, before, ended = killed
+        third = run_alone(argv, folder / "third", "tune")
+        assert third.wait(timeout=280) == 0, (folder / "third").read_text()[-3000:]
+        for name in ("a", "b"):
+            check_cell(folder / "run" / "cells" / name / "nano", num_trials=4, num_seeds=1)
+        after = read_json(folder, "run", "cells", "a", "nano", "search.json")["trials"]
+        assert [trial["params"] for trial in after[: len(before)]] == [trial["params"] for trial in before]
+        for run, changed in ended.items():
+            assert (run / "status.json").stat().st_mtime_ns == changed, f"{run} was trained again"
+        assert [row["seeds"] for row in read_json(folder, "run", "table.json")] == [1, 1]
 
 
 def has_ended(run):
@@ -277,22 +267,32 @@ def in_the_middle(cell):
 
 @pytest.mark.ray
 @pytest.mark.thorough
-def test_a_sweep_in_a_bucket(s3, tmp_path, run_alone):
-    """Images and run folder in a bucket, Ray Tune's own notes too."""
+def test_a_sweep_in_a_bucket_of_trials_with_two_workers(s3, tmp_path, run_alone):
+    """Images and run folder in a bucket, Ray Tune's own notes too.
+
+    Each trial is a group under Ray Train; its validations reach Tune all the same.
+    """
     folder = make_folder(tmp_path / "a", num_groups=6, per_group=2)
     for path in folder.rglob("*.png"):
         files.write_bytes(files.join(s3, "data", path.relative_to(tmp_path)), path.read_bytes())
-    argv = command(tmp_path, f"{s3}/sweep", data_root=f"{s3}/data", num_trials=2, final_seeds=1)
+    settings = dict(data_root=f"{s3}/data", num_trials=2, final_seeds=1, max_concurrent=1)
+    argv = command(tmp_path, f"{s3}/sweep", **settings)
+    argv += ["--base.workers.num_workers=2", "--base.workers.cpus_per_worker=0.5", "--base.train.epochs=3"]
     log = tmp_path / "log"
-    assert run_alone(argv, log, "tune").wait(timeout=600) == 0, log.read_text()[-3000:]
+    assert run_alone(argv, log, "tune").wait(timeout=250) == 0, log.read_text()[-3000:]
     (row,) = read_json(s3, "sweep", "table.json")
     assert (row["seeds"], row["trials"], row["failed"]) == (1, 2, 0)
     cell = f"{s3}/sweep/cells/a/nano"
     assert not files.exists(f"{cell}/ray")
     assert files.exists(f"{cell}/seeds/000/exported/config.json")
     assert b"data:image/png" in files.read_bytes(f"{s3}/sweep/report.html")
+    result = read_json(cell, "cell.json")
+    assert all(trial["metric"] is not None for trial in result["trials"])
+    (seed,) = result["seeds"]
+    assert [round(line["epoch"]) for line in read_metrics(seed, "validation")] == [1, 2, 3]
+    assert len(Checkpoints(files.join(seed, "checkpoints")).latest_cursor().done.pairs()) == 1
     kept = [number for number in range(2) if files.exists(f"{cell}/trials/{number:03d}/checkpoints")]
-    assert kept == [read_json(cell, "cell.json")["best"]]
+    assert kept == [result["best"]]
     again = run_alone(argv, log, "tune")
-    assert again.wait(timeout=300) == 0
+    assert again.wait(timeout=280) == 0
     assert "nothing to do" in log.read_text()

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tests.support.forks import in_a_process
 from workflows.finetuning.check import check
 from workflows.finetuning.config import FinetuneConfig, read_config
 from workflows.finetuning.fit import fit
@@ -70,8 +71,13 @@ def prepare(config: FinetuneConfig) -> Prepared:
     return decode(config.data, check(config))
 
 
+def fit_alone(plain: dict) -> dict:
+    """`fit_here` in a process of its own. What it returns."""
+    return in_a_process(fit_here, plain)
+
+
 def fit_here(plain: dict) -> dict:
-    """finetune.py in this process, as a trial of a sweep does it, over files: Ray is not started."""
+    """finetune.py in one process, as a trial of a sweep does it, over files: Ray is not started."""
     config = read_config(plain)
     prepared = Prepared(check(config), config.data)
     return fit(config, prepared, in_this_process=True)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -71,7 +72,14 @@ def slides(tmp_path_factory) -> list[Path]:
 
 @pytest.fixture
 def run_alone():
-    """Runs a verb in a process of its own; whatever it started is killed at the end of the test."""
+    """`run_alone(argv, log, verb)`: a verb in a process of its own; whatever it started is killed at the end of the test."""
+    with runs_alone() as start:
+        yield start
+
+
+@contextlib.contextmanager
+def runs_alone():
+    """What the fixture `run_alone` gives, for fixtures that live longer."""
     processes: list[subprocess.Popen] = []
 
     def start(argv: list[str], log: Path, verb: str = "pretrain", **environment: str) -> subprocess.Popen:
@@ -87,9 +95,11 @@ def run_alone():
         processes.append(process)
         return process
 
-    yield start
-    for process in processes:
-        kill_group(process)
+    try:
+        yield start
+    finally:
+        for process in processes:
+            kill_group(process)
 
 
 def interrupt(process: subprocess.Popen, log: Path, signum: int, *, to_group: bool) -> str:
@@ -104,6 +114,14 @@ def interrupt(process: subprocess.Popen, log: Path, signum: int, *, to_group: bo
     *_, (kept, command) = re.findall(r"interrupted .*; kept: (.*)\nresume with: (.*)", said)
     assert "workflows/" in command
     return kept
+
+
+def wait_for(is_so: Callable[[], object], process: subprocess.Popen, log: Path) -> None:
+    """Until it is so, while the process runs; a test's own time limit ends it, too."""
+    deadline = time.monotonic() + 280
+    while not is_so():
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text(errors="replace")[-3000:]
+        time.sleep(0.05)
 
 
 def kill_group(process: subprocess.Popen) -> None:

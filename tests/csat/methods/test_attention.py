@@ -21,6 +21,7 @@ from csat.responses import Batch, Kind, ResponseSpec, TeacherSpec
 from csat.tasks import Task
 from csat.views.grid import downsample
 from tests.support.labelled_toy import losses_of_steps, make_info
+from tests.support.forks import in_two_processes
 
 TILE_PX = 64
 INFO = make_info()
@@ -182,7 +183,7 @@ def _cut(batch: Batch, part: slice) -> Batch:
 
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
-    torch.multiprocessing.spawn(_work, (str(tmp_path),), nprocs=2)
+    in_two_processes(_work, str(tmp_path))
     method = make()
     method.total(method(make_batch())).mean().backward()
     together = torch.load(tmp_path / "grads.pt", weights_only=True)

@@ -17,6 +17,7 @@ from csat.responses import Batch, Kind, ResponseSpec, Symmetry, TeacherSpec
 from csat.views.colour import ColourConfig
 from csat.views.grid import align
 from csat.views.symmetries import apply_d4, d4_of
+from tests.support.forks import in_two_processes
 
 TILE_PX = 32
 NP = ResponseSpec(name="np", kind=Kind.PROBABILITY, channels=1, crop_px=6)
@@ -313,7 +314,7 @@ def train_on_part(rank: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_two_processes_with_ragged_halves_agree_with_one(tmp_path: Path):
-    torch.multiprocessing.spawn(train_on_part, args=(str(tmp_path),), nprocs=2)
+    in_two_processes(train_on_part, str(tmp_path))
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
     method, batch = make_method(weights=WEIGHTS), make_batch()

@@ -27,6 +27,7 @@ from csat.model.transfer import transfer
 from csat.responses import Batch, Kind, ResponseSpec, Symmetry, TeacherSpec
 from csat.views.colour import ColourConfig
 from csat.views.symmetries import apply_d4, apply_d4_tiles, d4_of
+from tests.support.forks import in_two_processes
 
 TILE_PX = 64
 LOGITS = ResponseSpec(name="label", kind=Kind.LOGITS, channels=3, stride_px=None)
@@ -368,7 +369,7 @@ def train_on_part(rank: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_two_processes_with_ragged_halves_agree_with_one(tmp_path: Path):
-    torch.multiprocessing.spawn(train_on_part, args=(str(tmp_path),), nprocs=2)
+    in_two_processes(train_on_part, str(tmp_path))
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     method = make_method()
     terms = method(make_batch(8))

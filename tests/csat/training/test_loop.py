@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from csat.errors import ConfigError, NonFiniteLossError
 from csat.runs.checkpoints import Checkpoints
@@ -17,6 +16,7 @@ from csat.training.config import TrainConfig
 from csat.training.context import TrainContext
 from csat.training.loop import Trainer
 from csat.training.optim import OptimConfig
+from tests.support.forks import in_two_processes
 from tests.support.toy import TILE_PX, ToyMethod, toy_plan, toy_stream
 
 CONFIG = TrainConfig(epochs=2, batch_size=4, log_every_steps=2, checkpoint_every_steps=3, checkpoint_every_s=None)
@@ -224,7 +224,7 @@ def test_two_processes_agree_with_one(tmp_path, free_port, sizes):
     one = make_trainer(tmp_path / "one", ALL, config=config, plan=toy_plan(22, 1), bad=(6, 7), sizes=sizes)
     one.run()
     (tmp_path / "two").mkdir()
-    mp.spawn(_rank, args=(str(tmp_path / "two"), free_port, sizes), nprocs=2)
+    in_two_processes(_rank, str(tmp_path / "two"), free_port, sizes)
     ranks = [torch.load(tmp_path / "two" / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
     for name, tensor in weights_of(one).items():
         assert torch.equal(ranks[0][name], ranks[1][name]), name

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 
 from csat.labels.augment import JointConfig
@@ -24,6 +23,7 @@ from csat.training.loop import Trainer
 from csat.training.optim import OptimConfig
 from csat.training.validation import Validation, ValidationConfig
 from tests.support.labelled_toy import ListSource, TinyModel, draw_nuclei, draw_shades, make_info, make_samples
+from tests.support.forks import in_two_processes
 
 TILE_PX = 16
 NUM_SAMPLES, EPOCHS, BATCH = 10, 4, 4  # 3 steps an epoch, the last of 2 tiles
@@ -278,7 +278,7 @@ def _rank(rank, folder, port):
 def test_two_processes_agree_with_one_which_can_go_on_alone(tmp_path, free_port):
     one = make_trainer(tmp_path / "one", validation=make_validation())
     one.run()
-    mp.spawn(_rank, args=(tmp_path, free_port), nprocs=2)
+    in_two_processes(_rank, tmp_path, free_port)
     kept = {
         name: torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("plain0", "plain1", "normed0", "normed1")
     }

@@ -26,6 +26,7 @@ from csat.training.loop import Trainer
 from csat.training.optim import OptimConfig, make_own_optimiser
 from csat.views.draws import uniforms
 from tests.support.labelled_toy import make_info
+from tests.support.forks import in_two_processes
 
 TILE_PX, CELLS = 32, 4
 INFO = make_info(Task.SEGMENTATION)
@@ -275,7 +276,7 @@ def _rank(rank: int, folder: str) -> None:
 def test_two_processes_in_parts_agree_with_one_the_critic_too(tmp_path):
     """Whole steps with both turns, ragged, in parts of a step, and a rank without tiles: the weights of one process."""
     one = train(make(), tmp_path / "one", total=2, steps=range(2), tiles=4).method.state_dict()
-    torch.multiprocessing.spawn(_rank, args=(str(tmp_path),), nprocs=2)
+    in_two_processes(_rank, str(tmp_path))
     start = make().state_dict()
     for rank in (0, 1):
         theirs = torch.load(tmp_path / f"{rank}.pt", weights_only=True)

@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from csat.errors import ConfigError
 from csat.losses.wgan import PENALTY_WEIGHT, critic_loss, gradient_penalty
 from csat.model.networks.critic import PatchCritic
+from tests.support.forks import in_two_processes
 
 
 class CriticTurn(nn.Module):
@@ -94,7 +95,7 @@ def train_on_part(rank: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_two_processes_with_ragged_halves_agree_with_one(tmp_path: Path):
-    torch.multiprocessing.spawn(train_on_part, args=(str(tmp_path),), nprocs=2)
+    in_two_processes(train_on_part, str(tmp_path))
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     turn = CriticTurn()
     turn(*make_batch()).mean().backward()

@@ -1,0 +1,6 @@
+"""What the processes of tests begin with; see `forks`."""
+
+import torch.distributed
+import torch.nn.parallel  # noqa: F401
+
+import workflows.finetuning.fit  # noqa: F401
