@@ -156,7 +156,7 @@ def test_storage_needs_no_more_than_one_prefix(s3, s3_server, monkeypatch, tmp_p
 
     def recorder(verb: str, data: bytes | None = None) -> bytes:
         request = urllib.request.Request(f"{s3_server}/moto-api/recorder/{verb}", data=data)
-        return urllib.request.urlopen(request, timeout=10).read()
+        return urllib.request.urlopen(request, timeout=100).read()
 
     recorder("reset-recording", b"")
     recorder("start-recording", b"")
