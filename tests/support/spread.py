@@ -1,7 +1,7 @@
 """Tests spread over processes, of which any may die: it costs the test that it ran, and the others are still run.
 
-pytest-xdist 3.8.0 hands a dead process's finished groups and its deadly test to the next one, and can wait for ever then
-(pytest-dev/pytest-xdist#1323, #1327, #1371). The version with all three mended needs none of this.
+pytest-xdist 3.8.0 hands a dead process's finished groups and its deadly test to the next one, and can then
+fail or wait for ever (pytest-dev/pytest-xdist#1189, #1323, #1327, #1371). A version with all of them mended needs none of this.
 """
 
 from xdist.scheduler import LoadGroupScheduling
@@ -24,6 +24,8 @@ class Spread(LoadGroupScheduling):
         return died_of
 
     def _reschedule(self, node):
+        if node not in self.registered_collections:
+            return  # it collects, and is looked at again then
         # A process waits with a test until it knows the next one, or that there is none.
         while self.workqueue and not node.shutting_down and self._pending_of(self.assigned_work[node]) <= 2:
             self._assign_work_unit(node)
