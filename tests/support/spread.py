@@ -1,7 +1,7 @@
 """Tests spread over processes, of which any may die: it costs the test that it ran, and the others are still run.
 
-pytest-xdist 3.8.0 hands a dead process's finished groups and its deadly test to the next one, and can then
-fail or wait for ever (pytest-dev/pytest-xdist#1189, #1323, #1327, #1371). A version with all of them mended needs none of this.
+pytest-xdist 3.8.0 hands a dead process's finished groups and its deadly test to the next one, and can then fail or
+wait for ever (pytest-dev/pytest-xdist#1189, #1323, #1327, #1371). A version with all of them mended needs none of this.
 """
 
 from xdist.scheduler import LoadGroupScheduling

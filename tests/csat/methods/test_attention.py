@@ -20,8 +20,8 @@ from csat.model.tapped import TappedClassifier, TappedOptions
 from csat.responses import Batch, Kind, ResponseSpec, TeacherSpec
 from csat.tasks import Task
 from csat.views.grid import downsample
-from tests.support.labelled_toy import losses_of_steps, make_info
 from tests.support.forks import in_two_processes
+from tests.support.labelled_toy import losses_of_steps, make_info
 
 TILE_PX = 64
 INFO = make_info()

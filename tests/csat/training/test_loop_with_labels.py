@@ -22,8 +22,8 @@ from csat.training.context import TrainContext
 from csat.training.loop import Trainer
 from csat.training.optim import OptimConfig
 from csat.training.validation import Validation, ValidationConfig
-from tests.support.labelled_toy import ListSource, TinyModel, draw_nuclei, draw_shades, make_info, make_samples
 from tests.support.forks import in_two_processes
+from tests.support.labelled_toy import ListSource, TinyModel, draw_nuclei, draw_shades, make_info, make_samples
 
 TILE_PX = 16
 NUM_SAMPLES, EPOCHS, BATCH = 10, 4, 4  # 3 steps an epoch, the last of 2 tiles

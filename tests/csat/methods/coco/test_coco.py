@@ -25,8 +25,8 @@ from csat.training.context import TrainContext
 from csat.training.loop import Trainer
 from csat.training.optim import OptimConfig, make_own_optimiser
 from csat.views.draws import uniforms
-from tests.support.labelled_toy import make_info
 from tests.support.forks import in_two_processes
+from tests.support.labelled_toy import make_info
 
 TILE_PX, CELLS = 32, 4
 INFO = make_info(Task.SEGMENTATION)
