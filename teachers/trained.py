@@ -12,7 +12,7 @@ What it answers follows from the task that it was trained for:
 | any, of a timm backbone | `features` | features | the backbone's last map; only where the option `features` asks for it |
 | classification by a layer (`model.options.layer`) | `features` | features | that layer's map, where `features` asks for it |
 | | `cam_at_plus`, `cam_at` | attention | a map per class in [0, 1], for method attention; where `cam` asks for them |
-| segmentation, of fanet, enet, … | `encoder`, `decoder` | features | for method coco; only where `taps` asks for them |
+| segmentation, of any but unet | `encoder`, `decoder` | features | for method coco; only where `taps` asks for them |
 
 `np`, `hv` and `tp` are those of the teacher `hovernet`, so that one takes the other's place. Classes come as logits, not as
 probabilities: a softened comparison (a temperature above 1) needs what float16 probabilities round away, and a student that
