@@ -21,14 +21,9 @@ SHARED_DATA = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
 
 
 def pytest_collection_modifyitems(config, items):
-    """Tiers are kept as they are meant, and tests that share something costly run in one process, the longest first.
-
-    Where pytest-xdist spreads the tests over processes, those on the session's cluster stay together, and those of a file.
-    """
+    """Tiers are kept as they are meant, and what takes longest, the tests on the session's cluster, comes first."""
     for item in items:
         check_tier(item)
-        if config.pluginmanager.hasplugin("xdist"):
-            item.add_marker(pytest.mark.xdist_group("ray" if _is_on_the_cluster(item) else item.nodeid.split("::")[0]))
     items.sort(key=lambda item: not _is_on_the_cluster(item))
 
 

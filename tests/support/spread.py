@@ -4,11 +4,21 @@ pytest-xdist 3.8.0 hands a dead process's finished groups and its deadly test to
 wait for ever (pytest-dev/pytest-xdist#1189, #1323, #1327, #1371). A version with all of them mended needs none of this.
 """
 
-from xdist.scheduler import LoadGroupScheduling
+from functools import cache
+
+from xdist.scheduler import LoadScopeScheduling
 
 
-class Spread(LoadGroupScheduling):
-    """A group of tests runs in one process; what is left of it when the process dies runs in another."""
+class Spread(LoadScopeScheduling):
+    """A group of tests runs in one process; what is left of it when the process dies runs in another.
+
+    Files whose tests take the session's Ray cluster are one group, of which the cluster is started once; any other file is
+    a group of its own. (Marks cannot say so: pytest-xdist 3.8.0 writes groups to where pytest 9.2 no longer reads a name.)
+    """
+
+    def _split_scope(self, nodeid):
+        file = nodeid.partition("::")[0]
+        return "ray" if _takes_the_cluster(self.config.rootpath / file) else file
 
     def remove_node(self, node):
         """Take over from a process that has ended; the test that it died of, if it died."""
@@ -31,3 +41,8 @@ class Spread(LoadGroupScheduling):
             self._assign_work_unit(node)
         if not self.workqueue:
             node.shutdown()
+
+
+@cache
+def _takes_the_cluster(file):
+    return "ray_cluster" in file.read_text()
