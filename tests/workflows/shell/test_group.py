@@ -1,5 +1,6 @@
 """The launcher: a job in a group of two ranks on Ray, and in this process; what becomes of a loss that is not finite."""
 
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +28,7 @@ class Summing(Job):
     stage: str | None = None
     names: tuple[str, ...] = ()
     breaks: bool = False
+    waits: bool = False  # until it is asked to stop
 
     def streams(self):
         return {name: Numbers(1 + index) for index, name in enumerate(self.names)}
@@ -41,8 +43,10 @@ class Summing(Job):
         mine = sum(
             int(rows[POSITION].sum()) for _ in range(context.num_streams) for rows in context.batches(ROWS) if rows is not None
         )
-        if context.is_stopped():
-            raise StoppedError("asked")
+        while self.waits:
+            time.sleep(0.05)
+            if any(context.gather(context.is_stopped())):  # a rank may hear of it before another
+                raise StoppedError("asked")
         if self.breaks:
             raise NonFiniteLossError("step 1 (student): loss term x is not finite")
         context.on_validation({"sum": mine})
@@ -67,7 +71,7 @@ def test_in_this_process(tmp_path):
     train_here(Summing(run_folder=str(tmp_path)), on_validation=seen.append)
     assert RunFolder(str(tmp_path)).read_json("sum.json") == [15, 1] and seen == [{"sum": 15}]
     with pytest.raises(StoppedError):
-        train_here(Summing(run_folder=str(tmp_path)), is_stopped=lambda: True)
+        train_here(Summing(run_folder=str(tmp_path), waits=True), is_stopped=lambda: True)
     with pytest.raises(NonFiniteLossError, match="^warm-up: step 1"):
         train_here(Summing(run_folder=str(tmp_path), stage="warm-up", breaks=True))
 
@@ -91,5 +95,5 @@ def test_a_loss_that_is_not_finite_ends_the_group_and_names_the_stage(ray_cluste
     assert status["state"] == "failed" and status["kind"] == "NonFiniteLossError", "and it was not tried again"
     with pytest.raises(StoppedError):
         folder.set_status("running")
-        train_in_group(Summing(run_folder=folder.uri), is_stopped=lambda: True)
+        train_in_group(Summing(run_folder=folder.uri, waits=True), is_stopped=lambda: True)
     assert folder.read_json("attempts.json") == {"attempts": 2}
