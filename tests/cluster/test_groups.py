@@ -47,7 +47,7 @@ def test_the_teachers_of_a_fine_tuning_are_counted(monkeypatch):
     monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {"CPU": 2.0})
     cluster.check_workers(workers, readers=readers)
     with pytest.raises(
-        ConfigError, match=r"2 workers x cpus 1 \+ 1 teacher actors x 1 .* the cluster has 2: .*--pool.min_actors"
+        ConfigError, match=r"2 workers x cpus 1 \+ 1 teacher actors x 1 .* the cluster has 2: .*pool.min_actors"
     ):
         cluster.check_workers(workers, pool=pool, readers=readers)
 

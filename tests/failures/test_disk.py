@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -47,10 +48,17 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_last_good_one(small_disk):
     assert checkpoints.load().cursor.step == 2
 
 
+@dataclass(frozen=True)
+class Wordy:
+    """The settings of a run, longer than what is left of the disk."""
+
+    note: str = "x" * 5000
+
+
 def test_a_run_folder_on_a_full_disk_is_refused_before_anything_starts(small_disk):
     (small_disk / "filler").write_bytes(b"x" * (DISK_BYTES - 4096))
     with pytest.raises(StorageError, match="No space left"):
-        RunFolder(str(small_disk / "run")).open({"a": "x" * 5000}, overwrite=False)
+        RunFolder(str(small_disk / "run")).open(Wordy(), overwrite=False)
 
 
 def test_a_slide_that_does_not_fit_on_the_disk_stops_the_work_and_leaves_room(small_disk, s3):
