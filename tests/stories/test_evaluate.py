@@ -308,4 +308,4 @@ def _sets(folder):
 
 
 def _config(uri):
-    return read_config(read_run(uri, None).config)[0]
+    return read_config(read_run(uri, None).config)

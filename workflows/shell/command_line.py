@@ -109,7 +109,8 @@ def _run(
     except _errors_of_ray() as error:
         interruption.end()
         logger.debug("traceback", exc_info=True)
-        what = "training failed" if type(error).__name__ == "TrainingFailedError" else "Ray stopped"
+        is_training = any(base.__name__ == "TrainingFailedError" for base in type(error).__mro__)
+        what = "training failed" if is_training else "Ray stopped"
         print(f"{what}: {last_line(error)}\nWhat was committed is safe: run the same command to resume", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
