@@ -1,4 +1,7 @@
-"""What README.md and docs/*.md name exists: paths, modules, what is imported from them, links and the headings they go to."""
+"""What README.md and docs/*.md name exists: paths, modules, what is imported from them, links and the headings they go to.
+
+And a page can be read: its lines wrap, but for tables and what cannot be broken.
+"""
 
 import ast
 import re
@@ -9,6 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "cluster" / "README.md"]
 FOLDERS = "csat|teachers|workflows|cluster|docs|tests"
+WIDTH = 100  # characters of a line
 PLACEHOLDERS = {"workflows/X.py"}
 PATH = re.compile(rf"(?<![\w./$-])(?:{FOLDERS})/[\w./*-]*")
 MODULE = re.compile(r"(?<![\w./-])(?:csat|teachers|workflows|tests)(?:\.[a-z_]\w*)+\b(?![/(-])")
@@ -57,13 +61,19 @@ def test_a_link_goes_somewhere(page):
         assert not anchor or anchor in _anchors(target), f"{page.name} links to {link}; there are {_anchors(target)}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_lines_wrap(page):
+    lines = [line for line in page.read_text().splitlines() if not line.startswith("|") and " " in line.strip()]
+    assert [line for line in lines if len(line) > WIDTH] == []
+
+
 @pytest.mark.parametrize("package", ["csat", "workflows"])
-def test_the_map_in_the_readme_has_every_folder(package):
-    (tree,) = re.findall(r"## Where things are\n\n```\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def test_the_map_of_the_code_has_every_folder(package):
+    (tree,) = re.findall(r"## Where things are\n\n```\n(.*?)```", (ROOT / "docs" / "design.md").read_text(), re.DOTALL)
     (branch,) = re.findall(rf"^{package}/ .*\n((?:  .*\n)+)", tree, re.MULTILINE)
     named = set(re.findall(r"\b(\w+)/", branch))
     folders = {path.name for path in (ROOT / package).iterdir() if path.is_dir() and path.name != "__pycache__"}
-    assert folders <= named, f"the README's map lacks {folders - named}"
+    assert folders <= named, f"the map in docs/design.md lacks {folders - named}"
 
 
 def _module(name):
