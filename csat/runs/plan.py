@@ -77,10 +77,10 @@ class Plan:
         chunk_rows: int `[num_chunks]`, tiles of each chunk, in manifest order.
         chunk_shard: int `[num_chunks]`, the manifest's shard of each chunk, ascending.
         num_epochs: Visits of every tile.
-        seed: Of the order.
+        seed: Of the order; None: the manifest's own, in every epoch.
     """
 
-    def __init__(self, chunk_rows: np.ndarray, chunk_shard: np.ndarray, *, num_epochs: int, seed: int):
+    def __init__(self, chunk_rows: np.ndarray, chunk_shard: np.ndarray, *, num_epochs: int, seed: int | None):
         self.chunk_rows = np.asarray(chunk_rows, dtype=np.int64)
         self.chunk_shard = np.asarray(chunk_shard, dtype=np.int64)
         self.num_epochs = num_epochs
@@ -107,6 +107,8 @@ class Plan:
 
     def row_order(self, slot: Slot) -> np.ndarray:
         """Row numbers inside the chunk, in the order of the slot's positions. int64 `[num_rows]`."""
+        if self.seed is None:
+            return np.arange(slot.num_rows)
         return np.random.default_rng((self.seed, 2, slot.epoch, slot.chunk_index)).permutation(slot.num_rows)
 
     def tiles_at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -142,6 +144,8 @@ class Plan:
         return np.asarray(positions, dtype=np.int64) // self.num_tiles
 
     def _order_and_offsets(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        if self.seed is None:
+            return np.arange(self.num_chunks), np.cumsum(self.chunk_rows) - self.chunk_rows
         rng = np.random.default_rng((self.seed, 1, epoch))
         shards, first, counts = np.unique(self.chunk_shard, return_index=True, return_counts=True)
         place_of_shard = np.empty(len(shards), dtype=np.int64)

@@ -5,7 +5,8 @@ Scanners differ by that much at one magnification (40x is 0.2325 to 0.263 um/px)
 down, is the rule; within 1% a level is read as it is. Enlarging more has to be allowed by name.
 
 Positions are in level-0 pixels; tiles that would stick out of the slide are not made. The step between tiles is a whole number
-of level-0 pixels, rounded up: tiles overlap by what was asked for or a fraction of a pixel less, never more. Where pixels are
+of level-0 pixels, rounded up: tiles overlap by what was asked for or a fraction of a pixel less, never more. Only with
+`cover_edges` the last tile of a row or column ends at the slide's edge, and overlaps its neighbour by more. Where pixels are
 not square, a tile takes more of them in one direction than in the other, and is resampled to square ones.
 """
 
@@ -63,6 +64,7 @@ class TilingConfig:
     tissue_thumbnail_px: int = 2048  # longer edge of the picture in which tissue is looked for, px
     whole: str | None = None  # image or tissue: no tiles, but each image, or piece of tissue, at its own size
     max_px: int = 4096  # with whole: longest edge at the wanted resolution; a larger image is quarantined, never shrunk
+    cover_edges: bool = False  # cover the right and lower edge too, by tiles that overlap their neighbours by more
 
     def __post_init__(self):
         check_mpp(self.mpp, "data.mpp")
@@ -170,7 +172,7 @@ def plan_grid(slide: str, levels: list[Level], resolution: Mpp | None, config: T
         )
     step = (config.tile_px - config.overlap_px) / config.tile_px
     columns, rows = (
-        np.arange(0, math.floor(edge - footprint_px) + 1, math.ceil(footprint_px * step - 1e-6))
+        _starts(edge, footprint_px, step=step, cover_edges=config.cover_edges)
         for edge, footprint_px in zip((width, height), footprints_px, strict=True)
     )
     return Grid(
@@ -199,6 +201,13 @@ def table_of(slide_row: SlideRow, grid: Grid, *, tissue: np.ndarray, tile_px: in
         else:
             arrays.append(pa.repeat(pa.scalar(same[field.name], type=field.type), num_tiles))
     return pa.table(arrays, schema=TILE_SCHEMA)
+
+
+def _starts(edge_px: int, footprint_px: float, *, step: float, cover_edges: bool) -> np.ndarray:
+    """int64: where tiles begin along one edge of an image. `step`: from one to the next, in tiles."""
+    last = math.floor(edge_px - footprint_px)
+    starts = np.arange(0, last + 1, math.ceil(footprint_px * step - 1e-6))
+    return np.append(starts, last) if cover_edges and starts[-1] < last else starts
 
 
 def _check_upsampling(slide: str, factor: float, finest_mpp: float, config: TilingConfig) -> None:

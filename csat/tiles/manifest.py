@@ -1,6 +1,6 @@
 """The tile manifest: all that exists before pixels are read. A folder, local or in a bucket, written once and streamed.
 
-    part-00000.parquet …   a *shard* each: the tiles of `slides_per_window` slides, shuffled among themselves
+    part-00000.parquet …   a *shard* each: the tiles of `slides_per_window` slides, shuffled among themselves (or not)
     quarantine.parquet     slides, and rows of a parquet, that gave no tiles, each with its reason
     holdout/               tiles kept from training, laid out the same way
     index.json             written last: a folder without it is no manifest
@@ -38,6 +38,7 @@ class ManifestConfig:
     """How tiles are ordered, grouped and held out: the settings manifest.NAME."""
 
     seed: int = 0  # of the shuffle and of the choice of held-out tiles
+    shuffle: bool = True  # mix the tiles of a window; false: slide after slide, each from its upper left, as predict.py needs
     slides_per_window: int = 64  # slides whose tiles are mixed; also how many are open at a time while training
     max_window_tiles: int = 262_144  # a window is closed early beyond this: bounds the memory of writing
     chunk_tiles: int = 128  # tiles of one chunk, the unit of reading and of resuming
@@ -56,6 +57,22 @@ class ManifestConfig:
             raise ConfigError(f"manifest.holdout_fraction is a share, 0 to less than 1, not {self.holdout_fraction}")
         if self.holdout_by not in ("slide", "tile", None):
             raise ConfigError(f"manifest.holdout_by is slide, tile or null, not {self.holdout_by!r}")
+        if not self.shuffle and self.holdout_fraction:
+            raise ConfigError("manifest.shuffle false keeps the order of all tiles: set manifest.holdout_fraction 0")
+
+
+@dataclass(frozen=True, slots=True)
+class SlideTiles:
+    """One slide of a manifest that is not shuffled: its tiles follow each other."""
+
+    slide: str
+    kind: str
+    first: int  # running number of its first tile
+    stop: int  # of the last one, plus 1
+
+    @property
+    def num_tiles(self) -> int:
+        return self.stop - self.first
 
 
 @dataclass(frozen=True)
@@ -110,6 +127,14 @@ class Manifest:
                 column = pa.repeat(pa.scalar(value, TILE_SCHEMA.field(name).type), table.num_rows)
                 table = table.append_column(name, column)
         return table.cast(TILE_SCHEMA)
+
+    def slides_in_order(self) -> list[SlideTiles]:
+        """The slides that have tiles, of a manifest that is not shuffled."""
+        rows = [row for shard in self.index["parts"] for row in shard["slides"]]
+        stops = np.cumsum([row["tiles"] for row in rows], dtype=np.int64).tolist()
+        return [
+            SlideTiles(row["slide"], row["kind"], stop - row["tiles"], stop) for row, stop in zip(rows, stops, strict=True)
+        ]
 
     def holdout(self) -> "Manifest | None":
         """The held-out tiles as a manifest of their own; None where nothing was to be held out."""
@@ -183,7 +208,11 @@ def fingerprint(
         del how["whole"], how["max_px"]
     if tiling.max_upsampling == TilingConfig.max_upsampling:  # nor this
         del how["max_upsampling"]
+    if not tiling.cover_edges:
+        del how["cover_edges"]
     order = asdict(config)
+    if config.shuffle:
+        del order["shuffle"]
     order["holdout_by"] = config.holdout_by or "slide"  # an earlier version's manifest stays the same one: it knew no null
     digest = sha256(json.dumps([VERSION, how, order], sort_keys=True).encode())
     for row, size in zip(slides, sizes, strict=True):

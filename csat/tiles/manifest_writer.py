@@ -152,18 +152,23 @@ class ManifestWriter:
             holdout = {"num_tiles": self._held.num_kept, "not_kept": self._held.num_seen - self._held.num_kept}
             holdout["on_the_border"] = self._num_between
             folder = files.join(self.uri, HOLDOUT)
-            shard = _write_shard(folder, 0, _compact(self._held.table), self.config.chunk_tiles)
+            shard = _write_shard(folder, 0, [_compact(self._held.table)], self.config.chunk_tiles)
             self._write_index(folder, [shard], holdout={})
         self._write_index(self.uri, self._shards, holdout=holdout)
         return read_manifest(self.uri)
 
     def _close_shard(self) -> None:
         number = len(self._shards)
-        table = pa.concat_tables(self._open).combine_chunks()
-        self._open = []
-        rng = np.random.Generator(np.random.PCG64([self.config.seed, number]))
-        table = table.take(_shuffled(table, rng))
-        self._shards.append(_write_shard(self.uri, number, table, self.config.chunk_tiles))
+        tables, self._open = self._open, []
+        if self.config.shuffle:
+            table = pa.concat_tables(tables).combine_chunks()
+            rng = np.random.Generator(np.random.PCG64([self.config.seed, number]))
+            self._shards.append(_write_shard(self.uri, number, [table.take(_shuffled(table, rng))], self.config.chunk_tiles))
+            return
+        shard = _write_shard(self.uri, number, tables, self.config.chunk_tiles)
+        firsts = [{name: table[name][0].as_py() for name in ("slide", "kind")} for table in tables]
+        slides = [first | {"tiles": table.num_rows} for first, table in zip(firsts, tables, strict=True)]
+        self._shards.append(shard | {"slides": slides})
 
     def _check_not_empty(self) -> None:
         if self._choose is not None and not self._held.num_seen and self._shards:
@@ -232,14 +237,17 @@ def _shuffled(table: pa.Table, rng: np.random.Generator) -> np.ndarray:
     return np.lexsort((rng.random(table.num_rows), rng.permutation(run_of.max() + 1)[run_of]))
 
 
-def _write_shard(folder: str, number: int, table: pa.Table, chunk_tiles: int) -> dict:
-    """Write a shard; its entry in the index."""
-    file = f"part-{number:05d}.parquet"
+def _write_shard(folder: str, number: int, tables: Sequence[pa.Table], chunk_tiles: int) -> dict:
+    """Write a shard; its entry in the index. No chunk has rows of two of the tables."""
+    file, chunks = f"part-{number:05d}.parquet", []
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, row_group_size=chunk_tiles, **PARQUET_OPTIONS)
+    with pq.ParquetWriter(sink, tables[0].schema, **PARQUET_OPTIONS) as writer:
+        for table in tables:
+            writer.write_table(table, row_group_size=chunk_tiles)
+            whole, rest = divmod(table.num_rows, chunk_tiles)
+            chunks += [chunk_tiles] * whole + ([rest] if rest else [])
     files.write_bytes(files.join(folder, file), sink.getvalue().to_pybytes())
-    whole, rest = divmod(table.num_rows, chunk_tiles)
-    return {"file": file, "chunks": [chunk_tiles] * whole + ([rest] if rest else [])}
+    return {"file": file, "chunks": chunks}
 
 
 def _clear(folder: str) -> None:

@@ -60,7 +60,9 @@ def _build(uri: str, slides: Sequence[SlideRow], tiling: TilingConfig, config: M
     shared = ray.put((tiling, cache))
     in_flight = max(4, int(SLIDES_PER_CPU * ray.cluster_resources().get("CPU", 1)))
     for slide, outcome in tqdm(
-        _in_order(lambda slide: task.remote(slide, shared), _shuffled(slides, config.seed), in_flight),
+        _in_order(
+            lambda slide: task.remote(slide, shared), _shuffled(slides, config.seed) if config.shuffle else slides, in_flight
+        ),
         total=len(slides),
         unit="slide",
         desc="tiling",

@@ -86,3 +86,12 @@ def test_planning_a_hundred_million_tiles_is_cheap():
     assert slot.epoch == 5
     assert slot.first_position <= middle < slot.first_position + 256
     assert len(pickle.dumps(plan)) < 10 * 2**20
+
+
+def test_without_a_seed_positions_are_places_in_the_manifest():
+    plan = make_plan(seed=None, epochs=1)
+    chunks = np.repeat(np.arange(plan.num_chunks), plan.chunk_rows).tolist()
+    rows = [row for count in plan.chunk_rows.tolist() for row in range(count)]
+    assert [place for _, place in sorted(tiles_by_position(plan).items())] == list(zip(chunks, rows, strict=True))
+    assert plan.first_slot(Intervals([(0, 9)])) == 2
+    assert [found.tolist() for found in plan.tiles_at(np.array([10, 0]))] == [[3, 0], [0, 0]]

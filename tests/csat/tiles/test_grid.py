@@ -1,6 +1,7 @@
 """Where tiles lie: inside the slide, over all of it, at the best level, at the wanted resolution."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -182,3 +183,18 @@ def test_no_tile_is_read_from_less_than_a_quarter_of_its_pixels_unless_asked_for
 def test_settings_that_cannot_work_are_refused_by_name(wrong):
     with pytest.raises(ConfigError, match=f"data.{next(iter(wrong))}"):
         TilingConfig(**wrong)
+
+
+@given(_grids())
+def test_covering_the_edges_leaves_no_pixel_out_and_moves_no_other_tile(case):
+    levels, resolution, config = case
+    try:
+        grids = [plan_grid("s", levels, resolution, replace(config, cover_edges=covers)) for covers in (False, True)]
+    except SlideError:
+        return
+    for name, extent, aspect in (("x_px", levels[0].width_px, 1.0), ("y_px", levels[0].height_px, grids[1].aspect)):
+        plain, covering = (np.unique(getattr(grid, name)) for grid in grids)
+        footprint_px = grids[1].footprint_px * aspect
+        assert covering[: len(plain)].tolist() == plain.tolist() and len(covering) - len(plain) in (0, 1)
+        assert covering[0] == 0 and extent - 1 < covering[-1] + footprint_px <= extent + 1e-6
+        assert (np.diff(covering) <= math.ceil(footprint_px)).all()

@@ -226,3 +226,18 @@ def test_the_largest_images_are_known_whatever_they_are_padded_to(tmp_path):
     manifest = writer.close()
     assert manifest.largest_px == ((150, 70), (90, 120))
     assert sorted((row["width_px"], row["height_px"]) for row in read(manifest)) == sorted(sizes)
+
+
+def test_without_a_shuffle_the_slides_follow_each_other_as_they_were_cut(tmp_path):
+    rows, sizes = rows_of(5), [30, 7, 41, 16, 3]
+    config = ManifestConfig(shuffle=False, slides_per_window=2, chunk_tiles=16)
+    manifest = write(tmp_path / "m", rows, sizes, config, bad={1})
+    good = [0, 2, 3, 4]
+    assert read(manifest) == [tile for index in good for tile in table_of(rows[index], sizes[index]).to_pylist()]
+    slides = manifest.slides_in_order()
+    assert [(each.slide, each.kind, each.num_tiles) for each in slides] == [(rows[i].slide, "wsi", sizes[i]) for i in good]
+    assert [each.first for each in slides] == [0, 30, 71, 87] and slides[-1].stop == manifest.num_tiles
+    assert manifest.chunks["rows"].tolist() == [16, 14, 16, 16, 9, 16, 3], "no chunk has tiles of two slides"
+    assert len(manifest.shards) == 2
+    with pytest.raises(ConfigError, match="holdout_fraction 0"):
+        ManifestConfig(shuffle=False, holdout_fraction=0.1)
