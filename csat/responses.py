@@ -15,9 +15,10 @@ torch is named for types alone: readers and whoever else moves tiles without com
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from csat.errors import ConfigError
 
@@ -93,6 +94,12 @@ class ResponseSpec:
     def num_bytes(self, tile_px: int | tuple[int, int]) -> int:
         """Bytes of this response for one tile as it travels (float16)."""
         return 2 * math.prod(self.shape(tile_px))
+
+
+def spec_from_json(values: Mapping[str, Any]) -> ResponseSpec:
+    """A response as `asdict` and JSON left it."""
+    enums = {"kind": Kind(values["kind"]), "symmetry": Symmetry(values["symmetry"])}
+    return ResponseSpec(**{**values, **enums, "channel_names": tuple(values["channel_names"])})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,6 +35,7 @@ from torch import Tensor
 
 from csat.errors import TeacherError
 from csat.export.folder import exported_folder
+from csat.export.licences import licence_of
 from csat.losses.attention import attention_maps, normalise_jointly
 from csat.model.contract import DECODED, ENCODED, FEATURES, Model
 from csat.model.files import load_model, local_copy, read_model_config, weights_name
@@ -123,7 +124,7 @@ def load(options: RunOptions, *, weights: str | None, device: str, wanted: Seque
         mpp=metadata.get("mpp"),
         tile_px=_tile_sizes(model, metadata.get("tile_px"), any_size=options.any_size),
         weights_sha256=sha256,
-        licence="; ".join(_licences(metadata)) or "unknown",
+        licence=licence_of(metadata),
         source=_source(folder, config, metadata),
     )
     return TrainedTeacher(model, spec, device=device, precision=options.precision, micro_batch=options.micro_batch)
@@ -189,15 +190,6 @@ def _tile_sizes(model: Model, trained_px: int | None, *, any_size: bool) -> tupl
     if trained_px is not None and (model.has_one_size or not (is_dense or any_size)):
         return (trained_px,)
     return model.tile_sizes(LARGEST_PX)
-
-
-def _licences(metadata: Mapping[str, Any]) -> list[str]:
-    """Of the images, then of whatever the weights started from: a run, its teacher; each once."""
-    found = [metadata["licence"]] if metadata.get("licence") else []
-    for name in ("teacher", "started_from"):
-        if isinstance(before := metadata.get(name), Mapping):
-            found += _licences(before)
-    return list(dict.fromkeys(found))
 
 
 def _source(folder: str, config: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:

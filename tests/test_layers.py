@@ -21,8 +21,9 @@ FLOORS = (
     ("settings",),
     ("runs", "slides", "tasks", "views"),
     ("labels", "model", "sweeps", "tiles"),
-    ("methods", "prediction"),
+    ("methods",),
     ("export", "training"),
+    ("prediction",),
     ("evaluation",),
 )
 # And of workflows: pages stand on top, and nobody imports them.
@@ -33,6 +34,9 @@ DOORS = {
     "openslide": ("csat/slides/openslide_reader.py",),
     "s3fs": ("csat/storage/files.py",),
     "timm": ("csat/model/", "teachers/"),
+    "onnx": ("csat/export/",),
+    "onnxruntime": ("csat/prediction/onnx_answers.py", "csat/export/"),
+    "huggingface_hub": ("csat/export/",),
     # Pictures and masks are decoded by csat.slides.pixels alone; the other two write them.
     "PIL": ("csat/slides/pixels.py", "csat/slides/tifs.py", "csat/evaluation/reports/page.py"),
     "tifffile": ("csat/slides/tifs.py", "csat/slides/tif_pages.py", "csat/slides/synthetic.py"),

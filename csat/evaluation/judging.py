@@ -13,8 +13,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
-from torch import nn
 
 from csat.errors import SlideError
 from csat.evaluation.metrics.instances import compare_instances
@@ -24,6 +22,7 @@ from csat.instances import POST_MPP, instances_from_hv
 from csat.labels.augment import resize_labels
 from csat.labels.datasets.contract import Decoded, Sample
 from csat.labels.decoded import SampleSource
+from csat.prediction.answers import Answers
 from csat.prediction.windows import Maps, View, see
 from csat.tasks import IGNORE, DatasetInfo, Task
 
@@ -68,20 +67,19 @@ class Answer:
 
 
 def judge(
-    model: nn.Module,
+    answers: Answers,
     source: SampleSource,
     samples: Sequence[Sample],
     indices: Sequence[int],
     info: DatasetInfo,
     view: View,
     *,
-    device: torch.device,
     with_instances: bool = True,
 ) -> Predictions:
     """What a model says of samples, compared with what a person said.
 
     Args:
-        model: As `csat.model.registry.build_model` makes it, on `device`, in evaluation mode.
+        answers: The model, which answers what the task asks for.
         source: Gives decoded samples.
         samples: What is judged.
         indices: Of each sample in `source`.
@@ -99,7 +97,7 @@ def judge(
     }[info.task]
     rows: list[tuple[Sample, float, dict[str, np.ndarray]]] = []
     unreadable: list[tuple[str, str]] = []
-    for answer in _answers(model, source, samples, indices, view, device, unreadable):
+    for answer in _answers(answers, source, samples, indices, view, unreadable):
         rows.append((answer.sample, *compare(answer, info)))
     names = rows[0][2] if rows else {}
     return Predictions(
@@ -115,14 +113,12 @@ def judge(
 
 
 def show(
-    model: nn.Module,
+    answers: Answers,
     source: SampleSource,
     samples: Sequence[Sample],
     indices: Sequence[int],
     info: DatasetInfo,
     view: View,
-    *,
-    device: torch.device,
 ) -> list[dict[str, Any]]:
     """Pictures of samples for a report.
 
@@ -131,7 +127,7 @@ def show(
         `said`: int [H, W] class or instance ids, None for a classification.
     """
     pictures = []
-    for answer in _answers(model, source, samples, indices, view, device, []):
+    for answer in _answers(answers, source, samples, indices, view, []):
         sample, decoded = answer.sample, answer.decoded
         picture = {"key": sample.key, "image": decoded.image, "true": None, "said": None}
         if info.task == Task.CLASSIFICATION:
@@ -156,12 +152,11 @@ def show(
 
 
 def _answers(
-    model: nn.Module,
+    answers: Answers,
     source: SampleSource,
     samples: Sequence[Sample],
     indices: Sequence[int],
     view: View,
-    device: torch.device,
     unreadable: list[tuple[str, str]],
 ) -> Iterator[Answer]:
     """What was said of each sample that can be decoded, in order; the others are added to `unreadable`."""
@@ -175,7 +170,7 @@ def _answers(
             else:
                 yield (sample, decoded), decoded.image
 
-    for (sample, decoded), seen in see(model, images(), view, device=device):
+    for (sample, decoded), seen in see(answers, images(), view):
         yield Answer(sample=sample, decoded=decoded, maps=seen.maps, shown=seen.shown)
 
 

@@ -7,6 +7,7 @@
 | any other | `model.safetensors`, `config.json` |
 """
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from torch import Tensor
 from csat.errors import ConfigError
 from csat.model.contract import Model
 from csat.model.registry import STUDENT, find_model
-from csat.responses import Kind, ResponseSpec, Symmetry
+from csat.responses import spec_from_json
 from csat.storage import files
 from csat.words import some
 
@@ -62,7 +63,7 @@ def load_model(folder: str) -> Model:
         config = read_model_config(str(copy))
         model_class = _class_of(config, folder)
         with torch.random.fork_rng(devices=[]):
-            model = model_class.from_description(config, [_spec_from_json(spec) for spec in config["responses"]])
+            model = model_class.from_description(config, [spec_from_json(spec) for spec in config["responses"]])
         path = copy / model.weights_file
         try:
             tensors = load_file(path)
@@ -117,6 +118,12 @@ def weights_name(config: dict[str, Any]) -> str:
     return _class_of(config, "config.json").weights_file
 
 
+def sha256_of_weights(folder: Path, config: dict[str, Any]) -> str:
+    """SHA-256 of the weights file of a local copy, in hexadecimal: what identifies the model."""
+    with open(folder / weights_name(config), "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def found_in(folder: str, most: int = 8) -> str:
     """What a folder holds, for a message."""
     if not files.is_dir(folder):
@@ -143,9 +150,3 @@ def _describe_misfit(model: Model, tensors: dict[str, Tensor], folder: str) -> s
         f"{len(unexpected)} unexpected {unexpected[:3]}, {len(misshaped)} misshaped {misshaped[:3]}: is its {CONFIG} from "
         "another folder?"
     )
-
-
-def _spec_from_json(values: dict[str, Any]) -> ResponseSpec:
-    """A response as `asdict` and JSON left it."""
-    enums = {"kind": Kind(values["kind"]), "symmetry": Symmetry(values["symmetry"])}
-    return ResponseSpec(**{**values, **enums, "channel_names": tuple(values["channel_names"])})

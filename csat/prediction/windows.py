@@ -12,14 +12,13 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from csat.errors import ConfigError
 from csat.labels.augment import fit_tile
 from csat.labels.datasets.contract import Decoded
-from csat.model.contract import Model
-from csat.responses import Kind, ResponseSpec
-from csat.views.grid import align
-from csat.views.symmetries import apply_d4, invert_d4
+from csat.prediction.answers import Answers
+from csat.responses import Kind, ResponseSpec, Symmetry
+from csat.views.symmetries import apply_d4, apply_d4_tiles, invert_d4
 
 MARGIN_SHARE = 1 / 8  # of a window's edge, on each side, that is seen and not used
 
@@ -32,10 +31,8 @@ Window = tuple[int, int]  # row and column of its first pixel; negative where it
 class View:
     """How a model sees images."""
 
-    tile_px: int  # edge of the square that it sees
     fit: str = "resize"  # resize or crop, as `LabelledConfig` has it
     views: int = 1  # symmetries of the square that predictions are averaged over: 1 or 8
-    precision: str = "float32"  # float32 or bfloat16 (autocast)
     batch_size: int = 32  # tiles at once
 
 
@@ -52,43 +49,44 @@ class Seen:
     shown: tuple[int, int]
 
 
-def see(
-    model: Model, images: Iterable[tuple[Key, np.ndarray]], view: View, *, device: torch.device
-) -> Iterator[tuple[Key, Seen]]:
+def see(answers: Answers, images: Iterable[tuple[Key, np.ndarray]], view: View) -> Iterator[tuple[Key, Seen]]:
     """What a model says of whole images, in their order. Windows of several images share a batch.
 
     Args:
-        model: As `csat.model.registry.build_model` makes it, on `device`, in evaluation mode.
+        answers: The model.
         images: Whatever tells them apart, and uint8 `[H, W, 3]`. They are asked for when the model is ready for them.
         view: How it sees them.
+
+    Raises:
+        ConfigError: several views are asked of answers that nobody knows how to turn.
     """
-    specs = answers_of(model)
+    specs = maps_of(answers)
+    _check_views(specs, view, answers)
     waiting: list[tuple[Key, _Image]] = []
     queue: list[tuple[_Image, Window]] = []
     for key, pixels in images:
-        image = _Image(pixels, specs, view)
+        image = _Image(pixels, specs, answers.tile_px, view.fit)
         waiting.append((key, image))
         queue += [(image, window) for window in image.windows]
         while len(queue) >= view.batch_size:
-            _show(model, queue[: view.batch_size], view, device)
+            _show(answers, queue[: view.batch_size], view)
             del queue[: view.batch_size]
             while waiting and waiting[0][1].is_done:
                 done, image = waiting.pop(0)
                 yield done, image.result()
     if queue:
-        _show(model, queue, view, device)
+        _show(answers, queue, view)
     for key, image in waiting:
         yield key, image.result()
 
 
-def answers_of(model: Model) -> list[ResponseSpec]:
-    """What a model says of an image: not the maps that a student learned of its teacher."""
-    return [spec for spec in model.responses if spec.kind != Kind.FEATURES]
+def maps_of(answers: Answers) -> list[ResponseSpec]:
+    """What a model says of an image: all but embeddings, whose mean over windows is none."""
+    return [spec for spec in answers.specs if spec.kind != Kind.FEATURES]
 
 
-@torch.inference_mode()
-def answer(model: Model, tiles: np.ndarray, view: View, *, device: torch.device) -> Maps:
-    """Activated predictions of a batch of tiles, the mean over the view's symmetries.
+def answer(answers: Answers, tiles: np.ndarray, view: View) -> Maps:
+    """What a model says of a batch of tiles, the mean over the view's symmetries.
 
     Args:
         tiles: uint8 `[B, tile_px, tile_px, 3]`.
@@ -96,19 +94,17 @@ def answer(model: Model, tiles: np.ndarray, view: View, *, device: torch.device)
     Returns:
         name → float32 `[B, C, n, n]` over the tile less the response's crop, or `[B, C]`.
     """
-    images = torch.from_numpy(tiles).to(device).permute(0, 3, 1, 2)
-    said: dict[str, Tensor] = {}
+    said: Maps = {}
     for index in range(view.views):
-        turn = torch.full((len(images),), index, dtype=torch.uint8, device=device)
-        back = torch.full_like(turn, invert_d4(index))
-        with torch.autocast(device.type, torch.bfloat16, enabled=view.precision == "bfloat16"):
-            raw = model(model.see(apply_d4(images, turn)))
-        for spec in answers_of(model):
-            values = _activate(align(raw[spec.name], spec, view.tile_px).float(), spec)
+        turn = np.full(len(tiles), index, np.uint8)
+        back = torch.full((len(tiles),), invert_d4(index), dtype=torch.uint8)
+        values = answers.answer(apply_d4_tiles(tiles, turn) if index else tiles)
+        for spec in maps_of(answers):
+            one = values[spec.name]
             if spec.is_dense and index:
-                values = apply_d4(values, back, spec.symmetry)
-            said[spec.name] = said.get(spec.name, 0) + values / view.views
-    return {name: values.cpu().numpy() for name, values in said.items()}
+                one = apply_d4(torch.from_numpy(one), back, spec.symmetry).numpy()
+            said[spec.name] = said.get(spec.name, 0) + one / view.views
+    return said
 
 
 def margin_of(specs: Sequence[ResponseSpec], tile_px: int) -> int:
@@ -134,15 +130,13 @@ def starts(size: int, *, tile_px: int, crop_px: int, margin_px: int) -> list[int
 class _Image:
     """One image, the windows through which it is seen, and what was said of them so far."""
 
-    def __init__(self, pixels: np.ndarray, specs: Sequence[ResponseSpec], view: View):
-        self.specs, self.tile_px = specs, view.tile_px
-        self.margin_px, crop_px = margin_of(specs, view.tile_px), max(spec.crop_px for spec in specs)
-        if view.fit == "resize":
-            pixels = fit_tile(Decoded(image=pixels), tile_px=view.tile_px, fit="resize").image
+    def __init__(self, pixels: np.ndarray, specs: Sequence[ResponseSpec], tile_px: int, fit: str):
+        self.specs, self.tile_px = specs, tile_px
+        self.margin_px, crop_px = margin_of(specs, tile_px), max(spec.crop_px for spec in specs)
+        if fit == "resize":
+            pixels = fit_tile(Decoded(image=pixels), tile_px=tile_px, fit="resize").image
         self.shown, (height, width) = pixels, pixels.shape[:2]
-        tops, lefts = (
-            starts(size, tile_px=view.tile_px, crop_px=crop_px, margin_px=self.margin_px) for size in (height, width)
-        )
+        tops, lefts = (starts(size, tile_px=tile_px, crop_px=crop_px, margin_px=self.margin_px) for size in (height, width))
         self.windows = [(top, left) for top in tops for left in lefts]
         self._left = len(self.windows)
         self._maps: Maps = {
@@ -184,20 +178,25 @@ class _Image:
         return Seen(maps=self._maps, shown=self.shown.shape[:2])
 
 
-def _show(model: Model, queue: Sequence[tuple[_Image, Window]], view: View, device: torch.device) -> None:
+def _show(answers: Answers, queue: Sequence[tuple[_Image, Window]], view: View) -> None:
     """Show a batch of windows to the model and hand its answers to their images."""
-    said = answer(model, np.stack([image.tile(window) for image, window in queue]), view, device=device)
+    said = answer(answers, np.stack([image.tile(window) for image, window in queue]), view)
     for row, (image, window) in enumerate(queue):
         image.add(window, {name: values[row] for name, values in said.items()})
+
+
+def _check_views(specs: Sequence[ResponseSpec], view: View, answers: Answers) -> None:
+    if not specs:
+        raise ConfigError(f"{answers.about.name} answers embeddings alone: there is no map and no class to be put together")
+    unknown = [spec.name for spec in specs if spec.is_dense and spec.symmetry == Symmetry.NONE]
+    if view.views > 1 and unknown:
+        raise ConfigError(
+            f"{answers.about.name} does not say how its {', '.join(unknown)} turn with the tile, so {view.views} views cannot "
+            "be averaged: ask for 1"
+        )
 
 
 def _mirrored(start: int, length: int, size: int) -> np.ndarray:
     """int64 `[length]`: pixels of an axis from `start` on, mirrored at both ends as often as needed."""
     place = np.arange(start, start + length) % (2 * size)
     return np.where(place < size, place, 2 * size - 1 - place)
-
-
-def _activate(values: Tensor, spec: ResponseSpec) -> Tensor:
-    if spec.kind == Kind.PROBABILITY and spec.channels == 1:
-        return values.sigmoid()
-    return values.softmax(1) if spec.kind in (Kind.PROBABILITY, Kind.LOGITS) else values

@@ -12,11 +12,13 @@ from csat.evaluation import judging
 from csat.evaluation.judged_run import JudgedRun
 from csat.evaluation.leakage import check_leakage
 from csat.evaluation.predictions import Predictions
-from csat.export.folder import exported_folder, load_exported
+from csat.export.folder import exported_folder
 from csat.labels.datasets.contract import Sample
 from csat.labels.decoded import SampleSource
 from csat.labels.sets import LabelledConfig, assemble, assemble_to_judge
 from csat.model.files import read_model_config
+from csat.prediction.answers import Answers
+from csat.prediction.opening import open_answers
 from csat.prediction.windows import View
 from csat.settings import read_settings
 from csat.tasks import DatasetInfo, Task
@@ -31,12 +33,14 @@ class RunData:
 
     Attributes:
         index_of: Key of a sample → its index in `source`.
+        tile_px: Edge of the tiles that the model is shown.
     """
 
     info: DatasetInfo
     samples: tuple[Sample, ...] = field(repr=False)
     index_of: Mapping[str, int] = field(repr=False)
     source: SampleSource = field(repr=False)
+    tile_px: int
     view: View
 
     def select(self, keys: Sequence[str]) -> list[Sample]:
@@ -82,31 +86,31 @@ def other_data(run: JudgedRun, config: LabelledConfig, split: str, *, accept_lea
 
 def judge(run: JudgedRun, data: RunData, *, device: torch.device) -> Predictions:
     """What a run's model says of all samples of `data`."""
-    model = _load(run, device)
     indices = [data.index_of[sample.key] for sample in data.samples]
-    return judging.judge(model, data.source, data.samples, indices, data.info, data.view, device=device)
+    return judging.judge(_open(run, data, device), data.source, data.samples, indices, data.info, data.view)
 
 
 def look(run: JudgedRun, data: RunData, keys: Sequence[str], *, device: torch.device) -> list[dict[str, Any]]:
     """Pictures of some samples with what a run's model says of them: see `judging.show`."""
-    model, samples = _load(run, device), data.select(keys)
+    samples = data.select(keys)
     indices = [data.index_of[sample.key] for sample in samples]
-    return judging.show(model, data.source, samples, indices, data.info, data.view, device=device)
+    return judging.show(_open(run, data, device), data.source, samples, indices, data.info, data.view)
 
 
-def _load(run: JudgedRun, device: torch.device) -> torch.nn.Module:
-    return load_exported(run.uri).to(device).eval()
+def _open(run: JudgedRun, data: RunData, device: torch.device) -> Answers:
+    return open_answers(run.uri, tile_px=data.tile_px, device=device, precision=run.config["train"]["precision"])
 
 
 def _run_data(prepared: Prepared, samples: tuple[Sample, ...], run: JudgedRun) -> RunData:
-    view = View(
+    view = View(fit=prepared.config.fit, views=run.config["test_time_views"])
+    return RunData(
+        info=prepared.data.info,
+        samples=samples,
+        index_of={sample.key: index for index, sample in enumerate(prepared.data.samples)},
+        source=prepared.source(),
         tile_px=prepared.config.tile_px,
-        fit=prepared.config.fit,
-        views=run.config["test_time_views"],
-        precision=run.config["train"]["precision"],
+        view=view,
     )
-    index_of = {sample.key: index for index, sample in enumerate(prepared.data.samples)}
-    return RunData(info=prepared.data.info, samples=samples, index_of=index_of, source=prepared.source(), view=view)
 
 
 def _common_info(run: JudgedRun, info: DatasetInfo) -> DatasetInfo:

@@ -12,6 +12,7 @@ from csat.evaluation import judging, scores
 from csat.evaluation.predictions import Predictions, concatenate
 from csat.labels.datasets.contract import Decoded, Sample
 from csat.labels.decoded import SampleSource
+from csat.prediction.answers import ModelAnswers
 from csat.prediction.windows import View
 from csat.training.context import TrainContext
 from workflows.finetuning.job import LabelledJob
@@ -30,11 +31,7 @@ class Judge:
         self._until_stopped = _UntilStopped(self._source, context.is_stopped)
         data = job.prepared.data
         self._index_of = {sample.key: index for index, sample in enumerate(data.samples)}
-        self._view = View(
-            tile_px=job.config.data.tile_px,
-            fit=job.config.data.fit,
-            precision=job.config.train.precision,
-        )
+        self._view = View(fit=job.config.data.fit)
 
     def predict(self, model: nn.Module, split: str, *, is_final: bool) -> Predictions:
         """Of all samples of a split, the same on every rank. While training, only what the choosing metric needs."""
@@ -62,8 +59,11 @@ class Judge:
         self, how: Callable, model: nn.Module, samples: Sequence[Sample], view: View, source: SampleSource, **options: Any
     ) -> Any:
         indices = [self._index_of[sample.key] for sample in samples]
-        info = self.job.prepared.data.info
-        return how(model, source, samples, indices, info, view, device=self.context.device, **options)
+        config, info = self.job.config, self.job.prepared.data.info
+        answers = ModelAnswers(
+            model, tile_px=config.data.tile_px, device=self.context.device, precision=config.train.precision
+        )
+        return how(answers, source, samples, indices, info, view, **options)
 
 
 @dataclass(frozen=True)

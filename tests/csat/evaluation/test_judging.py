@@ -18,12 +18,12 @@ from csat.labels.datasets.contract import Decoded, Sample
 from csat.labels.datasets.registry import read_dataset
 from csat.labels.decoded import SampleDecoder
 from csat.model.contract import Model
+from csat.prediction.answers import ModelAnswers
 from csat.prediction.windows import View
 from csat.responses import Kind, ResponseSpec
 from csat.tasks import IGNORE, DatasetInfo, Task
 from tests.csat.prediction.by_colour import ByColour, responses_of
 
-CPU = torch.device("cpu")
 SIZES = [(16, 16), (10, 12), (40, 16), (33, 51), (17, 90)]  # height, width; the tile has 16 px
 
 
@@ -49,22 +49,21 @@ def samples_of(sizes):
     return [Sample(key=f"s{i}", layout="toy", image=f"s{i}", group=f"g{i}", label=i % 2) for i in range(len(sizes))]
 
 
-def say(task, sizes, *, model=None, source=None, info=None, **view):
-    model = model or ByColour(responses_of(task))
-    view = View(**{"tile_px": 16, "fit": "crop", "batch_size": 5, **view})
+def say(task, sizes, *, model=None, source=None, info=None, tile_px=16, **view):
+    answers = ModelAnswers(model or ByColour(responses_of(task)), tile_px=tile_px)
+    view = View(**{"fit": "crop", "batch_size": 5, **view})
     samples = samples_of(sizes)
     indices = range(len(sizes))
-    return judge(model, source or Images(sizes), samples, indices, info or info_of(task), view, device=CPU)
+    return judge(answers, source or Images(sizes), samples, indices, info or info_of(task), view)
 
 
 def test_batches_do_not_matter_nor_who_judges_what():
     whole = say(Task.SEGMENTATION, SIZES, batch_size=64)
     one_by_one = say(Task.SEGMENTATION, SIZES, batch_size=1)
-    model, view = ByColour(responses_of(Task.SEGMENTATION)), View(tile_px=16, fit="crop")
+    answers, view = ModelAnswers(ByColour(responses_of(Task.SEGMENTATION)), tile_px=16), View(fit="crop")
     samples = samples_of(SIZES)
     parts = [
-        judge(model, Images(SIZES), samples[r::2], range(len(SIZES))[r::2], info_of(Task.SEGMENTATION), view, device=CPU)
-        for r in (0, 1)
+        judge(answers, Images(SIZES), samples[r::2], range(len(SIZES))[r::2], info_of(Task.SEGMENTATION), view) for r in (0, 1)
     ]
     for other in (one_by_one, concatenate(parts)):
         assert other.keys == whole.keys and other.groups == whole.groups
@@ -210,8 +209,8 @@ def ask(field, how, fit, mpp, **view):
     samples, instances, types = field
     decoder = SampleDecoder(samples, mpp=mpp, whole_px=TILE_PX if fit == "resize" else None)
     model = Oracle(*(resize_labels(each, TILE_PX, TILE_PX) for each in (instances, types)))
-    view = View(tile_px=TILE_PX, fit=fit, **view)
-    return how(model, decoder, samples, [0], info_of(Task.NUCLEI, ("one", "two")), view, device=CPU)
+    answers, view = ModelAnswers(model, tile_px=TILE_PX), View(fit=fit, **view)
+    return how(answers, decoder, samples, [0], info_of(Task.NUCLEI, ("one", "two")), view)
 
 
 def test_a_stretched_image_gives_the_nuclei_of_a_window_at_that_resolution(field):
@@ -292,8 +291,8 @@ def test_nobody_may_have_nothing_to_judge():
 def test_pictures_say_what_was_labelled_and_what_was_said(task):
     source = Nuclei([(56, 60)]) if task == Task.NUCLEI else Images([(56, 60)])
     classes = () if task == Task.NUCLEI else ("other", "red")
-    model, view = ByColour(responses_of(task)), View(tile_px=64, fit="crop")
-    (picture,) = show(model, source, samples_of([0]), [0], info_of(task, classes), view, device=CPU)
+    answers, view = ModelAnswers(ByColour(responses_of(task)), tile_px=64), View(fit="crop")
+    (picture,) = show(answers, source, samples_of([0]), [0], info_of(task, classes), view)
     assert picture["image"].shape == (56, 60, 3) and picture["key"] == "s0" and picture["loss"] >= 0
     if task == Task.CLASSIFICATION:
         assert picture["title"].startswith("labelled other, said ") and picture["true"] is None

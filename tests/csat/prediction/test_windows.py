@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import torch
 
+from csat.errors import ConfigError
 from csat.model.registry import find_model
+from csat.prediction.answers import ModelAnswers
 from csat.prediction.windows import View, margin_of, see, starts
-from csat.responses import Kind, ResponseSpec
+from csat.responses import Kind, ResponseSpec, Symmetry
 from csat.tasks import Task
 from tests.csat.prediction.by_colour import ByColour, responses_of
 
-CPU = torch.device("cpu")
 SIZES = [(16, 16), (10, 12), (40, 16), (33, 51), (17, 90)]  # height, width; the tile has 16 px
 
 
@@ -20,10 +21,10 @@ def images_of(sizes):
     return [rng.choice(np.array([40, 215], np.uint8), (*size, 3)) for size in sizes]
 
 
-def say(model, images, **view):
+def say(model, images, *, tile_px=16, **view):
     """key → what was said, of images whose keys are their numbers"""
-    view = View(**{"tile_px": 16, "fit": "crop", "batch_size": 5, **view})
-    return list(see(model, enumerate(images), view, device=CPU))
+    view = View(**{"fit": "crop", "batch_size": 5, **view})
+    return list(see(ModelAnswers(model, tile_px=tile_px), enumerate(images), view))
 
 
 @pytest.mark.parametrize("crop_px", [0, 3])
@@ -58,8 +59,8 @@ def test_answers_come_in_order_and_as_soon_as_they_are_complete():
             asked.append(key)
             yield key, image
 
-    view = View(tile_px=16, fit="crop", batch_size=1)
-    for key, _ in see(ByColour(responses_of(Task.SEGMENTATION)), ask(), view, device=CPU):
+    answers = ModelAnswers(ByColour(responses_of(Task.SEGMENTATION)), tile_px=16)
+    for key, _ in see(answers, ask(), View(fit="crop", batch_size=1)):
         assert asked == list(range(key + 1))
     assert len(asked) == len(SIZES)
 
@@ -105,6 +106,19 @@ def test_eight_views_agree_for_a_model_that_turns_with_the_image():
         assert np.abs(before.maps["hv"]).max() > 0.2
         for name in ("np", "hv"):  # a field turned back with a wrong sign would average to nothing
             np.testing.assert_allclose(before.maps[name], after.maps[name], atol=1e-5)
+
+
+def test_views_are_refused_for_maps_that_nobody_can_turn():
+    unknown = ResponseSpec(name="mask", kind=Kind.LOGITS, channels=2, symmetry=Symmetry.NONE)
+    with pytest.raises(ConfigError, match="does not say how its mask turn"):
+        say(ByColour((unknown,)), images_of([(16, 16)]), views=8)
+    assert say(ByColour((unknown,)), images_of([(16, 16)]))
+
+
+def test_embeddings_alone_are_no_maps():
+    embedding = ResponseSpec(name="features", kind=Kind.FEATURES, channels=2, stride_px=None)
+    with pytest.raises(ConfigError, match="answers embeddings alone"):
+        say(ByColour((embedding,)), images_of([(16, 16)]))
 
 
 @pytest.mark.parametrize("network", ["mobile_unet", "enet"])
