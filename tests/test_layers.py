@@ -41,6 +41,7 @@ DOORS = {
     "PIL": ("csat/slides/pixels.py", "csat/slides/tifs.py", "csat/evaluation/reports/page.py"),
     "tifffile": ("csat/slides/tifs.py", "csat/slides/tif_pages.py", "csat/slides/synthetic.py"),
     "imagecodecs": ("csat/slides/pixels.py",),
+    "shapely": ("csat/prediction/",),
 }
 
 

@@ -21,6 +21,7 @@ class ImageReader:
 
     kind = "image"
     num_rows = 1
+    bounds = None
 
     def __init__(self, pixels: np.ndarray, resolution: Mpp | None):
         """

@@ -54,6 +54,7 @@ class OpenSlideReader:
         guessed = guess_mpp(_number(properties, "openslide.objective-power"))
         self.resolution = choose_mpp(given=mpp, stated=_stated(properties), source_mpp=source_mpp, guessed=guessed)
         self.mpp = self.resolution and self.resolution.mean
+        self.bounds = _bounds_of(properties, self.levels[0])
 
     def read(self, x_px: int, y_px: int, level: int, size_px: int | tuple[int, int], *, row: int = 0) -> np.ndarray:
         """See `SlideReader.read`."""
@@ -131,12 +132,22 @@ def _stated(properties: Mapping[str, str]) -> Mpp | None:
     return stated_mpp(_number(properties, "openslide.mpp-x"), _number(properties, "openslide.mpp-y")) or by_tags
 
 
-def _number(properties: Mapping[str, str], name: str) -> float | None:
+def _bounds_of(properties: Mapping[str, str], canvas: Level) -> tuple[int, int, int, int] | None:
+    """What viewers crop the slide to; None where it does not say all four, or where that is the whole canvas."""
+    numbers = [_number(properties, f"openslide.bounds-{name}", least=0) for name in ("x", "y", "width", "height")]
+    if None in numbers:
+        return None
+    x, y, width, height = map(int, numbers)
+    return None if (width, height) == (canvas.width_px, canvas.height_px) else (x, y, width, height)
+
+
+def _number(properties: Mapping[str, str], name: str, *, least: float | None = None) -> float | None:
     try:
         number = float(properties.get(name, "nan"))
     except ValueError:
         return None
-    return number if number > 0 else None  # neither NaN nor 0
+    is_good = number > 0 if least is None else number >= least
+    return number if is_good else None  # neither NaN nor, without `least`, 0
 
 
 @functools.lru_cache(maxsize=1)

@@ -76,6 +76,7 @@ class ParquetReader:
     """
 
     kind = "parquet"
+    bounds = None
 
     def __init__(self, uri: str, resolution: Mpp | None):
         """

@@ -31,6 +31,7 @@ class SlideReader(Protocol):
         resolution: um/px of level 0 and where it comes from; None where neither the user nor the file says it.
         mpp: Its mean over both axes, or None.
         levels: Finest first. Of a parquet: one level, the size of a tile; every row must have it.
+        bounds: (x, y, width, height) of the part that viewers show, level-0 px; None: all of it.
         num_rows: Rows of a parquet, else 1.
         num_bytes: Decoded or encoded bytes that the reader itself keeps in memory.
     """
@@ -39,6 +40,7 @@ class SlideReader(Protocol):
     resolution: Mpp | None
     mpp: float | None
     levels: list[Level]
+    bounds: tuple[int, int, int, int] | None
     num_rows: int
     num_bytes: int
 

@@ -1,0 +1,99 @@
+"""The tables of a slide, written as streams: nuclei as GeoParquet, tiles with WSInfer's columns, embeddings.
+
+All coordinates are level-0 px of the full canvas. The file's metadata (key `csat`, JSON) says so, and has the slide's size,
+its resolution, what QuPath subtracts (`bounds`), and the classes in their order. A file appears when it is complete.
+"""
+
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from types import TracebackType
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from csat.prediction.nuclei import NUCLEI_SCHEMA
+from csat.prediction.slide_frame import SlideFrame
+from csat.storage import files
+from csat.words import printable
+
+ROW_GROUP = 50_000  # rows; with outlines about 20 MB before compression
+COORDINATES = "level-0 pixels of the full canvas; QuPath shows the part within bounds: subtract bounds x and y"
+GEOMETRY = {"encoding": "WKB", "geometry_types": ["Polygon"], "crs": None}
+GEO = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": GEOMETRY}}
+NUCLEI_COLUMNS = ("slide", "id", "class", "prob", "x_px", "y_px", "area_um2", "class_prob", "is_cut", "geometry")
+
+
+class SlideTable:
+    """A parquet file of one slide that grows by row groups; memory holds one. Use it as a context manager.
+
+    What `write` was given appears under the file's name when the context ends well, and not at all when it raises.
+    """
+
+    def __init__(self, uri: str, schema: pa.Schema, frame: SlideFrame, *, classes: Sequence[str] = (), geo: bool = False):
+        """
+        Args:
+            uri: Where it is to lie.
+            schema: Of what `write` takes; a column `slide` is put before it.
+            frame: Of the slide.
+            classes: In the model's order; they fix the colours.
+            geo: It has a column `geometry`: say so as GeoParquet does.
+        """
+        about = {"coordinates": COORDINATES, **asdict(frame), "classes": list(classes)}
+        metadata = {"csat": json.dumps(about), **({"geo": json.dumps(GEO)} if geo else {})}
+        self.num_rows = 0
+        self._schema = pa.schema([pa.field("slide", pa.string()), *schema]).with_metadata(metadata)
+        self._slide = printable(frame.slide)
+        self._uri = uri
+        self._waiting: list[pa.Table] = []
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "SlideTable":
+        with ExitStack() as stack:
+            file = stack.enter_context(files.open_output(self._uri))
+            self._writer = stack.enter_context(pq.ParquetWriter(file, self._schema, compression="zstd"))
+            self._stack = stack.pop_all()
+        return self
+
+    def write(self, table: pa.Table) -> None:
+        """Rows to add; columns that the file does not have are left out."""
+        if not len(table):
+            return
+        slide = pa.repeat(pa.scalar(self._slide, pa.string()), len(table))
+        arrays = [slide if name == "slide" else table[name] for name in self._schema.names]
+        self._waiting.append(pa.table(arrays, schema=self._schema))
+        self.num_rows += len(table)
+        if sum(map(len, self._waiting)) >= ROW_GROUP:
+            self._write_group()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        if error is None:
+            try:
+                self._write_group()
+            except BaseException as failure:
+                self._stack.__exit__(type(failure), failure, failure.__traceback__)
+                raise
+        return self._stack.__exit__(kind, error, trace)
+
+    def _write_group(self) -> None:
+        if self._waiting:
+            self._writer.write_table(pa.concat_tables(self._waiting), row_group_size=2 * ROW_GROUP)
+            self._waiting = []
+
+
+def nuclei_table(uri: str, frame: SlideFrame, *, classes: Sequence[str]) -> SlideTable:
+    """The file nuclei.parquet of a slide, for tables of NUCLEI_SCHEMA.
+
+    GeoParquet 1.1: geopandas, SpatialData, QGIS and DuckDB open it. Coordinates have no reference system (`crs` null).
+    """
+    fields = [NUCLEI_SCHEMA.field(name) for name in NUCLEI_COLUMNS if name != "slide"]
+    return SlideTable(uri, pa.schema(fields), frame, classes=classes, geo=True)
+
+
+def read_about(uri: str) -> dict:
+    """What a table of ours says of its slide: see the head of this file."""
+    with files.open_native(uri) as file:
+        return json.loads(pq.read_schema(file).metadata[b"csat"])
