@@ -35,7 +35,7 @@ from torch import Tensor
 
 from csat.errors import TeacherError
 from csat.export.folder import exported_folder
-from csat.export.licences import licence_of
+from csat.licences import licence_of
 from csat.losses.attention import attention_maps, normalise_jointly
 from csat.model.contract import DECODED, ENCODED, FEATURES, Model
 from csat.model.files import load_model, local_copy, read_model_config, weights_name

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from csat.errors import ConfigError
 from csat.model.parts import BACKBONE, DECODER, HEADS, PartedModel
+from csat.model.timm_form import TimmForm
 from csat.responses import ResponseSpec
 from csat.settings import Place, read_settings
 from csat.tasks import DatasetInfo, heads_of
@@ -189,6 +190,14 @@ class Model(PartedModel):
             RuntimeError: others than the model has.
         """
         self.load_state_dict(tensors)
+
+    def in_timm(self, metadata: Mapping[str, Any]) -> TimmForm | None:
+        """What of it timm opens; None where timm has no such network.
+
+        Args:
+            metadata: Of its exported folder: tile_px, licences.
+        """
+        return None
 
     # What it sees and says.
 

@@ -2,9 +2,11 @@
 
 | model | files |
 |---|---|
-| student (csat, any timm backbone) | `student.safetensors`, `backbone.safetensors` (timm's keys), `config.json` |
-| hovernet | `hovernet.safetensors` (the published tensor names: teacher hovernet loads it), `config.json` |
-| any other | `model.safetensors`, `config.json` |
+| student (csat, any timm backbone) | `student.safetensors`, and for timm `model.safetensors`, see `csat/model/timm_form.py` |
+| hovernet | `hovernet.safetensors` (the published tensor names: teacher hovernet loads it) |
+| any other | `model.safetensors` |
+
+Folders of earlier versions have `backbone.safetensors` (timm's names) in the place of a student's `model.safetensors`.
 """
 
 import hashlib
@@ -24,6 +26,7 @@ from torch import Tensor
 from csat.errors import ConfigError
 from csat.model.contract import Model
 from csat.model.registry import STUDENT, find_model
+from csat.model.timm_form import WEIGHTS
 from csat.responses import spec_from_json
 from csat.storage import files
 from csat.words import some
@@ -40,16 +43,19 @@ def save_model(model: Model, folder: str, metadata: dict[str, Any]) -> None:
         folder: URI; made if it is not there.
         metadata: JSON-ready: mpp, tile_px, the teacher, licences.
     """
-    description = model.describe()
+    description, form = model.describe(), model.in_timm(metadata)
     header = {"backbone": description["backbone"]} if "backbone" in description else None
     files.make_dir(folder)
     files.delete(files.join(folder, CONFIG))  # of an earlier export: until all is written there is no model
-    for name, state in model.state().items():
+    for name, state in {**model.state(), **({WEIGHTS: form.tensors} if form else {})}.items():
         # Plain contiguous copies: safetensors refuses other strides and tensors that share memory.
         tensors = {key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in state.items()}
         files.write_bytes(files.join(folder, name), save(tensors, metadata=header))
+    for name, text in (form.sources if form else {}).items():
+        files.write_bytes(files.join(folder, name), text.encode())
     responses = [asdict(spec) for spec in model.responses]
     config = {"format": FORMAT_VERSION, **description, "responses": responses, "metadata": metadata}
+    config |= form.config if form else {}
     files.write_bytes(files.join(folder, CONFIG), (json.dumps(config, indent=2) + "\n").encode())
 
 

@@ -1,7 +1,7 @@
 """The student: any timm backbone, the dense decoder, and one head per response.
 
-Its exported folder holds `student.safetensors` (everything), `backbone.safetensors` (the backbone alone, under the names of
-`timm.create_model(backbone, num_classes=0)`, which loads it strictly) and `config.json`.
+Its exported folder holds `student.safetensors` (everything), and for timm `model.safetensors` (the backbone, of a classifier
+with its last layer): see `csat/model/timm_form.py`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from csat.errors import ConfigError
+from csat.licences import licence_of
 from csat.model.contract import DECODED, ENCODED, FEATURES, TIMM_SETTINGS, Layer, Model, ModelConfig
 from csat.model.networks.backbones import architecture_of, create_backbone, layers_of
 from csat.model.networks.feature_maps import (
@@ -23,6 +24,7 @@ from csat.model.networks.feature_maps import (
 )
 from csat.model.networks.heads import DenseDecoder, DenseHead, GlobalHead
 from csat.model.parts import BACKBONE, DECODER, HEADS
+from csat.model.timm_form import TimmForm, timm_form
 from csat.responses import Kind, ResponseSpec
 from csat.settings import read_settings
 from csat.tasks import DatasetInfo, heads_of
@@ -136,8 +138,20 @@ class Student(Model):
         options = read_settings(StudentConfig, {**config["student"], "pretrained": False}, what="the stored student")
         return cls(options, responses, last_map=config.get("last_map", ()))
 
-    def state(self) -> dict[str, dict[str, Tensor]]:
-        return {self.weights_file: self.state_dict(), "backbone.safetensors": self.backbone_state_dict()}
+    def in_timm(self, metadata: Mapping[str, Any]) -> TimmForm:
+        """The backbone; of a student whose one answer is a class, the classifier too."""
+        tile_px, (*more, spec) = metadata.get("tile_px"), self.responses
+        is_classifier = not more and not spec.is_dense and spec.kind == Kind.LOGITS
+        return timm_form(
+            self.backbone,
+            self.config.backbone,
+            mean=self.mean.flatten().tolist(),
+            std=self.std.flatten().tolist(),
+            input_px=tile_px // self.downsample if tile_px else None,
+            classifier=self.heads[spec.name].fc if is_classifier else None,
+            class_names=spec.channel_names,
+            licence=licence_of(metadata),
+        )
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Raw predictions for every response.
@@ -252,10 +266,6 @@ class Student(Model):
 
     def backbone_layers(self) -> dict[str, int]:
         return {f"backbone.{name}": layer for name, layer in layers_of(self.backbone, self.config.backbone).items()}
-
-    def backbone_state_dict(self) -> dict[str, Tensor]:
-        """The backbone's weights under the names of `timm.create_model(config.backbone, num_classes=0)`."""
-        return self.backbone.state_dict()
 
     def _make_head(self, spec: ResponseSpec) -> nn.Module:
         if spec.name in self.last_map:

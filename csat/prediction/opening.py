@@ -4,7 +4,7 @@ from typing import Any
 
 from csat.errors import ConfigError
 from csat.export.folder import exported_folder
-from csat.export.licences import licence_of
+from csat.licences import licence_of
 from csat.model.contract import Model
 from csat.model.files import load_model, local_copy, read_model_config, sha256_of_weights
 from csat.prediction.answers import About, Answers, ModelAnswers

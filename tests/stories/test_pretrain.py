@@ -150,7 +150,7 @@ def test_the_exported_student_loads(finished):
     student = load_exported(str(folder / "exported"))
     assert {spec.name for spec in student.responses} == {"np", "hv"}
     backbone = timm.create_model("csat_nano", num_classes=0)
-    backbone.load_state_dict(load_file(folder / "exported" / "backbone.safetensors"), strict=True)
+    backbone.load_state_dict(load_file(folder / "exported" / "model.safetensors"), strict=True)
     assert read_json(folder, "exported/config.json")["metadata"]["teacher"]["name"] == "stain"
 
 

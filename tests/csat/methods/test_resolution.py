@@ -223,7 +223,7 @@ class TestTheRealStudent:
     def test_its_features_are_the_last_map_of_its_backbone_as_in_the_paper(self):
         student = self.build().student.eval()
         backbone = timm.create_model("resnet10_gn", num_classes=0).eval()
-        backbone.load_state_dict(student.backbone_state_dict())
+        backbone.load_state_dict(student.backbone.state_dict())
         images = torch.rand(1, 3, 64, 96)
         with torch.no_grad():
             predictions = student(images)

@@ -54,7 +54,7 @@ def test_exactly_the_trainable_parameters_get_gradients(backbone, responses):
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_backbone_weights_fit_timms_model_strictly(backbone):
     student, model = make(backbone), timm.create_model(backbone, num_classes=0)
-    model.load_state_dict(student.backbone_state_dict(), strict=True)
+    model.load_state_dict(student.backbone.state_dict(), strict=True)
     x = torch.randn(1, 3, 128, 128)
     with torch.no_grad():
         torch.testing.assert_close(model.eval()(x), student.eval().backbone(x), atol=1e-5, rtol=1e-4)
@@ -143,8 +143,9 @@ def test_folder_round_trip_is_exact(tmp_path):
     config = read_model_config(str(tmp_path))
     assert config["metadata"]["teacher"]["name"] == "stain" and config["backbone"] == "csat_nano"
     assert len(config["mean"]) == len(config["std"]) == 3
-    timm.create_model("csat_nano", num_classes=0).load_state_dict(load_file(tmp_path / "backbone.safetensors"), strict=True)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["backbone.safetensors", "config.json", "student.safetensors"]
+    timm.create_model("csat_nano", num_classes=0).load_state_dict(load_file(tmp_path / "model.safetensors"), strict=True)
+    found = sorted(p.name for p in tmp_path.iterdir())
+    assert found == ["config.json", "csat_timm.py", "model.safetensors", "student.safetensors"]
 
 
 def test_moving_to_another_task_keeps_backbone_and_decoder():

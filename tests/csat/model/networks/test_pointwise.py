@@ -80,7 +80,7 @@ def test_any_timm_net_is_guarded_before_its_first_backward_pass(tmp_path):
         "backbone.layer2.0.downsample.0"
     ]
     model = timm.create_model("narrow_resnet", num_classes=0)
-    model.load_state_dict(student.backbone_state_dict(), strict=True)
+    model.load_state_dict(student.backbone.state_dict(), strict=True)
     images = torch.rand(2, 3, 96, 96)
     with torch.no_grad():
         torch.testing.assert_close(student.eval().backbone(images), model.eval()(images))

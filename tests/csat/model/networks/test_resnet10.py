@@ -64,4 +64,4 @@ def test_it_is_a_students_backbone():
     student = Student(StudentConfig(backbone="resnet10_gn", downsample=4), (LOGITS,))
     assert student(torch.rand(2, 3, 64, 64))["logits"].shape == (2, 4)
     fresh = timm.create_model("resnet10_gn", num_classes=0)
-    fresh.load_state_dict(student.backbone_state_dict(), strict=True)
+    fresh.load_state_dict(student.backbone.state_dict(), strict=True)

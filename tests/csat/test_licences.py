@@ -2,7 +2,7 @@
 
 import pytest
 
-from csat.export.licences import forbids_commerce, forbids_derivatives, licence_of
+from csat.licences import forbids_commerce, forbids_derivatives, licence_of
 from teachers.hovernet import PUBLISHED
 from teachers.pathology_encoders import ENCODERS
 
