@@ -39,6 +39,13 @@ Place = Annotated[str, PLACE]  # a path or URI: absolute from the command line o
 Free = Annotated[T, FREE]  # may differ when a run is resumed: how the work is spread and reported, never what is learned
 
 
+@dataclass(frozen=True)
+class PlaceAfter:
+    """`Annotated[str, PlaceAfter("local-dir:")]`: what stands behind this prefix is a place; without it the value is none."""
+
+    prefix: str
+
+
 class SettingsOf:
     """`SettingsOf[SetConfig]`: a mapping of some of that config's settings, which is read into one later."""
 
@@ -218,6 +225,9 @@ def _placed(hint: Any, value: Any) -> Any:
     if marks := getattr(hint, "__metadata__", ()):
         if PLACE in marks and isinstance(value, str):
             return uris.normalise(value)
+        for mark in marks:
+            if isinstance(mark, PlaceAfter) and isinstance(value, str) and value.startswith(mark.prefix):
+                return mark.prefix + uris.normalise(value.removeprefix(mark.prefix))
         of = next((mark.config_class for mark in marks if isinstance(mark, SettingsOf)), None)
         if of is not None and isinstance(value, Mapping):
             return places_in(of, value)

@@ -5,7 +5,7 @@ from typing import Any
 
 from csat.errors import ConfigError
 from csat.responses import TeacherSpec
-from csat.settings import read_settings, resolve
+from csat.settings import places_in, read_settings, resolve
 from csat.storage import files
 from teachers.contract import Teacher
 
@@ -76,6 +76,11 @@ def find_teacher(name: str, weights: str | None = None) -> tuple[str, str | None
     if weights is not None:
         raise ConfigError(f"teacher {name!r} is a folder that has its own weights: leave out the weights {weights}")
     return RUN, files.normalise(name)
+
+
+def with_places(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a teacher with every path absolute, see `csat.settings`: the actors that load it are in other folders."""
+    return places_in(resolve(TEACHERS[name][0]), options) if name in TEACHERS else dict(options)
 
 
 def build_options(name: str, options: Mapping[str, Any] | None = None) -> Any:

@@ -27,7 +27,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import timm
 import torch
@@ -36,6 +36,7 @@ from torch import Tensor, nn
 
 from csat.errors import ConfigError, TeacherError
 from csat.responses import Kind, ResponseSpec, Symmetry, TeacherSpec
+from csat.settings import PlaceAfter
 from teachers.contract import Teacher, select_responses, sha256_of, sha256_of_settings, weights_file
 from teachers.pathology_encoders import Encoder, Pool, create_arguments, find_encoder, with_layers
 from teachers.torch_teacher import Precision, TorchTeacher
@@ -52,7 +53,7 @@ LAYER_SCALE, ANY_SCALE = ".ls1.gamma", 1e-5  # its weights' name; what they star
 class TimmOptions:
     """Which encoder, what it answers, how it runs."""
 
-    model: str  # timm's name ("resnet50.a1_in1k"), "hf-hub:owner/name" or "local-dir:folder"
+    model: Annotated[str, PlaceAfter(FOLDER)]  # timm's name ("resnet50.a1_in1k"), "hf-hub:owner/name" or "local-dir:folder"
     arguments: dict[str, Any] = field(
         default_factory=dict
     )  # more of timm.create_model, layers by name: {mlp_layer: SwiGLUPacked}

@@ -38,6 +38,7 @@ from torch import Tensor
 
 from csat.errors import ConfigError, TeacherError
 from csat.responses import Kind, ResponseSpec, Symmetry, TeacherSpec
+from csat.settings import Place
 from csat.words import last_line
 from teachers.contract import Teacher, select_responses, sha256_of, weights_file
 from teachers.torch_teacher import TorchTeacher
@@ -55,7 +56,7 @@ REQUIRED = object()
 class TorchScriptOptions:
     """How the user's model runs. What it is stands in its JSON."""
 
-    spec: str | None = None  # the JSON; null: beside the weights, with their name and .json
+    spec: Place | None = None  # the JSON; null: beside the weights, with their name and .json
     micro_batch: int = 16  # tiles on the device at once
 
 

@@ -90,7 +90,8 @@ class FidelityStage:
 
     def _to_device(self, tiles: np.ndarray) -> torch.Tensor:
         """uint8 `[B, 3, H, W]`."""
-        return torch.from_numpy(np.ascontiguousarray(tiles)).to(self.device).permute(0, 3, 1, 2)
+        own = np.require(tiles, requirements=("C", "W"))  # rows of the object store are read-only views: then a copy
+        return torch.from_numpy(own).to(self.device).permute(0, 3, 1, 2)
 
     def _known_nuclei(self, columns: dict[str, np.ndarray]) -> list[np.ndarray | None]:
         """bool `[tile_px, tile_px]` where the slide's nuclei are known."""

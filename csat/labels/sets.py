@@ -8,7 +8,7 @@ from csat import nuclei
 from csat.errors import ConfigError, DatasetError
 from csat.labels.augment import JointConfig
 from csat.labels.datasets.contract import LabelledSet, Sample
-from csat.labels.datasets.registry import DATASETS, read_dataset
+from csat.labels.datasets.registry import DATASETS, read_dataset, with_places
 from csat.labels.splits import SPLITS, SplitConfig, check_classes, check_images, keep_fraction, renamed, split_set
 from csat.settings import Free, Place, SettingsOf, read_settings
 from csat.slides.mpp import check_mpp
@@ -60,6 +60,10 @@ class LabelledConfig:
             raise ConfigError(f"data.memory_gb must be 0 or more, not {self.memory_gb}")
         if not 0 <= self.max_unreadable <= 1:
             raise ConfigError(f"data.max_unreadable is a share, in [0, 1], not {self.max_unreadable}")
+
+    def with_own_places(self) -> "LabelledConfig":
+        """See `csat.settings.with_places`: which options of a set are places, its layout says."""
+        return replace(self, sets={name: _with_own_places(name, settings) for name, settings in self.sets.items()})
 
 
 @dataclass(frozen=True)
@@ -137,6 +141,14 @@ def _read_sets(config: LabelledConfig) -> Iterator[tuple[str, SetConfig, Labelle
     for name, settings in config.sets.items():
         chosen = _set_config(name, settings)
         yield name, chosen, _read_set(name, chosen, config)
+
+
+def _with_own_places(name: str, settings: Any) -> Any:
+    """A set's settings, as far as they are of the form that `_set_config` checks."""
+    options = settings.get("options") if isinstance(settings, Mapping) else None
+    if not isinstance(options, Mapping) or not options:
+        return settings  # no layout is loaded to find nothing
+    return {**settings, "options": with_places(settings.get("layout") or name, options)}
 
 
 def _set_config(name: str, settings: Any) -> SetConfig:

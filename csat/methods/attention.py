@@ -41,6 +41,7 @@ from csat.losses.distribution import softened_cross_entropy
 from csat.losses.rms import rms_distance
 from csat.methods.contract import Method, Setting, Source, check_same_classes, pick_responses
 from csat.model.contract import Model
+from csat.model.parts import BACKBONE
 from csat.responses import Batch, Kind, ResponseSpec, TeacherSpec
 from csat.tasks import Task
 
@@ -94,8 +95,8 @@ class Attention(Method):
             setting: With a teacher, and the data's task and classes.
 
         Raises:
-            ConfigError: another task, a single class, a model without a tapped layer, other classes or another number of
-                channels than the teacher's.
+            ConfigError: another task, a single class, a model without a tapped layer or one that does not train, other
+                classes or another number of channels than the teacher's.
             TeacherError: as `wanted`.
         """
         super().__init__(config, model, setting)
@@ -112,6 +113,12 @@ class Attention(Method):
             raise ConfigError(
                 f"method attention compares the maps of a layer, and a {type(model).__name__} has none named: set "
                 "model.name vgg16 model.options.layer features.28, or another timm backbone with one of its layers"
+            )
+        if BACKBONE in model.frozen and (config.alpha_fm or config.has_attention):
+            raise ConfigError(
+                "model.freeze backbone keeps the layer as it is whose maps method attention compares: nothing would be "
+                "learned from them. Set model.freeze none, or learn from the teacher's probabilities alone: "
+                "method.options.alpha_kd 1, method.options.alpha_fm 0 and method.options.alpha_at 0"
             )
         self.model, self.info = model, info
         alphas = {"kd": config.alpha_kd, "fm": config.alpha_fm, "at": config.alpha_at if config.has_attention else 0.0}

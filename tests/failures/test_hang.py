@@ -46,7 +46,9 @@ def test_a_teacher_that_hangs_ends_in_an_error_within_the_stall_timeout(hanging_
     said = log.read_text(errors="replace")
     assert code == 1, said[-3000:]
     assert "training failed" in said and "What was committed is safe" in said, said[-3000:]
-    assert "progress" in said.rsplit("training failed", 1)[1], said[-3000:]
+    told = said.rsplit("training failed", 1)[1]
+    assert "waited for TeacherStage (1 at work). Raise --ray.stall_timeout_s" in told, said[-3000:]
+    assert "execution_no_progress" not in told and "RAY_DATA" not in told, "not Ray's own setting"
     assert json.loads((folder / "status.json").read_text())["state"] == "failed"
     total = json.loads((folder / "manifest" / "index.json").read_text())["num_tiles"]
     assert len(Checkpoints(str(folder / "checkpoints")).latest_cursor().done) < total

@@ -10,7 +10,6 @@ from csat.methods.registry import spell_out
 from csat.runs.checkpoints import Checkpoints
 from csat.runs.folder import RunFolder
 from csat.sweeps.trial import FAILED
-from csat.words import last_line
 from workflows.finetuning.build import describe
 from workflows.finetuning.config import FinetuneConfig
 from workflows.finetuning.finish import finish
@@ -19,6 +18,7 @@ from workflows.finetuning.records import write_data, write_samples
 from workflows.finetuning.train import FinetuneJob
 from workflows.shell.config import MethodConfig
 from workflows.shell.decode_samples import Prepared
+from workflows.shell.failures import reason
 from workflows.shell.group import train_here, train_in_group
 from workflows.shell.kept import INTERRUPTED
 from workflows.shell.run_teacher import check_same_teacher
@@ -73,7 +73,7 @@ def fit(
         folder.set_status(INTERRUPTED)
         raise
     except Exception as error:
-        folder.set_status(FAILED, error=last_line(error), kind=type(error).__name__)
+        folder.set_status(FAILED, error=reason(error), kind=type(error).__name__)
         raise
     return finish(folder, job)
 

@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -23,7 +24,7 @@ from csat.settings import (
     unknown_keys,
     with_places,
 )
-from csat.words import last_line, printable
+from csat.words import printable
 from workflows.shell import interruption, terminal
 from workflows.shell.flags import with_flags
 
@@ -64,15 +65,29 @@ def run(
     """
     if argv is None and terminal.VERBOSE not in sys.argv:
         terminal.quieten()  # before anything holds the streams of this process
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
-    code = _run(
-        work,
-        read=lambda: parse(config_class, description, argv, nested=nested),
-        say=lambda error: as_called(with_flags(str(error), config_class, holds)),
-        kept=kept,
-    )
+
+    def say(said: BaseException | str) -> str:
+        return as_called(with_flags(str(said), config_class, holds))
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Spelled(say))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    read = partial(parse, config_class, description, argv, nested=nested)
+    code = _run(work, read=read, say=say, kept=kept)
     interruption.end()  # where a signal came, whatever it made of the run
     return code
+
+
+class _Spelled(logging.Formatter):
+    """A line of the log, which names settings as an error does."""
+
+    def __init__(self, say: Callable[[str], str]):
+        super().__init__("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+        self._say = say
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = self._say(record.message)
+        return super().formatMessage(record)
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter):
@@ -90,7 +105,7 @@ def _run(
     work: Callable[[Config], int],
     *,
     read: Callable[[], Config],
-    say: Callable[[BaseException], str],
+    say: Callable[[BaseException | str], str],
     kept: Callable[[Config], str],
 ) -> int:
     try:
@@ -107,11 +122,14 @@ def _run(
         print(f"stopped: {say(error)}", file=sys.stderr)
         return 1
     except _errors_of_ray() as error:
+        from workflows.shell.failures import reason  # which loads Ray's parts
+
         interruption.end()
         logger.debug("traceback", exc_info=True)
         is_training = any(base.__name__ == "TrainingFailedError" for base in type(error).__mro__)
         what = "training failed" if is_training else "Ray stopped"
-        print(f"{what}: {last_line(error)}\nWhat was committed is safe: run the same command to resume", file=sys.stderr)
+        why = say(reason(error))
+        print(f"{what}: {why}\nWhat was committed is safe: run the same command to resume", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         interruption.end()

@@ -5,7 +5,7 @@ from typing import Any
 
 from csat.errors import ConfigError
 from csat.settings import Place, places_in
-from teachers.registry import find_teacher
+from teachers.registry import find_teacher, with_places
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,9 +18,14 @@ class TeacherConfig:
     accept_any_mpp: bool = False  # show it tiles of another resolution than it was made for
 
     def with_own_places(self) -> "TeacherConfig":
-        """See `csat.settings.with_places`: the folder of a run in the place of a name is the teacher `run` of that folder."""
+        """See `csat.settings.with_places`: the folder of a run in the place of a name is the teacher `run` of that folder.
+
+        Which options are places, the teacher's own say.
+        """
         name, weights = find_teacher(self.name, self.weights)
-        return replace(self, name=name, weights=weights)
+        # No teacher is loaded to find nothing: only text may be a place.
+        is_text = any(isinstance(value, str) for value in self.options.values())
+        return replace(self, name=name, weights=weights, options=with_places(name, self.options) if is_text else self.options)
 
 
 @dataclass(frozen=True, kw_only=True)

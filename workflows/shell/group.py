@@ -24,11 +24,11 @@ from csat.runs.plan import Plan
 from csat.storage import files
 from csat.sweeps.trial import FAILED
 from csat.training.context import Columns, TrainContext
-from csat.words import last_line
 from workflows.shell import interruption
 from workflows.shell.board import StopWatch, make_board, passes_on
 from workflows.shell.config import RayConfig, WorkerConfig
 from workflows.shell.data import WholeSplit, execution_options
+from workflows.shell.failures import reason
 from workflows.shell.meters import StoreMeter
 from workflows.shell.progress import ProgressDisplay
 
@@ -139,7 +139,7 @@ def train_in_group(job: Job, *, is_stopped: Callable[[], bool] = lambda: False) 
         with StoreMeter() as meter, display, stoppable, passes_on(is_stopped, board):
             trainer.fit()
     except TrainingFailedError as error:
-        folder.set_status(FAILED, error=last_line(error), kind=type(error).__name__)
+        folder.set_status(FAILED, error=reason(error), kind=type(error).__name__)
         raise
     write_attempt(folder, attempt, seconds=time.monotonic() - started, store=meter.figures())
     status = folder.read_json("status.json") or {}

@@ -12,7 +12,7 @@ from typing import Any
 from csat.errors import DatasetError
 from csat.labels.datasets.contract import Decoded, LabelledSet, Sample
 from csat.labels.datasets.decode import find_images, first_folder, missing_layout, read_image, relative_key
-from csat.settings import read_settings
+from csat.settings import Place, read_settings
 from csat.storage import files
 from csat.storage.tables import read_rows
 from csat.tasks import DatasetInfo, Task
@@ -24,15 +24,16 @@ MPP = 0.42
 
 
 @dataclass(frozen=True, kw_only=True)
-class BachOptions:
+class Options:
     """What this set lets one choose."""
 
-    patients: str | None = None  # csv, parquet or xlsx with columns file (n001.tif) and patient; None: each photograph its own
+    # csv, parquet or xlsx with columns file (n001.tif) and patient; None: each photograph its own
+    patients: Place | None = None
 
 
 def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
     """See `contract`. A photograph that `patients` does not name is its own patient, as the organisers advise."""
-    chosen = read_settings(BachOptions, options, what="data set 'bach'")
+    chosen = read_settings(Options, options, what="data set 'bach'")
     root = files.normalise(root)
     places = ("ICIAR2018_BACH_Challenge/Photos", "Photos", "")
     photos = first_folder(root, *(f"{place}/{CLASSES[0]}".lstrip("/") for place in places))

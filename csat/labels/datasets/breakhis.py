@@ -36,7 +36,7 @@ NAME = re.compile(r"SOB_([BM])_([A-Z]+)-(\d+-(\d+)[A-Z]*)-(40|100|200|400)-(\d+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class BreakHisOptions:
+class Options:
     """What this set lets one choose."""
 
     magnification: int = 40  # 40, 100, 200 or 400: the four are photographs of the same tissue, and one is used
@@ -52,7 +52,7 @@ class BreakHisOptions:
 
 def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
     """See `contract`."""
-    chosen = read_settings(BreakHisOptions, options, what="data set 'breakhis'")
+    chosen = read_settings(Options, options, what="data set 'breakhis'")
     root = files.normalise(root)
     found = [(uri, match) for uri in find_images(root) if (match := NAME.fullmatch(files.base_name(uri)))]
     if not found:

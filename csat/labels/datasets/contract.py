@@ -5,6 +5,7 @@ A layout is one file with
     TASKS: tuple[Task, ...]  # the first is the default
     def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet  # metadata only: no image is decoded
     def load(sample: Sample) -> Decoded  # one sample's pixels and targets
+    class Options  # config of what it lets one choose, a `Place` where that is a path or URI; not there where it is nothing
 
 and one line in `registry.py`. `read` raises DatasetError for a layout that does not fit (what it looked for, what it found,
 what to try); `load` raises SlideError for one sample that cannot be used. Everybody else calls `registry.read_dataset` and

@@ -33,7 +33,7 @@ STAINED_CHROMA = 4.0  # mean of (largest - smallest of R, G, B) from which an im
 
 
 @dataclass(frozen=True, kw_only=True)
-class DSBOptions:
+class Options:
     """What of the set is used."""
 
     stained_only: bool = True  # leave out fluorescence: images without colour (of the original layout, which mixes them)
@@ -41,7 +41,7 @@ class DSBOptions:
 
 def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
     """See `contract`. Images of the original layout (670 small ones) are decoded here, to tell which are stained."""
-    chosen = read_settings(DSBOptions, options, what="data set 'dsb2018'")
+    chosen = read_settings(Options, options, what="data set 'dsb2018'")
     root = files.normalise(root)
     samples = [_merged(uri, root) for uri in find_images(files.join(root, "images"))]
     if not samples:

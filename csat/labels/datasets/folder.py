@@ -18,7 +18,7 @@ TASKS = (Task.CLASSIFICATION,)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FolderOptions:
+class Options:
     """What a folder of classes lets one choose."""
 
     group_pattern: str | None = None  # regex searched in each file name: its first (…) is the group; None: each image its own
@@ -30,7 +30,7 @@ class FolderOptions:
 
 def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
     """See `contract`. Images outside a class folder are an error, as are splits beside classes."""
-    chosen = read_settings(FolderOptions, options, what="data set 'folder'")
+    chosen = read_settings(Options, options, what="data set 'folder'")
     root = files.normalise(root)
     passed_over = Counter()
     images = {relative_key(uri, root): uri for uri in find_images(root, passed_over)}

@@ -33,7 +33,7 @@ GRADE = ("grade", "grade (glas)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class GlasOptions:
+class Options:
     """How the set is divided."""
 
     official_parts: bool = False  # train, and testA with testB; they cut patients. False: splits of whole patients are drawn
@@ -42,7 +42,7 @@ class GlasOptions:
 
 def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
     """See `contract`."""
-    chosen = read_settings(GlasOptions, options, what="data set 'glas'")
+    chosen = read_settings(Options, options, what="data set 'glas'")
     root = files.normalise(root)
     places = (files.join(root, *folder, table) for folder in FOLDERS for table in TABLES)
     table = next((uri for uri in places if files.info(uri) is not None), None)
@@ -91,7 +91,7 @@ def _rows(table: str) -> dict[str, tuple[str, str]]:
     return rows
 
 
-def _sample(uri: str, root: str, task: Task, rows: dict[str, tuple[str, str]], chosen: GlasOptions, table: str) -> Sample:
+def _sample(uri: str, root: str, task: Task, rows: dict[str, tuple[str, str]], chosen: Options, table: str) -> Sample:
     stem = stem_of(uri)
     if stem not in rows:
         raise DatasetError(f"{table}: has no row for the image {stem}")

@@ -16,7 +16,7 @@ from typing import Any
 from csat.errors import ConfigError, DatasetError
 from csat.labels.datasets.contract import Decoded, LabelledSet, Sample
 from csat.labels.datasets.decode import find_images, missing_layout, read_image, relative_key
-from csat.settings import read_settings
+from csat.settings import Place, read_settings
 from csat.storage import files
 from csat.storage.tables import read_rows
 from csat.tasks import DatasetInfo, Task
@@ -34,12 +34,12 @@ LEAK = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lc25000Options:
+class Options:
     """What this set lets one choose."""
 
     organ: str | None = None  # lung (3 classes) or colon (2); None: both
     # clusters of LC25000-clean, its csv or its folder annotations; None: the csv in root where it is there
-    groups: str | None = None
+    groups: Place | None = None
 
     def __post_init__(self):
         if self.organ is not None and self.organ not in CLASSES:
@@ -48,7 +48,7 @@ class Lc25000Options:
 
 def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
     """See `contract`. With groups, an image without one is an error."""
-    chosen = read_settings(Lc25000Options, options, what="data set 'lc25000'")
+    chosen = read_settings(Options, options, what="data set 'lc25000'")
     root = files.normalise(root)
     classes = tuple(name for organ, names in CLASSES.items() if chosen.organ in (None, organ) for name in names)
     images = [(uri, name) for uri in find_images(root) if (name := files.base_name(files.parent(uri))) in classes]

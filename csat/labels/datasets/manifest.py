@@ -20,7 +20,7 @@ from typing import Any
 from csat.errors import ConfigError, DatasetError
 from csat.labels.datasets.contract import Decoded, LabelledSet, Sample
 from csat.labels.datasets.decode import SPLIT_NAMES, missing_layout, read_classes, read_image, read_instances, relative_key
-from csat.settings import read_settings
+from csat.settings import Place, read_settings
 from csat.slides.mpp import GIVEN, is_plausible_mpp
 from csat.storage import files
 from csat.storage.tables import READERS, Row, read_rows, require_columns
@@ -32,7 +32,7 @@ COLUMNS = ("path", "label", "mask", "types", "group", "split", "mpp")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ManifestOptions:
+class Options:
     """Columns, and what the table cannot say."""
 
     path: str = "path"  # column: the image
@@ -42,7 +42,7 @@ class ManifestOptions:
     group: str = "group"  # column: patient, slide or source image; where there is none each image is its own group
     split: str = "split"  # column: train, val or test
     mpp: str = "mpp"  # column: um/px
-    image_root: str | None = None  # folder that paths are relative to; None: the table's own
+    image_root: Place | None = None  # folder that paths are relative to; None: the table's own
     classes: tuple[str, ...] | None = None  # all classes, index 0 first; None: the label column's values, sorted
     group_name: str = "group"  # what a group is, for the reports: patient, slide, …
     licence: str = "not stated"  # of the images, one line
@@ -55,7 +55,7 @@ def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
         ConfigError: segmentation, or nuclei types, without option `classes`.
         DatasetError: a missing column, an unknown class or split, an empty cell, the same image twice: with line and value.
     """
-    chosen = read_settings(ManifestOptions, options, what="data set 'manifest'")
+    chosen = read_settings(Options, options, what="data set 'manifest'")
     table = _find_table(root)
     rows = read_rows(table)
     if not rows:
@@ -129,7 +129,7 @@ def _find_table(root: str) -> str:
     return tables[0]
 
 
-def _classes(chosen: ManifestOptions, task: Task, columns: Sequence[str], rows: Sequence[Row], table: str) -> tuple[str, ...]:
+def _classes(chosen: Options, task: Task, columns: Sequence[str], rows: Sequence[Row], table: str) -> tuple[str, ...]:
     if chosen.classes is not None:
         return tuple(chosen.classes)
     if task == Task.CLASSIFICATION:
@@ -142,7 +142,7 @@ def _classes(chosen: ManifestOptions, task: Task, columns: Sequence[str], rows: 
     return ()
 
 
-def _sample(cells: _Cells, chosen: ManifestOptions, task: Task, classes: Sequence[str], base: str) -> Sample:
+def _sample(cells: _Cells, chosen: Options, task: Task, classes: Sequence[str], base: str) -> Sample:
     image = _resolve(base, cells.needed(chosen.path))
     key = relative_key(image, base)
     label = None

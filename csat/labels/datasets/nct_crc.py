@@ -25,7 +25,7 @@ MPP = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class NctCrcOptions:
+class Options:
     """What this set lets one choose."""
 
     normalised: bool | None = None  # train on the stain-normalised tiles or on NONORM; None: on those that are there
@@ -33,7 +33,7 @@ class NctCrcOptions:
 
 def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
     """See `contract`. Both variants of the 100,000 tiles are never read together: they show the same tissue."""
-    chosen = read_settings(NctCrcOptions, options, what="data set 'nct_crc'")
+    chosen = read_settings(Options, options, what="data set 'nct_crc'")
     root = files.normalise(root)
     folders = {name: files.join(root, name) for name in (*TRAIN, TEST)}
     if files.base_name(root) in folders:

@@ -41,7 +41,7 @@ SMOOTHING_PX, NECK = 1.0, 0.85
 
 
 @dataclass(frozen=True, kw_only=True)
-class NuInsSegOptions:
+class Options:
     """How images are grouped where organ and slide are not known."""
 
     block: int = 15  # numbered images: neighbours that are kept together, since they probably share an organ or slide
@@ -53,7 +53,7 @@ class NuInsSegOptions:
 
 def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
     """See `contract`."""
-    chosen = read_settings(NuInsSegOptions, options, what="data set 'nuinsseg'")
+    chosen = read_settings(Options, options, what="data set 'nuinsseg'")
     root = files.normalise(root)
     numbered = find_images(files.join(root, "images"))
     samples = [_numbered(uri, root, chosen.block) for uri in numbered] if numbered else _organs(root)

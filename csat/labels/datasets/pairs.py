@@ -35,7 +35,7 @@ BINARY, COMPONENTS = "binary", "components"  # forms of masks that do not hold c
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairsOptions:
+class Options:
     """Where images and masks are, and what the masks' values mean."""
 
     image_dir: str = "images"  # folder of images below the root (or below each split)
@@ -55,7 +55,7 @@ class PairsOptions:
 
 def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
     """See `contract`. An image without a mask is an error, as is a mask without an image."""
-    chosen = read_settings(PairsOptions, options, what="data set 'pairs'")
+    chosen = read_settings(Options, options, what="data set 'pairs'")
     root = files.normalise(root)
     splits = {
         uri: SPLIT_NAMES[name.lower()] for uri in files.list_dir(root) if (name := files.base_name(uri)).lower() in SPLIT_NAMES
@@ -120,7 +120,7 @@ def _by_stem(folder: str, suffix: str, passed_over: Counter[str]) -> dict[str, s
     return found
 
 
-def _sample(image: str, mask: str, root: str, split: str | None, task: Task, chosen: PairsOptions) -> Sample:
+def _sample(image: str, mask: str, root: str, split: str | None, task: Task, chosen: Options) -> Sample:
     form = None
     if task == Task.NUCLEI and chosen.instances == "components":
         form = COMPONENTS

@@ -32,7 +32,7 @@ FOLD = re.compile(r"(?:fold|part)[ _-]?([0-9]+)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PanNukeOptions:
+class Options:
     """Which fold is which split. The authors' three splits are (train, val, test) 1, 2, 3; 2, 1, 3; and 3, 2, 1."""
 
     train: tuple[int, ...] = (1,)  # folds; those that no split names are not used
@@ -51,7 +51,7 @@ class PanNukeOptions:
 
 def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
     """See `contract`. Tissues are read; of images and masks only their shapes."""
-    chosen = read_settings(PanNukeOptions, options, what="data set 'pannuke'")
+    chosen = read_settings(Options, options, what="data set 'pannuke'")
     root = files.normalise(root)
     splits = {fold: split for split in ("train", "val", "test") for fold in getattr(chosen, split)}
     folds = _find_folds(root)

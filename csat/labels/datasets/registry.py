@@ -10,7 +10,8 @@ import numpy as np
 
 from csat.errors import ConfigError, DatasetError
 from csat.labels.datasets.contract import Decoded, LabelledSet, Sample
-from csat.labels.datasets.decode import check_numbered, check_same_size
+from csat.labels.datasets.decode import NoOptions, check_numbered, check_same_size
+from csat.settings import places_in
 from csat.tasks import IGNORE, Task
 from csat.words import some
 
@@ -67,6 +68,11 @@ def read_dataset(
         return found
     samples = (replace(sample, task=task, num_classes=len(found.info.classes)) for sample in found.samples)
     return LabelledSet(found.info, tuple(samples))
+
+
+def with_places(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a layout with every path absolute, see `csat.settings`; of a name that is no layout, as they are."""
+    return places_in(getattr(_module(name), "Options", NoOptions), options) if name in DATASETS else dict(options)
 
 
 def load_sample(sample: Sample) -> Decoded:

@@ -28,7 +28,7 @@ PARTITIONS = ("Test", "Val1", "Val2", "Val3", "Val4")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SicapOptions:
+class Options:
     """What this set lets one choose."""
 
     # Test: train and test, as the authors report; Val1 … Val4: a fold of train as train and val, and test
@@ -41,7 +41,7 @@ class SicapOptions:
 
 def read(root: str, *, task: Task, options: Mapping[str, Any]) -> LabelledSet:
     """See `contract`."""
-    chosen = read_settings(SicapOptions, options, what="data set 'sicapv2'")
+    chosen = read_settings(Options, options, what="data set 'sicapv2'")
     root = files.normalise(root)
     base = files.parent(first_folder(root, "partition", "SICAPv2/partition") or files.join(root, "partition"))
     tables = {split: files.join(base, "partition", place) for split, place in _places(chosen.partition).items()}

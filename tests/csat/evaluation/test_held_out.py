@@ -1,6 +1,7 @@
 """Fidelity on tiles whose answer is known: a student is exported, loaded again and compared."""
 
 import io
+import warnings
 
 import numpy as np
 import pytest
@@ -64,6 +65,18 @@ def test_pictures_come_for_the_first_positions_only(slide, student_folder):
     with np.load(io.BytesIO(measured[PICTURE][0])) as picture:
         assert set(picture) == {"tile", "teacher.np", "student.np", "teacher.hv", "student.hv", "known"}
         assert 0 <= picture["student.np"].min() <= picture["student.np"].max() <= 1
+
+
+def test_tiles_that_are_read_only_are_copied_and_torch_has_nothing_to_warn_of(slide, student_folder):
+    columns = rows(slide, [(200, 200)])
+    for column in columns.values():
+        column.flags.writeable = False  # as they come out of an object store
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings(action="error"):
+            FidelityStage(str(student_folder), tile_px=TILE_PX, num_pictures=1)(columns)
+    finally:
+        torch.set_warn_always(False)
 
 
 def test_tiles_without_an_answer_leave_no_row(slide, student_folder):

@@ -241,10 +241,16 @@ def test_names_that_anybody_may_have(name):
     assert not _is_unique(name)
 
 
-def test_many_images_take_a_moment(tmp_path):
-    rng = np.random.default_rng(0)
-    many = [sample(f"/data/wards/{n % 9}/{n:06}.png", f"patient {g}") for n, g in enumerate(rng.integers(9000, size=50_000))]
-    run = finetuning(tmp_path, train=many)
+def test_ten_times_the_images_take_ten_times_as_long(tmp_path):
+    """And not a hundred times, as comparing each with each would. By the processor's clock: a busy machine is no failure."""
+    small, large = (_seconds_of(tmp_path / str(count), count) for count in (4000, 40_000))
+    assert large < 30 * small, (small, large)
+
+
+def _seconds_of(folder, count: int) -> float:
+    groups = np.random.default_rng(0).integers(9000, size=count)
+    run = finetuning(folder, train=[sample(f"/data/wards/{n % 9}/{n:06}.png", f"patient {g}") for n, g in enumerate(groups)])
+    beds = data(test=[sample(f"/data/beds/{n}.png", f"P{n}") for n in range(count // 4)])
     start = time.process_time()
-    check_leakage(str(run), data(test=[sample(f"/data/beds/{n}.png", f"P{n}") for n in range(10_000)]))
-    assert time.process_time() - start < 15  # comparing each with each would take hours
+    check_leakage(str(run), beds)
+    return time.process_time() - start

@@ -34,11 +34,12 @@ CAMS = tuple(
 TEACHER = TeacherSpec(name="run", responses=(LABEL, MAP, *CAMS), mpp=None)
 
 
-def make(teacher: TeacherSpec = TEACHER, *, factor: int = 2, info=INFO, **options) -> Attention:
+def make(teacher: TeacherSpec = TEACHER, *, factor: int = 2, info=INFO, frozen=(), **options) -> Attention:
     """With KD too, which is off by default."""
     options = {"alpha_kd": 1.0, **options}
     torch.manual_seed(0)
     model = TappedClassifier(TappedOptions(backbone="csat_nano", layer="stages.1", downsample=factor), (LABEL,))
+    model.freeze(frozen)
     return build_method("attention", options, model, Setting(tile_px=TILE_PX, data=info, teacher=teacher)).eval()
 
 
@@ -163,6 +164,16 @@ def test_ablations_ask_for_less():
         method = make(**options)
         assert [spec.name for spec in method.responses] == names
         assert len(method(batch)) == 1 + len(names)
+
+
+def test_a_frozen_backbone_has_no_maps_to_learn_by():
+    for options in ({}, {"alpha_fm": 0.0}, {"alpha_at": 0.0}):
+        with pytest.raises(ConfigError, match="model.freeze backbone keeps the layer.*model.freeze none.*alpha_at 0"):
+            make(frozen=["backbone"], **options)
+    method = make(frozen=["backbone"], alpha_fm=0.0, alpha_at=0.0)
+    method.total(method(make_batch())).mean().backward()
+    learns = {name for name, parameter in method.model.named_parameters() if parameter.grad is not None}
+    assert learns == {"head.weight", "head.bias"}
 
 
 def _work(rank: int, folder: str) -> None:

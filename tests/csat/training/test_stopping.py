@@ -12,7 +12,7 @@ from csat.runs.recorder import read_metrics
 from csat.training.config import TrainConfig
 from csat.training.context import TrainContext
 from csat.training.loop import Trainer
-from csat.training.stoppable import LOOK_EVERY_S, StoppableStream
+from csat.training.stoppable import StoppableStream
 from csat.training.validation import Validation, ValidationConfig
 from tests.support.toy import TILE_PX, ToyMethod, toy_plan, toy_stream
 
@@ -62,16 +62,20 @@ def test_a_stopped_run_keeps_every_step_and_ends_as_if_it_had_not_been(tmp_path)
 
 
 def test_a_run_that_waits_for_rows_stops_at_once(tmp_path):
-    stop, is_over, answers = threading.Event(), threading.Event(), []
+    waits, is_over, looks, answers = threading.Event(), threading.Event(), [], []
+
+    def is_stopped():  # asked to end when it has looked twice while it waits
+        looks.append(waits.is_set())
+        return sum(looks) > 2
 
     def stream(size):
         yield from toy_stream(range(8), size)
-        threading.Timer(0.1, stop.set).start()
+        waits.set()
         answers.append(is_over.wait(250))  # a teacher that takes its time
         yield from toy_stream(range(8, 48), size)
 
     with pytest.raises(StoppedError):
-        make_trainer(tmp_path, range(48), is_stopped=stop.is_set, stream=stream).run()
+        make_trainer(tmp_path, range(48), is_stopped=is_stopped, stream=stream).run()
     assert not answers, "it has waited for the teacher"
     is_over.set()
     assert rest_of(tmp_path) == list(range(8, 48))
@@ -117,7 +121,7 @@ def test_a_run_that_waits_for_rows_commits_before_its_machine_is_taken_away(tmp_
 
     def stream(size):
         yield from toy_stream(range(8), size)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 250
         while len(rest_of(tmp_path)) == 48 and time.monotonic() < deadline:
             time.sleep(0.1)  # the teacher was on that machine
         seen.append(len(rest_of(tmp_path)))
@@ -144,9 +148,18 @@ def test_a_stream_gives_its_rows_its_end_and_its_error():
 
 
 def test_a_stream_reads_nothing_ahead():
-    read = []
-    stoppable = StoppableStream((read.append(each) or each for each in range(9)), lambda: False)
+    read, is_closed = [], threading.Event()
+
+    def stream():
+        try:
+            for each in range(9):
+                read.append(each)
+                yield each
+        finally:
+            is_closed.set()
+
+    stoppable = StoppableStream(stream(), lambda: False)
     assert [stoppable.next(), stoppable.next()] == [0, 1]
-    time.sleep(2 * LOOK_EVERY_S)
-    assert read == [0, 1]
     stoppable.close()
+    assert is_closed.wait(250), "its thread has ended"
+    assert read == [0, 1]

@@ -1,3 +1,4 @@
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -217,3 +218,14 @@ def test_how_a_verb_ends(capsys, error, code, words):
     said = capsys.readouterr().err
     assert words in said
     assert "Traceback" not in said
+
+
+def test_what_is_logged_spells_settings_as_errors_do(capsys, monkeypatch):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+
+    def work(config):
+        logging.getLogger("csat").warning("%s: lower optim.lr", "a/optim.lr")
+        return 0
+
+    assert command_line.run(work, Verb, "", BASE) == 0
+    assert capsys.readouterr().err.endswith("WARNING a/optim.lr: lower --optim.lr\n")

@@ -55,6 +55,25 @@ def test_weights_of_a_teacher_are_a_place(here):
     assert with_places(TeacherConfig(name="hovernet", weights="fast.pth")).weights == str(here / "fast.pth")
 
 
+def test_options_that_are_paths_are_places(here):
+    """Of a data set's layout, under its own name or another, and of a teacher."""
+    sets = {
+        "bach": {"path": "x", "options": {"patients": "patients.csv"}},
+        "ours": {"path": "x", "layout": "manifest", "options": {"image_root": "images", "classes": ["a", "b"]}},
+        "lc25000": {"path": "x", "options": {"groups": "s3://bucket/groups.csv", "organ": "lung"}},
+        "unknown": {"path": "x", "options": {"patients": "patients.csv"}},
+    }
+    found = with_places(read_config({**SETTINGS, "data": {"sets": sets}})).data.sets
+    assert found["bach"]["options"] == {"patients": str(here / "patients.csv")}
+    assert found["ours"]["options"] == {"image_root": str(here / "images"), "classes": ["a", "b"]}
+    assert found["lc25000"]["options"] == sets["lc25000"]["options"]
+    assert found["unknown"]["options"] == {"patients": "patients.csv"}, "no layout: the check of the sets refuses it"
+    scripted = with_places(TeacherConfig(name="torchscript", weights="a.pt", options={"spec": "b.json"}))
+    assert scripted.options == {"spec": str(here / "b.json")}
+    for model, place in (("local-dir:uni", f"local-dir:{here / 'uni'}"), ("hf-hub:owner/uni", "hf-hub:owner/uni")):
+        assert with_places(TeacherConfig(name="timm", options={"model": model})).options == {"model": place}
+
+
 def test_what_is_none_or_of_another_type_is_left_to_the_check_of_the_verb(here):
     assert with_places(read_config({**SETTINGS, "teacher": None})).teacher is None
     for options in ({}, {"paraphrasers": None}, {"paraphrasers": 3}, {"nonsense": "x"}):
