@@ -39,7 +39,7 @@ DOORS = {
     "huggingface_hub": ("csat/export/",),
     # Pictures and masks are decoded by csat.slides.pixels alone; the other two write them.
     "PIL": ("csat/slides/pixels.py", "csat/slides/tifs.py", "csat/evaluation/reports/page.py"),
-    "tifffile": ("csat/slides/tifs.py", "csat/slides/tif_pages.py", "csat/slides/synthetic.py"),
+    "tifffile": ("csat/slides/tifs.py", "csat/slides/tif_pages.py", "csat/slides/synthetic.py", "csat/prediction/ome_tif.py"),
     "imagecodecs": ("csat/slides/pixels.py",),
     "shapely": ("csat/prediction/",),
 }

@@ -10,11 +10,12 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from types import TracebackType
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from csat.prediction.nuclei import NUCLEI_SCHEMA
-from csat.prediction.slide_frame import SlideFrame
+from csat.prediction.slide_frame import Place, SlideFrame
 from csat.storage import files
 from csat.words import printable
 
@@ -91,6 +92,54 @@ def nuclei_table(uri: str, frame: SlideFrame, *, classes: Sequence[str]) -> Slid
     """
     fields = [NUCLEI_SCHEMA.field(name) for name in NUCLEI_COLUMNS if name != "slide"]
     return SlideTable(uri, pa.schema(fields), frame, classes=classes, geo=True)
+
+
+def tiles_table(uri: str, frame: SlideFrame, *, classes: Sequence[str]) -> SlideTable:
+    """The file tiles.parquet of a slide, for the tables of `tile_rows`: WSInfer's columns."""
+    return SlideTable(uri, _tiles_schema(classes), frame, classes=classes)
+
+
+def tile_rows(places: Sequence[Place], probabilities: np.ndarray, classes: Sequence[str]) -> pa.Table:
+    """Rows of tiles.parquet: minx, miny, width, height (level-0 px, whole), and prob_CLASS of each class.
+
+    Args:
+        places: Of the tiles.
+        probabilities: float `[n, C]`; of dense answers, their means.
+        classes: Names of the columns.
+    """
+    edges = np.round(np.array(places, np.float64).reshape(-1, 4)).astype(np.int32)
+    columns = [*edges[:, :2].T, *(edges[:, 2:] - edges[:, :2]).T, *np.asarray(probabilities, np.float32).T]
+    return pa.table([pa.array(column) for column in columns], schema=_tiles_schema(classes))
+
+
+def embeddings_table(uri: str, frame: SlideFrame, *, size: int) -> SlideTable:
+    """The file embeddings.parquet of a slide, for the tables of `embedding_rows`."""
+    return SlideTable(uri, _embeddings_schema(size), frame)
+
+
+def embedding_rows(places: Sequence[Place], features: np.ndarray) -> pa.Table:
+    """Rows of embeddings.parquet: x_px, y_px (the tile's upper left corner), feature (list of float16).
+
+    Args:
+        features: float `[n, D]`; what float16 cannot hold becomes its largest number.
+    """
+    features = np.asarray(features, np.float32)
+    limit = float(np.finfo(np.float16).max)
+    edges = np.round(np.array(places, np.float64).reshape(-1, 4)).astype(np.int32)
+    flat = pa.array(np.clip(features, -limit, limit).astype(np.float16).ravel())
+    lists = pa.ListArray.from_arrays(np.arange(len(features) + 1, dtype=np.int32) * features.shape[1], flat)
+    return pa.table([edges[:, 0], edges[:, 1], lists], schema=_embeddings_schema(features.shape[1]))
+
+
+def _tiles_schema(classes: Sequence[str]) -> pa.Schema:
+    place = [(name, pa.int32()) for name in ("minx", "miny", "width", "height")]
+    return pa.schema([*place, *((f"prob_{name}", pa.float32()) for name in classes)])
+
+
+def _embeddings_schema(size: int) -> pa.Schema:
+    about = {"size": str(size)}
+    feature = pa.field("feature", pa.list_(pa.field("element", pa.float16(), nullable=False)), metadata=about)
+    return pa.schema([("x_px", pa.int32()), ("y_px", pa.int32()), feature])
 
 
 def read_about(uri: str) -> dict:
