@@ -49,6 +49,7 @@ def instances_from_hv(
     mpp: float = POST_MPP,
     threshold: float = 0.5,
     edge_threshold: float = 0.4,
+    frame_px: int = 0,
 ) -> np.ndarray:
     """HoVer-Net's post-processing: nuclei from the nucleus probability and the HV maps (paper, section 3.2).
 
@@ -64,6 +65,9 @@ def instances_from_hv(
         mpp: um/px of the maps.
         threshold: Probability from which a pixel is nucleus.
         edge_threshold: Of the normalised gradient, from which a pixel is a border.
+        frame_px: Pixels on each side whose gradients do not set the scale. A nucleus that the edge of a tile cuts to a sliver
+            has maps steeper than all others', and these are lost: one of 35, given the true maps of tiles of 128 px at 0.5
+            um/px, and one of 900 with a frame of 8 px.
 
     Returns:
         int32 `[H, W]`, 0 background, nuclei 1 … N.
@@ -76,8 +80,8 @@ def instances_from_hv(
     if not mask.any():
         return np.zeros(mask.shape, np.int32)
     horizontal, vertical = (_to_unit(channel.astype(np.float32)) for channel in hv)
-    gradient_x = 1 - _to_unit(cv2.Sobel(horizontal, cv2.CV_64F, 1, 0, ksize=sobel_px))
-    gradient_y = 1 - _to_unit(cv2.Sobel(vertical, cv2.CV_64F, 0, 1, ksize=sobel_px))
+    gradient_x = 1 - _to_unit(cv2.Sobel(horizontal, cv2.CV_64F, 1, 0, ksize=sobel_px), frame_px)
+    gradient_y = 1 - _to_unit(cv2.Sobel(vertical, cv2.CV_64F, 0, 1, ksize=sobel_px), frame_px)
     # Inside a nucleus the maps rise, between nuclei they fall: after 1 - x, borders are near 1.
     border = np.maximum(gradient_x, gradient_y) - (1 - mask)
     energy = (1 - np.maximum(border, 0)) * mask
@@ -194,7 +198,9 @@ def _drop_small(mask: np.ndarray, min_area_px: int) -> np.ndarray:
     return large[labels]
 
 
-def _to_unit(values: np.ndarray) -> np.ndarray:
-    """Shift and scale to [0, 1]; a constant map becomes zeros."""
-    lowest, highest = values.min(), values.max()
-    return (values - lowest) / max(highest - lowest, 1e-12)
+def _to_unit(values: np.ndarray, frame_px: int = 0) -> np.ndarray:
+    """Shift and scale to [0, 1] by the range within the frame; beyond it values are clipped. A constant map becomes zeros."""
+    inner = values[frame_px : values.shape[0] - frame_px, frame_px : values.shape[1] - frame_px]
+    lowest, highest = inner.min(), inner.max()
+    scaled = (values - lowest) / max(highest - lowest, 1e-12)
+    return scaled.clip(0, 1) if frame_px else scaled

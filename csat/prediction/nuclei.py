@@ -16,6 +16,7 @@ from csat.prediction.outlines import boxes_of, outlines_of
 from csat.prediction.slide_frame import Place, SlideFrame
 
 UNTYPED = "nucleus"  # class of all nuclei where the model tells no types apart
+FRAME_UM = 4.0  # at the edges, where nuclei are cut: see `instances_from_hv`
 CENTROID_DECIMALS = 6  # so that a float's last bits decide nothing
 COLUMNS = (
     ("id", pa.string()),  # UUID of the slide's file name and the centroid in um (in px where the resolution is not known)
@@ -58,7 +59,9 @@ def nuclei_of_tile(
     probability = np.asarray(maps["np"], np.float32)[0]
     across, _ = place.pixel(probability.shape)
     mpp = POST_MPP if frame.mpp_x is None else frame.mpp_x * across
-    instances = instances_from_hv(probability, np.asarray(maps["hv"], np.float32), mpp=mpp, threshold=threshold)
+    frame_px = min(round(FRAME_UM / mpp), min(probability.shape) // 4)
+    hv = np.asarray(maps["hv"], np.float32)
+    instances = instances_from_hv(probability, hv, mpp=mpp, threshold=threshold, frame_px=frame_px)
     return nuclei_of_instances(instances, probability, place, frame, types=types, tp=maps.get("tp") if len(types) else None)
 
 

@@ -140,13 +140,17 @@ class Seams:
 
     def _choose(self, table, tile_of, rank, beyond_px, is_shared, settled, is_here) -> np.ndarray:
         """bool `[N]`: which are kept; also notes what later bands have to know."""
-        pool = np.flatnonzero(is_shared & (rank != DROPPED))
+        is_near = (rank == OTHER_WHOLE) & (beyond_px <= self._near_px)
+        is_own = (rank == OWN_WHOLE) | (rank == OWN_CUT)
+        # Most were found in a neighbour's core, where it found them, too: they need no comparison.
+        pool = np.flatnonzero(is_shared & (is_own | is_near | _touch_cut(table, rank)))
         outlines = _Outlines.of(table, tile_of, pool)
         twins: list[list[int]] = [[] for _ in pool]
         for one, other in zip(*outlines.twins(), strict=True):
             twins[one].append(other)
+            twins[other].append(one)
         replaces_cut = np.array([any(rank[pool[other]] == OWN_CUT for other in each) for each in twins], bool)
-        is_eligible = (rank[pool] != OTHER_WHOLE) | (beyond_px[pool] <= self._near_px) | replaces_cut
+        is_eligible = (is_own | is_near)[pool] | replaces_cut
         is_gone = ~is_eligible
         is_gone[outlines.twins_in(self._kept)] = True
         chosen = np.zeros(len(pool), bool)
@@ -162,10 +166,9 @@ class Seams:
             self._settled[tile] = settled[tile_of == tile]
         later = self._rect[tile_of[~is_here], 1].min(initial=np.inf)  # upper edge of the bands to come, as far as they matter
         kept = _Outlines.join(self._kept, outlines.only(chosen & is_here[pool]))
-        self._kept = kept.only(kept.bottom >= later)
-        is_kept = (rank == OWN_WHOLE) | (rank == OWN_CUT)
-        is_kept[pool] = chosen
-        return is_kept
+        self._kept = kept.only(kept.box[:, 3] >= later)
+        is_own[pool] = chosen
+        return is_own
 
     def _count(self, rank: np.ndarray, is_kept: np.ndarray, is_cut: np.ndarray) -> None:
         self.counts["kept"] += int(is_kept.sum())
@@ -181,7 +184,7 @@ class _Outlines:
     def __init__(self, polygons: np.ndarray, tile: np.ndarray):
         self.polygons, self.tile = polygons, tile
         self.area = shapely.area(polygons)
-        self.bottom = shapely.bounds(polygons)[:, 3]
+        self.box = shapely.bounds(polygons)
 
     @classmethod
     def none(cls) -> "_Outlines":
@@ -200,17 +203,30 @@ class _Outlines:
         return _Outlines(self.polygons[which], self.tile[which])
 
     def twins(self) -> tuple[np.ndarray, np.ndarray]:
-        """Pairs, both ways round, that different tiles found and that are one nucleus."""
-        return self._same(self)
+        """Pairs, each once, that different tiles found and that are one nucleus."""
+        first, second = shapely.STRtree(self.polygons).query(self.polygons)
+        return self._same(self, first[first < second], second[first < second])
 
     def twins_in(self, other: "_Outlines") -> np.ndarray:
         """Those of which `other` has a twin."""
-        return np.unique(self._same(other)[0])
+        return np.unique(self._same(other, *shapely.STRtree(other.polygons).query(self.polygons))[0])
 
-    def _same(self, other: "_Outlines") -> tuple[np.ndarray, np.ndarray]:
-        mine, theirs = shapely.STRtree(other.polygons).query(self.polygons)
+    def _same(self, other: "_Outlines", mine: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Those of the pairs that are one nucleus. Boxes first: intersections of outlines cost the most of all here."""
         apart = self.tile[mine] != other.tile[theirs]
         mine, theirs = mine[apart], theirs[apart]
-        shared = shapely.area(shapely.intersection(self.polygons[mine], other.polygons[theirs]))
-        same = shared >= SAME * np.minimum(self.area[mine], other.area[theirs])
+        least = SAME * np.minimum(self.area[mine], other.area[theirs])
+        corner = np.minimum(self.box[mine, 2:], other.box[theirs, 2:]) - np.maximum(self.box[mine, :2], other.box[theirs, :2])
+        close = corner.clip(0).prod(1) >= least
+        mine, theirs, least = mine[close], theirs[close], least[close]
+        same = shapely.area(shapely.intersection(self.polygons[mine], other.polygons[theirs])) >= least
         return mine[same], theirs[same]
+
+
+def _touch_cut(table: pa.Table, rank: np.ndarray) -> np.ndarray:
+    """bool `[N]`: whole ones beyond their tile's core whose box meets that of one that is cut, and that may be all of it."""
+    cut, whole = np.flatnonzero(rank == OWN_CUT), np.flatnonzero(rank == OTHER_WHOLE)
+    boxes = shapely.box(*(np.asarray(table[name]) for name in BOX))
+    touching = np.zeros(len(table), bool)
+    touching[whole[np.unique(shapely.STRtree(boxes[cut]).query(boxes[whole])[0])]] = True
+    return touching
