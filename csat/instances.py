@@ -7,14 +7,13 @@ to make targets from labelled nuclei.
 
 import cv2
 import numpy as np
-from scipy import ndimage
 from skimage.segmentation import watershed
 
 POST_MPP = 0.25  # um/px that the lengths of HoVer-Net's post-processing were chosen for, which are
 MIN_AREA_PX, SOBEL_PX, OPENING_PX, BLUR_PX = 10, 21, 5, 3
 SAME_MPP = 1.1  # ratio up to which a resolution counts as POST_MPP
 SMALLEST_SOBEL_PX, LARGEST_SOBEL_PX = 3, 31  # OpenCV's
-EIGHT_NEIGHBOURS = 8  # connectivity of a nucleus; the background between nuclei is 4-connected
+EIGHT_NEIGHBOURS, FOUR_NEIGHBOURS = 8, 4  # connectivity of a nucleus, and of the background between nuclei
 
 
 def hv_targets(instances: np.ndarray) -> np.ndarray:
@@ -87,8 +86,7 @@ def instances_from_hv(
     energy = (1 - np.maximum(border, 0)) * mask
     energy = -cv2.GaussianBlur(energy, (blur_px, blur_px), 0)
     ellipse = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (opening_px, opening_px))
-    markers = ndimage.binary_fill_holes(mask & (border < edge_threshold))
-    markers = cv2.morphologyEx(markers.astype(np.uint8), cv2.MORPH_OPEN, ellipse)
+    markers = cv2.morphologyEx(_filled(mask & (border < edge_threshold)), cv2.MORPH_OPEN, ellipse)
     markers = cv2.connectedComponents(_drop_small(markers, min_area_px).astype(np.uint8), connectivity=EIGHT_NEIGHBOURS)[1]
     return relabel(watershed(energy, markers, mask=mask))
 
@@ -188,6 +186,16 @@ def _scale(mpp: float) -> float:
 def _kernel_px(size_px: int, scale: float) -> int:
     """Odd size of a kernel, no larger than the scaled one: one too large would open nuclei away."""
     return max(1, 2 * int((size_px * scale - 1) / 2) + 1)
+
+
+def _filled(mask: np.ndarray) -> np.ndarray:
+    """uint8 mask without holes: as `scipy.ndimage.binary_fill_holes`, ten times faster."""
+    _, labels = cv2.connectedComponents((~mask).astype(np.uint8), connectivity=FOUR_NEIGHBOURS)
+    is_open = np.zeros(labels.max() + 1, bool)
+    for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
+        is_open[edge] = True
+    is_open[0] = False  # the mask itself
+    return (~is_open[labels]).astype(np.uint8)
 
 
 def _drop_small(mask: np.ndarray, min_area_px: int) -> np.ndarray:

@@ -86,8 +86,9 @@ def nuclei_of_instances(
     """
     across, down = place.pixel(instances.shape)
     boxes = boxes_of(instances)
-    rows, columns = np.nonzero(instances)
-    owner = instances[rows, columns] - 1
+    pixels = np.flatnonzero(instances)
+    rows, columns = np.divmod(pixels, instances.shape[1])
+    owner = instances.ravel()[pixels] - 1
     count = np.bincount(owner, minlength=len(boxes))
 
     def mean(values: np.ndarray) -> np.ndarray:
@@ -95,14 +96,14 @@ def nuclei_of_instances(
 
     x = np.round(place.left + (mean(columns) + 0.5) * across, CENTROID_DECIMALS)
     y = np.round(place.top + (mean(rows) + 0.5) * down, CENTROID_DECIMALS)
-    names, shares = _types(instances, len(boxes), rows, columns, mean, types, tp)
+    names, shares = _types(len(boxes), pixels, mean, types, tp)
     polygons = outlines_of(instances, boxes, left=place.left, top=place.top, across=across, down=down)
     top, left = place.top + boxes[:, 0] * down, place.left + boxes[:, 1] * across
     bottom, right = place.top + (boxes[:, 2] + 1) * down, place.left + (boxes[:, 3] + 1) * across
     values = {
         "id": ids_of(frame, x, y),
         "class": names,
-        "prob": mean(np.asarray(probability)[rows, columns]),
+        "prob": mean(np.asarray(probability).ravel()[pixels]),
         "class_prob": shares,
         "x_px": x,
         "y_px": y,
@@ -111,8 +112,7 @@ def nuclei_of_instances(
         "geometry": shapely.to_wkb(polygons),
         **dict(zip(BOX, (left, top, right, bottom), strict=True)),
     }
-    arrays = [pa.array(values[field.name], type=field.type, from_pandas=True) for field in FOUND_SCHEMA]  # NaN is null
-    return pa.table(arrays, schema=FOUND_SCHEMA)
+    return pa.table([_column(values[field.name], field.type) for field in FOUND_SCHEMA], schema=FOUND_SCHEMA)
 
 
 def ids_of(frame: SlideFrame, x_px: np.ndarray, y_px: np.ndarray) -> list[str]:
@@ -126,6 +126,11 @@ def ids_of(frame: SlideFrame, x_px: np.ndarray, y_px: np.ndarray) -> list[str]:
     return [_uuid5(digest.digest()) for digest in digests]
 
 
+def _column(values: np.ndarray | list[str], kind: pa.DataType) -> pa.Array:
+    """NaN is null."""
+    return pa.array(values, kind, mask=np.isnan(values) if pa.types.is_floating(kind) else None)
+
+
 def _uuid5(digest: bytes) -> str:
     """As `uuid.uuid5` makes it of the same digest, four times faster."""
     text = digest.hex()
@@ -133,11 +138,11 @@ def _uuid5(digest: bytes) -> str:
     return f"{text[:8]}-{text[8:12]}-5{text[13:16]}-{variant}{text[17:20]}-{text[20:32]}"
 
 
-def _types(instances, num_nuclei, rows, columns, mean, types, tp) -> tuple[list[str], np.ndarray]:
+def _types(num_nuclei, pixels, mean, types, tp) -> tuple[list[str], np.ndarray]:
     """Class of each nucleus, the type of the largest mean probability, and that type's share."""
     if tp is None:
         return [UNTYPED] * num_nuclei, np.full(num_nuclei, np.nan)
-    said = np.stack([mean(channel[rows, columns]) for channel in np.asarray(tp)[1:]], 1).reshape(num_nuclei, len(types) - 1)
+    said = np.stack([mean(channel.ravel()[pixels]) for channel in np.asarray(tp)[1:]], 1).reshape(num_nuclei, len(types) - 1)
     best = said.argmax(1)
     shares = said[np.arange(num_nuclei), best] / np.maximum(said.sum(1), 1e-12)
     return [types[1 + index] for index in best.tolist()], shares
