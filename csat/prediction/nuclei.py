@@ -22,10 +22,10 @@ COLUMNS = (
     ("id", pa.string()),  # UUID of the slide's file name and the centroid in um (in px where the resolution is not known)
     ("class", pa.string()),
     ("prob", pa.float32()),  # mean nucleus probability of its pixels
-    ("class_prob", pa.float32()),  # share of its class among the types, mean over its pixels; null where there are no types
     ("x_px", pa.float64()),  # centroid of its pixels, level 0, full canvas
     ("y_px", pa.float64()),
     ("area_um2", pa.float32()),  # of its pixels; null where the resolution is not known
+    ("class_prob", pa.float32()),  # share of its class among the types, mean over its pixels; null where there are no types
     ("is_cut", pa.bool_()),  # touches the edge of what was seen, and the slide goes on there
     ("geometry", pa.binary()),  # WKB polygon, level 0, full canvas
 )

@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-import pyarrow as pa
 
 from csat.prediction.slide_frame import Place, SlideFrame
 
@@ -54,21 +53,11 @@ class MapGrid:
 
 
 class Cells(NamedTuple):
-    """What one tile says of the cells whose centre it covers. Rows of a table on the way to `SlideMap`, see CELLS_SCHEMA."""
+    """What one tile says of the cells whose centre it covers."""
 
     row: int  # of the first one in the map
     column: int
     values: np.ndarray  # uint8 [C, h, w], probability * 255 or labels
-
-
-CELLS_SCHEMA = pa.schema(
-    [
-        ("row", pa.int32()),
-        ("column", pa.int32()),
-        ("shape", pa.list_(pa.int32())),  # channels, rows, columns
-        ("values", pa.binary()),
-    ]
-)
 
 
 def grid_of_um(frame: SlideFrame, cell_um: float, *, unknown_px: float = 8.0) -> MapGrid:
@@ -104,25 +93,6 @@ def cells_of(values: np.ndarray, place: Place, grid: MapGrid, *, labels: bool = 
     said = means.argmax(0)[None] + 1.0 if labels else means * 255.0
     first = [int(each[0]) if len(each) else 0 for each in (rows, columns)]
     return Cells(*first, np.clip(np.round(said), 0, 255).astype(np.uint8))
-
-
-def cells_table(cells: Sequence[Cells]) -> pa.Table:
-    """A row for each tile, CELLS_SCHEMA."""
-    columns = [
-        [each.row for each in cells],
-        [each.column for each in cells],
-        [list(each.values.shape) for each in cells],
-        [each.values.tobytes() for each in cells],
-    ]
-    return pa.table([pa.array(*each) for each in zip(columns, CELLS_SCHEMA.types, strict=True)], schema=CELLS_SCHEMA)
-
-
-def cells_in(table: pa.Table) -> list[Cells]:
-    """The tiles of such a table."""
-    return [
-        Cells(row["row"], row["column"], np.frombuffer(row["values"], np.uint8).reshape(row["shape"]))
-        for row in table.select(CELLS_SCHEMA.names).to_pylist()
-    ]
 
 
 class SlideMap:

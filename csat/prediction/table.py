@@ -23,7 +23,6 @@ ROW_GROUP = 50_000  # rows; with outlines about 20 MB before compression
 COORDINATES = "level-0 pixels of the full canvas; QuPath shows the part within bounds: subtract bounds x and y"
 GEOMETRY = {"encoding": "WKB", "geometry_types": ["Polygon"], "crs": None}
 GEO = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": GEOMETRY}}
-NUCLEI_COLUMNS = ("slide", "id", "class", "prob", "x_px", "y_px", "area_um2", "class_prob", "is_cut", "geometry")
 
 
 class SlideTable:
@@ -90,13 +89,7 @@ def nuclei_table(uri: str, frame: SlideFrame, *, classes: Sequence[str]) -> Slid
 
     GeoParquet 1.1: geopandas, SpatialData, QGIS and DuckDB open it. Coordinates have no reference system (`crs` null).
     """
-    fields = [NUCLEI_SCHEMA.field(name) for name in NUCLEI_COLUMNS if name != "slide"]
-    return SlideTable(uri, pa.schema(fields), frame, classes=classes, geo=True)
-
-
-def tiles_table(uri: str, frame: SlideFrame, *, classes: Sequence[str]) -> SlideTable:
-    """The file tiles.parquet of a slide, for the tables of `tile_rows`: WSInfer's columns."""
-    return SlideTable(uri, _tiles_schema(classes), frame, classes=classes)
+    return SlideTable(uri, NUCLEI_SCHEMA, frame, classes=classes, geo=True)
 
 
 def tile_rows(places: Sequence[Place], probabilities: np.ndarray, classes: Sequence[str]) -> pa.Table:
@@ -110,11 +103,6 @@ def tile_rows(places: Sequence[Place], probabilities: np.ndarray, classes: Seque
     edges = np.round(np.array(places, np.float64).reshape(-1, 4)).astype(np.int32)
     columns = [*edges[:, :2].T, *(edges[:, 2:] - edges[:, :2]).T, *np.asarray(probabilities, np.float32).T]
     return pa.table([pa.array(column) for column in columns], schema=_tiles_schema(classes))
-
-
-def embeddings_table(uri: str, frame: SlideFrame, *, size: int) -> SlideTable:
-    """The file embeddings.parquet of a slide, for the tables of `embedding_rows`."""
-    return SlideTable(uri, _embeddings_schema(size), frame)
 
 
 def embedding_rows(places: Sequence[Place], features: np.ndarray) -> pa.Table:

@@ -16,7 +16,7 @@ from csat.storage.uris import join
 
 
 def write_tiles_geojson(tiles_uri: str, folder_uri: str, frame: SlideFrame) -> str:
-    """tiles.geojson.gz from the table that `csat.prediction.table.tiles_table` wrote: a rectangle for each tile.
+    """tiles.geojson.gz from a table of `csat.prediction.table.tile_rows`: a rectangle for each tile.
 
     Tiles that overlap show as they were cut. Coordinates are those of the table less the slide's bounds, as QuPath has them.
 

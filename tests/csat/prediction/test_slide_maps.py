@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from csat.prediction.slide_frame import Place, SlideFrame
-from csat.prediction.slide_maps import SlideMap, cells_in, cells_of, cells_table, grid_of_tiles, grid_of_um
+from csat.prediction.slide_maps import SlideMap, cells_of, grid_of_tiles, grid_of_um
 from tests.csat.prediction.oracle import frame_for, painted, places_on
 
 
@@ -114,13 +114,3 @@ def test_an_answer_beyond_the_edge_of_the_slide_adds_nothing():
     with SlideMap(grid, 1) as slide_map:
         slide_map.add(cells_of(np.ones((1, 64, 64)), Place(200, 0, 264, 64), grid), Place(200, 0, 264, 64))
         assert not slide_map.read(0).any()
-
-
-def test_cells_travel_as_rows_of_a_table():
-    frame = SlideFrame(slide="a.svs", width_px=100, height_px=100, mpp_x=0.5, mpp_y=0.5)
-    values = np.random.default_rng(0).random((2, 64, 64))
-    places = [Place(0, 0, 64, 64), Place(36, 36, 100, 100), Place(200, 0, 264, 64)]
-    cells = [cells_of(values, place, grid_of_um(frame, 2.0)) for place in places]
-    back = cells_in(cells_table(cells))
-    assert [each[:2] for each in back] == [each[:2] for each in cells]
-    assert all(np.array_equal(one.values, other.values) for one, other in zip(back, cells, strict=True))

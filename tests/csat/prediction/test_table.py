@@ -8,7 +8,7 @@ import pytest
 from csat.prediction.slide_frame import Place, SlideFrame
 from csat.prediction.slide_maps import SlideMap, cells_of, grid_of_um
 from csat.prediction.summary import mask_summary, nuclei_summary, seen_areas, slide_row, tiles_summary, write_summary
-from csat.prediction.table import embedding_rows, embeddings_table, nuclei_table, read_about, tile_rows, tiles_table
+from csat.prediction.table import SlideTable, embedding_rows, nuclei_table, read_about, tile_rows
 from csat.prediction.tiles_geojson import write_tiles_geojson
 from tests.csat.prediction.oracle import frame_for, painted, places_on, put_together
 from tests.support.geojson_checker import read_checked
@@ -21,8 +21,9 @@ SAID = np.array([[0.75, 0.25], [0.125, 0.875], [0.5, np.nan]])
 
 def written(tmp_path):
     uri = str(tmp_path / "tiles.parquet")
-    with tiles_table(uri, FRAME, classes=CLASSES) as table:
-        table.write(tile_rows(PLACES, SAID, CLASSES))
+    rows = tile_rows(PLACES, SAID, CLASSES)
+    with SlideTable(uri, rows.schema, FRAME, classes=CLASSES) as table:
+        table.write(rows)
     return uri
 
 
@@ -52,8 +53,9 @@ def test_embeddings_are_lists_of_float16(tmp_path):
     uri = str(tmp_path / "embeddings.parquet")
     features = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
     features[0, 0] = 1e9
-    with embeddings_table(uri, FRAME, size=8) as table:
-        table.write(embedding_rows(PLACES, features))
+    rows = embedding_rows(PLACES, features)
+    with SlideTable(uri, rows.schema, FRAME) as table:
+        table.write(rows)
     read = pq.read_table(uri)
     assert (
         read.column_names == ["slide", "x_px", "y_px", "feature"]
