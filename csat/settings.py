@@ -3,6 +3,7 @@
 A field of a config says with its type what it is beside its value:
 
     run_folder: Free[Place]  # may be another one when the run is resumed, and is a path or URI
+    epochs: Often[int] = 10  # `--help` shows it first
     from_run: Place | None = None
     report_tiles: Free[int] = 8
     sets: dict[str, Place | SettingsOf[SetConfig]]
@@ -14,7 +15,7 @@ import difflib
 import importlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass, replace
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -34,9 +35,10 @@ class Mark:
     name: str
 
 
-PLACE, FREE = Mark("place"), Mark("free")
+PLACE, FREE, OFTEN = Mark("place"), Mark("free"), Mark("often")
 Place = Annotated[str, PLACE]  # a path or URI: absolute from the command line on, see `with_places`
 Free = Annotated[T, FREE]  # may differ when a run is resumed: how the work is spread and reported, never what is learned
+Often = Annotated[T, OFTEN]  # often said: what `--help` shows of the settings that may be left out
 
 
 @dataclass(frozen=True)
@@ -68,25 +70,45 @@ class Setting:
         name: Dotted.
         hint: Its type, without marks.
         is_free: It, or what it is part of, may differ when a run is resumed.
+        is_often: It is often said.
+        is_required: It has to be said, whatever else is.
+        default: Its value where it is not said; None also where there is no such value.
         section: The config that it is, or may be; None: it is a value.
     """
 
     name: str
     hint: Any
     is_free: bool
+    is_often: bool
+    is_required: bool
+    default: Any
     section: type | None
 
 
-def settings_of(config_class: type, prefix: str = "", *, is_free: bool = False) -> Iterator[Setting]:
-    """All settings of a config: each field, and after a config those in it."""
+def settings_of(config_class: type, prefix: str = "", *, is_free: bool = False, is_required: bool = True) -> Iterator[Setting]:
+    """All settings of a config: each field, and after a config those in it.
+
+    Args:
+        is_free, is_required: Of the config itself, where it is part of another one.
+    """
     hints, marked = get_type_hints(config_class), get_type_hints(config_class, include_extras=True)
     for item in fields(config_class):
-        hint = hints[item.name]
+        hint, marks = hints[item.name], getattr(marked[item.name], "__metadata__", ())
         section = next((each for each in (hint, *get_args(hint)) if isinstance(each, type) and is_dataclass(each)), None)
-        free = is_free or FREE in getattr(marked[item.name], "__metadata__", ())
-        yield Setting(prefix + item.name, hint, free, section)
+        default, has_default = _default(item)
+        setting = Setting(
+            name=prefix + item.name,
+            hint=hint,
+            is_free=is_free or FREE in marks,
+            is_often=OFTEN in marks,
+            is_required=is_required and not has_default,
+            default=default,
+            section=section,
+        )
+        yield setting
         if section is not None:
-            yield from settings_of(section, f"{prefix}{item.name}.", is_free=free)
+            inner = {"is_free": setting.is_free, "is_required": setting.is_required}
+            yield from settings_of(section, f"{prefix}{item.name}.", **inner)
 
 
 def valid_keys(config_class: type) -> list[str]:
@@ -218,6 +240,13 @@ def unfold(settings: Mapping[str, Any]) -> dict[str, Any]:
             value = {part: value}
         unfolded = merge(unfolded, value)
     return unfolded
+
+
+def _default(item: Field) -> tuple[Any, bool]:
+    """The value of a field that is not given, and whether there is one."""
+    if item.default is not MISSING:
+        return item.default, True
+    return (item.default_factory(), True) if item.default_factory is not MISSING else (None, False)
 
 
 def _placed(hint: Any, value: Any) -> Any:

@@ -27,7 +27,7 @@ import safetensors.numpy
 
 from csat.errors import ConfigError, StorageError, TeacherError
 from csat.responses import Kind, ResponseSpec, TeacherSpec
-from csat.settings import Free, Place
+from csat.settings import Free, Often, Place
 from csat.storage import files
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ Answer = dict[str, np.ndarray] | str  # responses of one tile (float16), or the 
 class CacheConfig:
     """Where responses are kept: the settings cache.NAME."""
 
-    uri: Place | None = None  # local path that every node sees, or s3://…; None: the teacher answers in every epoch
+    uri: Often[Place | None] = None  # local path that every node sees, or s3://…; None: the teacher answers in every epoch
     budget_gb: Free[float] = 100.0  # a run whose responses could take more is refused before it starts
 
     def __post_init__(self):

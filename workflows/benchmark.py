@@ -22,7 +22,7 @@ if __name__ == "__main__":
 
 from csat.errors import ConfigError
 from workflows.rates.config import BenchmarkConfig
-from workflows.shell import command_line
+from workflows.shell import command_line, output
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -64,7 +64,8 @@ def benchmark(config: BenchmarkConfig) -> int:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
-    print(f"{figures['machine']['device']}, {figures['machine']['threads']} threads, torch {torch.__version__}")
+    machine = figures["machine"]
+    output.result(f"{machine['device']}, {machine['threads']} threads, torch {torch.__version__}", machine=machine)
     if config.output:
         Path(config.output).write_text(json.dumps(figures, indent=2) + "\n")
     return 0

@@ -1,4 +1,4 @@
-"""Compare fine-tuned models: seeds pooled, intervals by patient, paired differences, costs, and where all of them are wrong.
+r"""Compare fine-tuned models: seeds pooled, intervals by patient, paired differences, costs, and where all of them are wrong.
 
     python workflows/evaluate.py --runs '{rckd: [runs/rckd-0, runs/rckd-1], scratch: [runs/scratch-0, runs/scratch-1]}' \
         --run_folder runs/comparison
@@ -20,7 +20,7 @@ if __name__ == "__main__":
 
 from csat.runs.folder import RunFolder
 from workflows.comparison.config import EvaluateConfig, name_runs
-from workflows.shell import command_line
+from workflows.shell import command_line, output
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -58,8 +58,10 @@ def evaluate(config: EvaluateConfig) -> int:
     pictures, why_not = make_pictures(groups, seen, result["worst"], device)
     write_comparison_report(folder, result, pictures=pictures, why_no_pictures=why_not)
     folder.set_status("finished")
-    print(to_text(result))
-    print(f"\ntable:  {folder.path('evaluation.csv')}\nreport: {folder.path('report.html')}")
+    table, report = folder.path("evaluation.csv"), folder.path("report.html")
+    figures = {name: group["figures"] for name, group in result["groups"].items()}
+    places = {"run_folder": folder.uri, "table": table, "report": report}
+    output.result(f"{to_text(result)}\n\ntable:  {table}\nreport: {report}", **places, figures=figures)
     return 0
 
 

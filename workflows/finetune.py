@@ -1,4 +1,4 @@
-"""Train a model on labelled images: a student from pretrain.py, a timm backbone, a U-Net or a HoVer-Net.
+r"""Train a model on labelled images: a student from pretrain.py, a timm backbone, a U-Net or a HoVer-Net.
 
     python workflows/finetune.py --data.sets.lc25000_lung data/lc25000_lung --model.init run --model.from_run runs/rckd \
         --run_folder runs/lung
@@ -21,7 +21,7 @@ if __name__ == "__main__":
 
 from csat.runs.folder import RunFolder
 from workflows.finetuning.config import FinetuneConfig
-from workflows.shell import command_line
+from workflows.shell import command_line, output
 from workflows.shell.kept import kept_of_run
 
 
@@ -36,27 +36,28 @@ def finetune(config: FinetuneConfig) -> int:
     # Not above: they take seconds to load, and `--help` or a refused setting needs none of them.
     from workflows.finetuning.check import check
     from workflows.finetuning.fit import fit, open_folder
-    from workflows.finetuning.records import print_data, where, write_samples
+    from workflows.finetuning.records import tell_data, tell_result, write_samples
     from workflows.shell import cluster
     from workflows.shell.decode_samples import decode
 
     folder = RunFolder(config.run_folder)
     open_folder(folder, config)
     if folder.is_finished():
-        print(f"this run is finished: nothing to do\n{where(folder)}")
+        tell_result(folder, first="this run is finished: nothing to do")
         return 0
     data = check(config)
     cluster.connect(config.ray, kept_gb=2 * config.data.memory_gb)
     cluster.check_workers(config.workers, pool=config.pool if config.teacher else None, readers=config.readers)
     cluster.check_run_folder_is_shared(folder.uri)
     prepared = decode(config.data, data)
-    print_data(data)
+    tell_data(data)
     if config.prepare_only:
         write_samples(folder, prepared)
-        print(f"the data are in order: {folder.path('samples.csv')}")
+        samples = folder.path("samples.csv")
+        output.result(f"the data are in order: {samples}", run_folder=folder.uri, samples=samples)
         return 0
     fit(config, prepared)
-    print(where(folder))
+    tell_result(folder)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Distil a pathology teacher into a small student over unlabelled slides.
+r"""Distil a pathology teacher into a small student over unlabelled slides.
 
     python workflows/pretrain.py --slides 's3://bucket/slides/*.svs' --teacher hovernet --teacher.weights hovernet_fast.pth \
         --data.mpp 0.25 --run_folder s3://bucket/runs/csat-1
@@ -42,10 +42,10 @@ def pretrain(config: PretrainConfig) -> int:
     check_counts(readers=config.readers, pool=config.pool)
     config.train.rows_per_worker(config.workers.num_workers)
     # Not above: they take seconds to load, and `--help` or a refused setting needs none of them.
-    from workflows.pretraining.finish import finish, where
+    from workflows.pretraining.finish import finish, tell_result
     from workflows.pretraining.first_stage import make_first_job
     from workflows.pretraining.job import make_job
-    from workflows.pretraining.start import check_resources, print_plan, with_cache
+    from workflows.pretraining.start import check_resources, tell_plan, with_cache
     from workflows.pretraining.tiles import as_recorded, cut_tiles, find_slides
     from workflows.shell import cluster
     from workflows.shell.group import train_in_group
@@ -56,7 +56,7 @@ def pretrain(config: PretrainConfig) -> int:
     if is_rerun := folder.open(begun, overwrite=config.overwrite):
         config = begun
     if is_rerun and folder.is_finished():
-        print(f"this run is finished: nothing to do\n{where(folder)}")
+        tell_result(folder, first="this run is finished: nothing to do")
         return 0
     check_same_teacher(folder, teacher)
     job, method = make_job(config, teacher)  # settings of student and method that cannot work are met here, on the driver
@@ -74,7 +74,7 @@ def pretrain(config: PretrainConfig) -> int:
     job = replace(job, config=config).over(manifest)
     if config.data.whole:
         check_resources(job)  # again: how large the largest image is, only the manifest knows
-    print_plan(job, manifest, slides)
+    tell_plan(job, manifest, slides)
     job = with_cache(job, manifest)
 
     folder.set_status("running")
@@ -87,7 +87,7 @@ def pretrain(config: PretrainConfig) -> int:
         assert job.is_trained, "the workers ended before the plan's end"
     finish(folder, job, holdout=manifest.holdout())
     folder.set_status("finished")
-    print(where(folder))
+    tell_result(folder)
     return 0
 
 

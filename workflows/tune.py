@@ -1,4 +1,4 @@
-"""Search hyper-parameters on several data sets from several initialisations, and end in one table that compares them.
+r"""Search hyper-parameters on several data sets from several initialisations, and end in one table that compares them.
 
     python workflows/tune.py --config downstream_cpu --data_root data --starts.rckd.model.from_run runs/rckd \
         --run_folder runs/sweep
@@ -69,9 +69,9 @@ def sweep(config: SweepConfig) -> int:
             with share(name, decode(members[0].config.data, data[key])):
                 for cell in members:
                     results[cell.name] = run_cell(cell, config, space, data_name=name, progress=progress, tracker=tracker)
-    else:
-        print("this sweep is finished: nothing to do")
-    return finish(folder, [results[cell.name] for cell in cells], space, num_bootstraps=cells[0].config.num_bootstraps)
+    first = None if waiting else "this sweep is finished: nothing to do"
+    ended = [results[cell.name] for cell in cells]
+    return finish(folder, ended, space, num_bootstraps=cells[0].config.num_bootstraps, first=first)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from csat.labels.augment import JointConfig
 from csat.labels.datasets.contract import LabelledSet, Sample
 from csat.labels.datasets.registry import DATASETS, read_dataset, with_places
 from csat.labels.splits import SPLITS, SplitConfig, check_classes, check_images, keep_fraction, renamed, split_set
-from csat.settings import Free, Place, SettingsOf, read_settings
+from csat.settings import Free, Often, Place, SettingsOf, read_settings
 from csat.slides.mpp import check_mpp
 from csat.tasks import DatasetInfo, Task
 
@@ -36,11 +36,11 @@ class SetConfig:
 class LabelledConfig:
     """Labelled images: where they are, what is learned from them, and what a model sees of them."""
 
-    sets: dict[str, Place | SettingsOf[SetConfig]]  # name → folder, or path, layout, options, mpp, val_fraction, test_fraction
+    sets: Often[dict[str, Place | SettingsOf[SetConfig]]]  # name → folder, or {path, layout, options, mpp, …}
     task: str | None = None  # classification, segmentation or nuclei; None: the sets' own
-    mpp: float | None = None  # resolution that images are brought to, um/px; None: as they are
-    tile_px: int = 224  # edge of the square that the model sees
-    fit: str = "resize"  # resize: a tile is (a large part of) the whole image; crop: a window at the image's own resolution
+    mpp: Often[float | None] = None  # resolution that images are brought to, um/px; None: as they are
+    tile_px: Often[int] = 224  # edge of the square that the model sees
+    fit: Often[str] = "resize"  # resize: a tile is (much of) the whole image; crop: a window at the image's own resolution
     split: SplitConfig = field(default_factory=SplitConfig)  # splits
     sampling: str = "natural"  # natural, balanced (classes equally often) or oversampled (samples of rare classes repeated)
     augment: JointConfig = field(default_factory=JointConfig)  # of training images and their masks together

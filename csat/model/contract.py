@@ -16,7 +16,7 @@ from csat.errors import ConfigError
 from csat.model.parts import BACKBONE, DECODER, HEADS, PartedModel
 from csat.model.timm_form import TimmForm
 from csat.responses import ResponseSpec
-from csat.settings import Place, read_settings
+from csat.settings import Often, Place, read_settings
 from csat.tasks import DatasetInfo, heads_of
 from csat.views.grid import downsample
 
@@ -37,9 +37,9 @@ TIMM_SETTINGS = ("decoder_channels", "downsample", "drop_path", "grad_checkpoint
 class ModelConfig:
     """What is trained, and from where it starts."""
 
-    name: str = "csat"  # a timm model (csat, resnet18, …), hovernet, unet, fanet, mobile_unet, enet or erfnet
-    init: str = "scratch"  # scratch, pretrained (timm's own weights, downloaded) or run (from_run)
-    from_run: Place | None = None  # run folder of pretrain.py or finetune.py, or an exported folder; local or s3://
+    name: Often[str] = "csat"  # a timm model (csat, resnet18, …), hovernet, unet, fanet, mobile_unet, enet or erfnet
+    init: Often[str] = "scratch"  # scratch, pretrained (timm's own weights, downloaded) or run (from_run)
+    from_run: Often[Place | None] = None  # run folder of pretrain.py or finetune.py, or an exported folder; local or s3://
     transfer: str = "all"  # of from_run: backbone, backbone+decoder, or all (also heads of the same name and form)
     freeze: str = "none"  # what does not train: none, backbone, or backbone+decoder
     decoder_channels: int = 64  # width of the dense decoder of a timm backbone

@@ -26,7 +26,7 @@ from csat.model.networks.heads import DenseDecoder, DenseHead, GlobalHead
 from csat.model.parts import BACKBONE, DECODER, HEADS
 from csat.model.timm_form import TimmForm, timm_form
 from csat.responses import Kind, ResponseSpec
-from csat.settings import read_settings
+from csat.settings import Often, read_settings
 from csat.tasks import DatasetInfo, heads_of
 
 PREDICTION_STRIDE_PX = 2  # of dense predictions: half the resolution resolves nuclei borders at a quarter of the cost
@@ -36,7 +36,7 @@ PREDICTION_STRIDE_PX = 2  # of dense predictions: half the resolution resolves n
 class StudentConfig:
     """What the student is made of."""
 
-    backbone: str = "csat"  # any timm model with forward_intermediates: csat, csat_nano, resnet18, efficientnet_b0, …
+    backbone: Often[str] = "csat"  # any timm model with forward_intermediates: csat, csat_nano, resnet18, efficientnet_b0, …
     decoder_channels: int = 64  # width of the dense decoder
     downsample: int = 1  # the student sees the tile at 1/downsample of its pixels
     drop_path: float = 0.0  # stochastic depth of the backbone's last block, 0 to 1

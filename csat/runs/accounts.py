@@ -1,6 +1,7 @@
 """What a run says about itself when its training is over: the fate of every tile, what each attempt cost, and the rates."""
 
 import io
+import logging
 from typing import Any
 
 import pyarrow as pa
@@ -12,6 +13,8 @@ from csat.runs.plan import Plan
 from csat.runs.quarantine import read_quarantine
 from csat.runs.recorder import read_metrics
 from csat.storage import files
+
+logger = logging.getLogger(__name__)
 
 ATTEMPTS = "attempts.json"
 
@@ -44,7 +47,8 @@ def write_accounts(folder: RunFolder, plan: Plan, checkpoint: Checkpoint, *, is_
         epochs = [{**row, "not_reached": plan.num_tiles - sum(row[fate] for fate in fates[:3])} for row in epochs]
     total = {name: sum(row[name] for row in epochs) for name in ("manifest", *fates)}
     parts = " + ".join(f"{total[name]:,} {name.replace('_', ' ')}" for name in fates)
-    print(f"{len(epochs)} epochs of {plan.num_tiles:,} tiles: {total['manifest']:,} in the manifest = {parts}")
+    tiles, in_manifest = f"{plan.num_tiles:,}", f"{total['manifest']:,}"
+    logger.info("%d epochs of %s tiles: %s in the manifest = %s", len(epochs), tiles, in_manifest, parts)
     tables = [checkpoint.quarantine]
     slides_path = folder.path("manifest", "quarantine.parquet")
     if files.insist(lambda: files.exists(slides_path)):
@@ -55,7 +59,7 @@ def write_accounts(folder: RunFolder, plan: Plan, checkpoint: Checkpoint, *, is_
     files.insist(lambda: files.write_bytes(folder.path("quarantine.parquet"), buffer.getvalue()))
     reasons = table.group_by(["status", "reason"]).aggregate([([], "count_all")]).to_pylist()
     if table.num_rows:
-        print(f"{table.num_rows:,} slides, rows and tiles were not used: quarantine.parquet says why")
+        logger.info("%d slides, rows and tiles were not used: quarantine.parquet says why", table.num_rows)
     accounts = {"epochs": epochs, "not_used": reasons}
     folder.write_json("accounting.json", accounts)
     return accounts

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from csat.errors import ConfigError, SlideError
+from csat.settings import Often
 from csat.slides.images import Level
 from csat.slides.mpp import Mpp, check_mpp
 from csat.slides.reader import AS_IT_IS, NEAR, best_level, no_mpp_error
@@ -54,8 +55,8 @@ class TilingConfig:
     a guess (10 / objective power). A printer's resolution (72, 300, 600 dpi) states nothing.
     """
 
-    mpp: float | None = 0.5  # wanted resolution, um/px (levels within 12% are resampled to it); null: pixels as they are
-    tile_px: int = 256  # edge of a tile, px at the wanted resolution; not used with whole
+    mpp: Often[float | None] = 0.5  # wanted resolution, um/px (levels within 12% are resampled); null: pixels as they are
+    tile_px: Often[int] = 256  # edge of a tile, px at the wanted resolution; not used with whole
     overlap_px: int = 0  # how far neighbouring tiles overlap, px at the wanted resolution
     min_tissue: float = 0.5  # smallest share of tissue, 0 to 1; 0 keeps every tile
     allow_upsampling: bool = False  # enlarge slides whose finest level is over 12% coarser than wanted

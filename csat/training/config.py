@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from csat.errors import ConfigError
-from csat.settings import Free
+from csat.settings import Free, Often
 from csat.training.optim import OptimConfig
 
 
@@ -11,8 +11,8 @@ from csat.training.optim import OptimConfig
 class TrainConfig:
     """How a run trains."""
 
-    epochs: int = 1  # visits of every tile
-    batch_size: int = 64  # tiles per optimiser step, over all workers
+    epochs: Often[int] = 1  # visits of every tile
+    batch_size: Often[int] = 64  # tiles per optimiser step, over all workers
     accumulate: int = 1  # parts that a worker's share of a step is computed in
     precision: str = "float32"  # of the student's forward and backward: float32 or bfloat16 (autocast)
     compile: Free[bool] = False  # torch.compile the student

@@ -10,6 +10,7 @@ from torch import nn
 from csat.errors import ConfigError
 from csat.methods.contract import OwnOptimiser
 from csat.model.parts import PartedModel
+from csat.settings import Often
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +21,7 @@ class OptimConfig:
     (all of `lr` where there is no warm-up), and what it ends with is only reached after the last step.
     """
 
-    lr: float = 1e-3  # peak learning rate
+    lr: Often[float] = 1e-3  # peak learning rate
     weight_decay: float = 0.05  # on weights of two or more dimensions
     betas: tuple[float, float] = (0.9, 0.999)  # AdamW's
     warmup: float = 0.05  # share of the run spent warming up, from a hundredth of lr; 0: the first step has all of it

@@ -10,6 +10,7 @@ import pytest
 from csat.errors import ConfigError
 from csat.settings import (
     Free,
+    Often,
     Place,
     SettingsOf,
     UnknownSettingError,
@@ -19,6 +20,7 @@ from csat.settings import (
     merge,
     plain_settings,
     read_settings,
+    settings_of,
     unfold,
     valid_keys,
     with_places,
@@ -59,6 +61,36 @@ def test_which_settings_there_are_and_which_are_free():
         "spread",
         *(f"spread.{key}" for key in of_inner),
     }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """With something that must be said where the part is there."""
+
+    path: Often[Place]
+    rate: Often[Free[float]] = 0.5
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whole:
+    """Parts that must be there, and may be."""
+
+    name: str
+    part: Part
+    other: Part | None = None
+    sizes: Often[list[int]] = field(default_factory=lambda: [1, 2])
+
+
+def test_what_must_be_said_what_often_is_and_what_it_is_else():
+    settings = {each.name: each for each in settings_of(Whole)}
+    assert [name for name, each in settings.items() if each.is_required] == ["name", "part", "part.path"]
+    often = ["part.path", "part.rate", "other.path", "other.rate", "sizes"]
+    assert [name for name, each in settings.items() if each.is_often] == often
+    assert settings["part.rate"].is_free
+    assert (settings["sizes"].default, settings["other.rate"].default, settings["other.path"].default) == ([1, 2], 0.5, None)
+    read = read_settings(Whole, {"name": "x", "part": {"path": "y", "rate": 1}}, what="whole")
+    assert read == Whole(name="x", part=Part(path="y", rate=1.0))
 
 
 def test_places_are_found_wherever_a_type_says_so(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Resolution-based distillation through the whole path: slides, a teacher of turned, recoloured tiles, DDP, evaluation."""
 
 import json
+import logging
 
 import pyarrow.parquet as pq
 import pytest
@@ -97,15 +98,15 @@ def test_pixels_of_a_pyramid_need_a_student_at_lower_resolution(tmp_path, slides
 
 @pytest.mark.ray
 @pytest.mark.thorough
-def test_whole_images_of_varying_size(ray_cluster, images, tmp_path, capsys):
+def test_whole_images_of_varying_size(ray_cluster, images, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
     folder = tmp_path / "run"
     options = {"train__epochs": 2, "train__batch_size": 4, "train__accumulate": 2, "workers__num_workers": 2}
     options |= {"train__log_every_steps": 1, "train__checkpoint_every_steps": 1, "train__keep_checkpoints": 99}
     options |= {"pool__batch_size": 3, "student_pixels": "pyramid", "manifest__chunk_tiles": 2}
     argv = arguments(images, folder, **SETTINGS, **WHOLE, **options)
     assert pretrain.main(argv) == 0
-    out = capsys.readouterr().out
-    assert "whole images up to 160 x 96 px (multiples of 32)" in out
+    assert "whole images up to 160 x 96 px (multiples of 32)" in caplog.text
     bad = pq.read_table(folder / "quarantine.parquet").to_pylist()
     assert [(row["slide"].endswith("large.png"), row["reason"]) for row in bad] == [(True, "too_large")]
     assert "161 x 100 px as it is, and data.max_px is 160" in bad[0]["message"]

@@ -7,7 +7,7 @@ from typing import Any
 from csat.errors import ConfigError
 from csat.labels.sets import LabelledConfig
 from csat.labels.splits import SPLITS
-from csat.settings import Free, Place
+from csat.settings import Free, Often, Place
 from csat.storage import files
 from csat.storage.uris import has_magic
 from workflows.shell.config import RayConfig
@@ -23,16 +23,16 @@ class EvaluateConfig:
 
     runs: Runs  # name → run folders of finetune.py or distilled classifiers (seeds), or folders; globs
     run_folder: Free[Place]  # where the comparison goes, local path or s3://…
-    split: str = "test"  # split that is compared: test, val, train or, of other data, all
-    metric: str | None = None  # that the table leads with; None: the one that chose the weights of the first run
+    split: Often[str] = "test"  # split that is compared: test, val, train or, of other data, all
+    metric: Often[str | None] = None  # that the table leads with; None: the one that chose the weights of the first run
     data: LabelledConfig | None = None  # other labelled images to judge the exported models on; None: those of the runs
     accept_leakage: bool = False  # judge on other images although a run was trained on some of them
     num_bootstraps: int = 10_000  # resamples of the groups behind each interval
     seed: int = 0  # of the resamples
     report_samples: Free[int] = 12  # worst samples shown in the report; 0: none, and no image is read
-    device: str = "cpu"  # where models run, where they have to: cpu or cuda
+    device: Often[str] = "cpu"  # where models run, where they have to: cpu or cuda
     ray: Free[RayConfig] = field(default_factory=RayConfig)  # the cluster that decodes other data
-    overwrite: Free[bool] = False  # delete a comparison of another configuration in run_folder
+    overwrite: Often[Free[bool]] = False  # delete a comparison of another configuration in run_folder
 
     def __post_init__(self):
         splits = (*SPLITS, EVERY_SPLIT) if self.data else SPLITS

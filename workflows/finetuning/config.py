@@ -6,7 +6,7 @@ from typing import Any
 from csat.errors import ConfigError
 from csat.labels.sets import LabelledConfig
 from csat.model.registry import ModelConfig
-from csat.settings import Free, Place, read_settings
+from csat.settings import Free, Often, Place, read_settings
 from csat.training.config import TrainConfig
 from csat.training.validation import ValidationConfig
 from workflows.shell.config import MethodConfig, PoolConfig, RayConfig, ReaderConfig, TeacherConfig, WorkerConfig
@@ -31,9 +31,9 @@ class FinetuneConfig:
     pool: Free[PoolConfig] = field(default_factory=PoolConfig)  # actors that hold the teacher
     readers: Free[ReaderConfig] = field(default_factory=ReaderConfig)  # actors that decode, where no worker does by itself
     ray: Free[RayConfig] = field(default_factory=RayConfig)  # the cluster
-    prepare_only: Free[bool] = False  # stop after reading, dividing and checking the data; writes samples.csv
+    prepare_only: Often[Free[bool]] = False  # stop after reading, dividing and checking the data; writes samples.csv
     accept_leakage: bool = False  # train although images of the test part were in the pretraining
-    overwrite: Free[bool] = False  # delete a run of another configuration in run_folder
+    overwrite: Often[Free[bool]] = False  # delete a run of another configuration in run_folder
 
     def __post_init__(self):
         if self.test_time_views not in (1, 8):

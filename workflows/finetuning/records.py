@@ -2,16 +2,20 @@
 
 import csv
 import io
+import logging
 from dataclasses import asdict
 from typing import Any
 
 from csat.labels.sets import LabelledData
 from csat.labels.splits import SPLITS
 from csat.runs.folder import RunFolder
+from workflows.shell import output
 from workflows.shell.decode_samples import Prepared
 
+logger = logging.getLogger("finetune")
 
-def print_data(data: LabelledData) -> None:
+
+def tell_data(data: LabelledData) -> None:
     """The splits, with their groups and classes."""
     for split in SPLITS:
         samples = data.splits[split]
@@ -20,11 +24,11 @@ def print_data(data: LabelledData) -> None:
         if samples and samples[0].label is not None:
             counts = [sum(sample.label == index for sample in samples) for index in range(len(data.info.classes))]
             by_class = ": " + ", ".join(f"{name} {count:,}" for name, count in zip(data.info.classes, counts, strict=True))
-        print(f"{split}: {len(samples):,} images of {groups:,} groups{by_class}")
+        logger.info("%s: %d images of %d groups%s", split, len(samples), groups, by_class)
     if data.unlabelled:
-        print(f"not used (label_fraction): {len(data.unlabelled):,} images")
+        logger.info("not used (label_fraction): %d images", len(data.unlabelled))
     if data.info.note:
-        print(f"note: {data.info.note}")
+        logger.info("note: %s", data.info.note)
 
 
 def write_data(folder: RunFolder, prepared: Prepared) -> None:
@@ -62,15 +66,21 @@ def write_samples(folder: RunFolder, prepared: Prepared) -> None:
     _write_csv(folder, "pretrain.csv", ["slide", "patient", "mpp"], unlabelled)
 
 
-def where(folder: RunFolder) -> str:
-    """Where a user finds the results, and what they are."""
+def tell_result(folder: RunFolder, *, first: str | None = None) -> None:
+    """How good the model is on the test part, and where a user finds it.
+
+    Args:
+        first: Said before that.
+    """
+    places = folder.path("exported"), folder.path("report.html")
     figures = (folder.read_json("evaluation.json") or {}).get("test", {})
     lines = [
         f"test: {name} {figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
         for name, figure in figures.items()
         if isinstance(figure, dict) and "low" in figure and "/" not in name
     ]
-    return "\n".join([*lines, f"model:  {folder.path('exported')}", f"report: {folder.path('report.html')}"])
+    lines = [*([first] if first else []), *lines, f"model:  {places[0]}", f"report: {places[1]}"]
+    output.result("\n".join(lines), run_folder=folder.uri, model=places[0], report=places[1], figures=figures)
 
 
 def _write_csv(folder: RunFolder, name: str, header: list[str], lines: list[list[Any]]) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 from csat.model.student import StudentConfig
-from csat.settings import Free, Place
+from csat.settings import Free, Often, Place
 from csat.storage import uris
 from csat.tiles.grid import TilingConfig
 from csat.tiles.manifest import ManifestConfig
@@ -43,7 +43,7 @@ class PretrainConfig:
     ray: Free[RayConfig] = field(default_factory=RayConfig)  # the cluster
     student_pixels: str = "tile"  # tile: the student sees the tile shrunk; pyramid: the slide's own lower level
     report_tiles: Free[int] = 8  # held-out tiles shown in the report
-    overwrite: Free[bool] = False  # delete a run of another configuration in run_folder
+    overwrite: Often[Free[bool]] = False  # delete a run of another configuration in run_folder
 
     def with_own_places(self) -> "PretrainConfig":
         """See `csat.settings.with_places`: slides are places, but for the word demo."""

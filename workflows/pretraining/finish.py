@@ -21,6 +21,7 @@ from csat.runs.recorder import read_metrics
 from csat.tiles.manifest import Manifest
 from workflows.pretraining.job import PretrainJob
 from workflows.pretraining.stream import make_stream
+from workflows.shell import output
 from workflows.shell.data import configure_data
 
 logger = logging.getLogger(__name__)
@@ -52,9 +53,19 @@ def finish(folder: RunFolder, job: PretrainJob, *, holdout: Manifest | None) -> 
     )
 
 
-def where(folder: RunFolder) -> str:
-    """Where a user finds the results."""
-    return f"student: {folder.path('exported')}\nreport:  {folder.path('report.html')}"
+def tell_result(folder: RunFolder, *, first: str | None = None) -> None:
+    """How faithful the student is on held-out tiles, and where a user finds it.
+
+    Args:
+        first: Said before that.
+    """
+    figures, places = folder.read_json("evaluation.json") or {}, (folder.path("exported"), folder.path("report.html"))
+    lines = [
+        f"held out: {name} {figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}] over {figure['tiles']} tiles"
+        for name, figure in figures.items()
+    ]
+    lines = [*([first] if first else []), *lines, f"student: {places[0]}", f"report:  {places[1]}"]
+    output.result("\n".join(lines), run_folder=folder.uri, model=places[0], report=places[1], figures=figures)
 
 
 def _export(folder: RunFolder, job: PretrainJob, checkpoint: Checkpoint) -> None:
@@ -102,10 +113,6 @@ def _evaluate(folder: RunFolder, job: PretrainJob, holdout: Manifest) -> tuple[d
     is_known = figures[KNOWN["student"]][:, 0] >= 0
     if is_known.any():
         summary |= summarise({name: figures[name][is_known] for name in KNOWN.values()}, groups[is_known], seed=seed)
-    for name, figure in summary.items():
-        print(
-            f"held out: {name} {figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}] over {figure['tiles']} tiles"
-        )
     rows.sort(key=lambda row: row["position"])
     pictures = [{"slide": row[SLIDE], **_load_picture(row[PICTURE])} for row in rows if row[PICTURE]]
     return summary, pictures

@@ -1,11 +1,15 @@
 """The last things before the workers start: can the cluster hold the run, are responses kept, and what will it take."""
 
+import logging
+
 from csat.tiles.manifest import Manifest
 from csat.tiles.resolutions import resolution_summary
 from csat.tiles.sources import SlideRow
 from teachers.response_cache import KEY, cache_key, open_cache
 from workflows.pretraining.job import PretrainJob
 from workflows.shell import cluster
+
+logger = logging.getLogger("pretrain")
 
 
 def check_resources(job: PretrainJob) -> None:
@@ -37,31 +41,31 @@ def with_cache(job: PretrainJob, manifest: Manifest) -> PretrainJob:
     cache, num_bytes = open_cache(settings, key, stream.responses, num_tiles=manifest.num_tiles, tile_px=size)
     cluster.check_is_shared("response cache", cache.folder, file=KEY)
     state = "complete: training needs no teacher" if cache.is_complete() else "filled in the first epoch, read in later ones"
-    print(f"response cache {cache.folder}: at most {num_bytes / 1e9:.4g} GB of {settings.budget_gb:g} GB, {state}")
+    size = f"{num_bytes / 1e9:.4g} GB of {settings.budget_gb:g} GB"
+    logger.info("response cache %s: at most %s, %s", cache.folder, size, state)
     return job.with_cache(cache)
 
 
-def print_plan(job: PretrainJob, manifest: Manifest, slides: list[SlideRow]) -> None:
+def tell_plan(job: PretrainJob, manifest: Manifest, slides: list[SlideRow]) -> None:
     """What is held out, how much is trained, what travels."""
     config, stream = job.config, job.stream
     if held_out := manifest.index["holdout"]:
         unused = held_out["not_kept"] + held_out["on_the_border"]
         how = "in blocks of the slides" if config.manifest.holdout_by == "tile" else "of whole slides"
-        print(
-            f"{held_out['num_tiles']:,} tiles, {how}, are held out to judge the student "
-            f"({unused:,} more beside them are not used)"
-        )
+        said = f"{held_out['num_tiles']:,} tiles, {how}, are held out to judge the student"
+        logger.info("%s (%d more beside them are not used)", said, unused)
     else:
-        print("no tiles are held out: the student is not judged")
+        logger.info("no tiles are held out: the student is not judged")
     if said := resolution_summary(manifest.index.get("resolutions")):
-        print(said)
+        logger.info("%s", said)
     what, each = f"tiles of {config.data.tile_px} px", "a tile"
     if config.data.whole:
         height, width = stream.largest_size()
         what, each = f"whole images up to {width} x {height} px (multiples of {stream.tile_px})", "for the largest"
     per_tile, positions = stream.bytes_per_tile(), stream.plan.num_positions
-    print(
+    logger.info(
+        "%s",
         f"{len(slides):,} slides → {manifest.num_tiles:,} {what}, {config.train.epochs} epochs: "
         f"{positions:,} to train; {per_tile / 1e3:.0f} kB {each} on its way, at most {config.ray.stream_gb:g} GB "
-        f"in memory (storing every response would take {per_tile * manifest.num_tiles / 1e9:.1f} GB an epoch)"
+        f"in memory (storing every response would take {per_tile * manifest.num_tiles / 1e9:.1f} GB an epoch)",
     )

@@ -19,6 +19,7 @@ from csat.tiles.grid import TILE_SCHEMA, TilingConfig
 from csat.tiles.manifest import ManifestConfig, read_manifest
 from csat.tiles.manifest_writer import ManifestWriter
 from csat.tiles.sources import SlideRow
+from workflows.shell import output
 
 EPOCHS = 10  # of the simulated run
 TEACHER_BATCH_TILES = 32  # tiles of one teacher call: they come and go together
@@ -143,10 +144,11 @@ def _seconds(run: Callable[[], object]) -> float:
 
 
 def _print(title: str, figures: dict[str, float]) -> None:
-    print(f"\n{title}")
+    lines = [f"\n{title}"]
     for name, value in figures.items():
         if name.endswith("_bytes"):
             shown = f"{value / 1e6:,.3f} MB"
         else:
             shown = f"{value:.4f} s" if name.endswith("_s") else f"{value:,}"
-        print(f"  {name:40} {shown}")
+        lines.append(f"  {name:40} {shown}")
+    output.result("\n".join(lines), title=title, figures=figures)

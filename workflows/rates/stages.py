@@ -21,6 +21,7 @@ from csat.tiles.sources import list_slides
 from csat.tiles.tiling import tile_slide
 from teachers.registry import load_teacher
 from workflows.rates.config import BenchmarkConfig
+from workflows.shell import output
 
 RESPONSES = (
     ResponseSpec(name="np", kind=Kind.PROBABILITY, channels=1),
@@ -93,10 +94,11 @@ def _compare(
                 seconds[name].append(time.perf_counter() - started)
     rates = {name: (images or config.batch_size) / median(times) for name, times in seconds.items()}
     first = next(iter(rates.values()))
-    print(f"\n{title}")
+    lines = [f"\n{title}"]
     for name, rate in rates.items():
         low, high = ((images or config.batch_size) / bound(seconds[name]) for bound in (max, min))
-        print(f"  {name:32} {rate:9.2f}   [{low:.2f}, {high:.2f}]   x{rate / first:.2f}")
+        lines.append(f"  {name:32} {rate:9.2f}   [{low:.2f}, {high:.2f}]   x{rate / first:.2f}")
+    output.result("\n".join(lines), title=title, rates=rates)
     return rates
 
 

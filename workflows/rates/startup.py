@@ -19,6 +19,7 @@ import psutil
 
 from csat.errors import ConfigError
 from workflows.rates.config import BenchmarkConfig
+from workflows.shell import output
 
 ROOT = Path(__file__).resolve().parents[2]
 LOOK_EVERY_S = 0.05
@@ -135,10 +136,11 @@ class _Watch:
 
 
 def _print(figures: dict[str, dict[str, list[float]]], rounds: int) -> None:
-    print(f"\nstart-up, median of {rounds} [least, most]")
+    lines = [f"\nstart-up, median of {rounds} [least, most]"]
     for name in dict.fromkeys(name for each in figures.values() for name in each):
         cells = []
         for each in figures.values():
             values = each.get(name)
             cells.append(f"{median(values):8.2f} [{min(values):.2f}, {max(values):.2f}]" if values else "-")
-        print(f"  {name:28}" + "".join(f"{cell:>28}" for cell in cells))
+        lines.append(f"  {name:28}" + "".join(f"{cell:>28}" for cell in cells))
+    output.result("\n".join(lines), title="start-up", figures=figures)

@@ -1,16 +1,13 @@
 """The command line of a verb: a YAML recipe, dotted overrides, `--print_config`, and errors that say what would be valid."""
 
-import argparse
-import inspect
 import json
 import logging
-import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 import jsonargparse
 import yaml
@@ -20,21 +17,19 @@ from csat.settings import (
     UnknownSettingError,
     add_settings,
     no_such_key,
-    settings_of,
     unknown_keys,
     with_places,
 )
 from csat.words import printable
-from workflows.shell import interruption, terminal
+from workflows.shell import interruption, output
 from workflows.shell.flags import with_flags
+from workflows.shell.help import SHORT_FORMS, HelpFormatter, HelpParser, as_called, epilog, field_notes, takes_list
 
 logger = logging.getLogger(__name__)
 
 Config = TypeVar("Config")
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-# Short for the most frequent choices.
-SHORT_FORMS = {"--teacher": "--teacher.name", "--method": "--method.name"}
 EXIT_CODE = 2  # of a setting that cannot work, as argparse has it
 
 # What a mapping of settings becomes when dotted paths below it are set: (mapping, path → value) → mapping.
@@ -63,42 +58,15 @@ def run(
         That of `work`; 1 where training or Ray failed, 2 for a setting or an input that cannot work. A signal ends the process
         with a code of its own: see `interruption`.
     """
-    if argv is None and terminal.VERBOSE not in sys.argv:
-        terminal.quieten()  # before anything holds the streams of this process
 
     def say(said: BaseException | str) -> str:
         return as_called(with_flags(str(said), config_class, holds))
 
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Spelled(say))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    output.begin(sys.argv[1:] if argv is None else argv, owns_streams=argv is None, spelled=say)
     read = partial(parse, config_class, description, argv, nested=nested)
     code = _run(work, read=read, say=say, kept=kept)
     interruption.end()  # where a signal came, whatever it made of the run
     return code
-
-
-class _Spelled(logging.Formatter):
-    """A line of the log, which names settings as an error does."""
-
-    def __init__(self, say: Callable[[str], str]):
-        super().__init__("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
-        self._say = say
-
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        record.message = self._say(record.message)
-        return super().formatMessage(record)
-
-
-class _Formatter(argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter):
-    """A description keeps its lines: the commands in it are not reflowed."""
-
-
-class _Parser(jsonargparse.ArgumentParser):
-    """A parser whose help calls the verbs as this process was called."""
-
-    def format_help(self) -> str:
-        return as_called(super().format_help())
 
 
 def _run(
@@ -113,13 +81,13 @@ def _run(
         interruption.keeps(lambda: kept(config))
         return work(config)
     except UnknownSettingError as error:
-        print(f"error: {as_called(str(error))}", file=sys.stderr)  # it lists settings by their names
+        output.error(f"error: {as_called(str(error))}", exit_code=EXIT_CODE)  # it lists settings by their names
         return EXIT_CODE
     except (ConfigError, DatasetError, StorageError, TeacherError) as error:
-        print(f"error: {say(error)}", file=sys.stderr)
+        output.error(f"error: {say(error)}", exit_code=EXIT_CODE)
         return EXIT_CODE
     except NonFiniteLossError as error:
-        print(f"stopped: {say(error)}", file=sys.stderr)
+        output.error(f"stopped: {say(error)}", exit_code=1)
         return 1
     except _errors_of_ray() as error:
         from workflows.shell.failures import reason  # which loads Ray's parts
@@ -128,13 +96,14 @@ def _run(
         logger.debug("traceback", exc_info=True)
         is_training = any(base.__name__ == "TrainingFailedError" for base in type(error).__mro__)
         what = "training failed" if is_training else "Ray stopped"
-        why = say(reason(error))
-        print(f"{what}: {why}\nWhat was committed is safe: run the same command to resume", file=sys.stderr)
+        safe = "What was committed is safe: run the same command to resume"
+        output.error(f"{what}: {say(reason(error))}\n{safe}", exit_code=1)
         return 1
     except KeyboardInterrupt:
         interruption.end()
-        print("interrupted: run the same command to resume", file=sys.stderr)
-        return interruption.EXIT_CODES[signal.SIGINT]
+        code = interruption.EXIT_CODES[signal.SIGINT]
+        output.error("interrupted: run the same command to resume", exit_code=code)
+        return code
 
 
 def _errors_of_ray() -> tuple[type[BaseException], ...]:
@@ -166,23 +135,27 @@ def parse(
     Raises:
         ConfigError: anything about the arguments or the recipe that cannot be understood.
     """
-    parser = _Parser(
+    parser = HelpParser(
         prog=Path(sys.argv[0]).name,
         description=description,
-        epilog=interruption.IN_WORDS,
+        epilog=epilog(),
         exit_on_error=False,
-        formatter_class=_Formatter,
+        formatter_class=HelpFormatter,
+        add_help=False,
     )
+    parser.config_class = config_class
+    parser.add_help_option()
     parser.add_argument("--config", action="config", help=f"a recipe (YAML); by name, one of: {', '.join(recipe_names())}")
-    parser.add_argument(terminal.VERBOSE, action="store_true", help="show what Ray says by itself, too")
+    output.add_options(parser)
     add_settings(parser, config_class)
     notes = field_notes(config_class)
     for action in parser._actions:  # argparse's own list of options; no public way to add help to a dataclass's fields
         if action.dest in notes:
             action.help = notes[action.dest]
-    given = map(printable, sys.argv[1:] if argv is None else argv)  # a shell's pattern also matches names that are not UTF-8
+    given = output.without_options(sys.argv[1:] if argv is None else argv)
+    given = map(printable, given)  # a shell's pattern also matches names that are not UTF-8
     arguments = _join_lists(given, config_class)
-    neighbours = zip(_with_previous(arguments), [*arguments[1:], ""], strict=True)
+    neighbours = zip(_with_previous(arguments), [*arguments[1:], ""], strict=False)
     arguments = [_expand(argument, previous, following) for (argument, previous), following in neighbours]
     _check_recipes(arguments, config_class)
     try:
@@ -191,29 +164,7 @@ def parse(
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
         raise _explained(str(error), config_class) from error
     parsed.pop("config", None)
-    parsed.pop(terminal.VERBOSE.lstrip("-"), None)
     return with_places(config_class(**vars(parser.instantiate(parsed))))
-
-
-def as_called(text: str) -> str:
-    """A text in which verbs are called as this process was: `csat tune` for `tune.py` where the installed command runs."""
-    program = Path(sys.argv[0]).name.rpartition(" ")[0]
-    if not program:  # a page, run as a script
-        return text
-    pages = "|".join(path.stem for path in RECIPES.parent.glob("[!_]*.py"))
-    return re.sub(rf"(?:python\s+workflows/)?\b({pages})\.py\b", rf"{program} \1", text)
-
-
-def field_notes(config_class: type) -> dict[str, str]:
-    """Dotted setting → the note that stands behind it in the source: one place for the code's reader and for `--help`."""
-    sections = {"": config_class}
-    sections |= {f"{each.name}.": each.section for each in settings_of(config_class) if each.section is not None}
-    notes = {}
-    for prefix, section in sections.items():
-        for line in inspect.getsource(section).splitlines():
-            if found := re.match(r"    (\w+): .*?  # (.+)$", line):
-                notes[prefix + found[1]] = found[2]
-    return notes
 
 
 def recipe_names() -> list[str]:
@@ -223,7 +174,7 @@ def recipe_names() -> list[str]:
 def _join_lists(arguments: Iterable[str], config_class: type) -> list[str]:
     """`--slides a b` and `--slides a` as the one list that they mean: `--slides=["a", "b"]`."""
     hints = get_type_hints(config_class)
-    flags = {f"--{name}" for name, hint in hints.items() if list[str] in (hint, *get_args(hint))}
+    flags = {f"--{name}" for name, hint in hints.items() if takes_list(hint)}
     joined: list[str] = []
     rest = list(arguments)
     while rest:

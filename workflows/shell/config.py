@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from csat.errors import ConfigError
-from csat.settings import Place, places_in
+from csat.settings import Often, Place, places_in
 from teachers.registry import find_teacher, with_places
 
 
@@ -12,9 +12,9 @@ from teachers.registry import find_teacher, with_places
 class TeacherConfig:
     """Which teacher answers, and from what weights."""
 
-    name: str  # stain, hovernet, timm, torchscript, or the folder of a run of finetune.py, local or s3://
-    weights: Place | None = None  # file of weights, local on every node or s3://; stain and a run's folder need none
-    options: dict[str, Any] = field(default_factory=dict)  # fields of that teacher's options, such as mode: fast
+    name: Often[str]  # stain, hovernet, timm, torchscript, or the folder of a run of finetune.py, local or s3://
+    weights: Often[Place | None] = None  # file of weights, local on every node or s3://; stain and a run's folder need none
+    options: Often[dict[str, Any]] = field(default_factory=dict)  # fields of that teacher's options, such as mode: fast
     accept_any_mpp: bool = False  # show it tiles of another resolution than it was made for
 
     def with_own_places(self) -> "TeacherConfig":
@@ -32,7 +32,7 @@ class TeacherConfig:
 class MethodConfig:
     """Which method turns responses into a loss."""
 
-    name: str = "rckd"  # a name of csat.methods.registry
+    name: Often[str] = "rckd"  # a name of csat.methods.registry
     options: dict[str, Any] = field(default_factory=dict)  # fields of that method's config, such as temperature: 2.0
 
     def with_own_places(self) -> "MethodConfig":
@@ -62,9 +62,9 @@ class PoolConfig:
     """The teacher actor pool."""
 
     min_actors: int = 1  # actors at least; all of them must fit beside the workers
-    max_actors: int = 2  # actors at most; Ray adds and removes actors with the demand
+    max_actors: Often[int] = 2  # teacher actors at most; Ray adds and removes them with the demand
     cpus_per_actor: float = 0.5  # CPUs reserved for each
-    gpus_per_actor: float = 0.0  # GPUs reserved for each, 0.5 lets two share one
+    gpus_per_actor: Often[float] = 0.0  # GPUs reserved for each teacher actor; 0.5 lets two share one
     batch_size: int = 32  # tiles that the teacher sees at once
 
 
@@ -72,9 +72,9 @@ class PoolConfig:
 class WorkerConfig:
     """The DDP workers that train the student."""
 
-    num_workers: int = 1  # processes
+    num_workers: Often[int] = 1  # processes that train
     cpus_per_worker: float = 1.0  # CPUs reserved for each
-    gpus_per_worker: float = 0.0  # GPUs reserved for each: 0 or 1
+    gpus_per_worker: Often[float] = 0.0  # GPUs reserved for each process that trains: 0 or 1
     max_failures: int = 3  # times that a lost worker or node restarts the group from the last checkpoint
     prefetch_batches: int = 2  # batches fetched ahead by each worker
 
@@ -83,7 +83,7 @@ class WorkerConfig:
 class RayConfig:
     """Which cluster, and the bound on what it keeps in memory for this run."""
 
-    address: str | None = None  # of a running cluster, or "auto"; None: RAY_ADDRESS where set, else start Ray on this machine
+    address: Often[str | None] = None  # of a running cluster, or "auto"; None: RAY_ADDRESS where set, else this machine
     stream_gb: float = 0.5  # object-store memory that tiles and responses on their way may take, over all nodes
     stall_timeout_s: float = 600.0  # stop with an error where the stream makes no progress for this long
 

@@ -27,9 +27,8 @@ EXIT_CODES = {
 }
 STOP_WITHIN_S = 22.0  # for the workers to finish a step and commit; after that the run ends as if it had been killed
 ASK_WITHIN_S = 5.0  # for the run folder to answer what it holds
-IN_WORDS = """Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP end a run within 30 seconds: the step is finished, a checkpoint is committed,
-and the same command resumes. A second signal ends it at once. The exit code is then 130 (Ctrl-C), 143 (SIGTERM, SIGUSR1) or
-129 (SIGHUP); otherwise 0 when all went well, 1 when training or Ray failed, 2 for a setting or an input that cannot work."""
+IN_WORDS = """Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP end a run within 30 seconds: what is done is committed, and the same command
+resumes. A second signal ends it at once."""
 
 
 class Interrupted(KeyboardInterrupt):

@@ -1,14 +1,67 @@
-"""A run's progress in the terminal: a bar, and a line now and then where the output goes to a file."""
+"""How far a verb is: a bar on a terminal, a line now and then elsewhere, nothing with --quiet."""
 
 import sys
 import threading
 import time
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
 import ray
 from tqdm import tqdm
 
+from workflows.shell import output
+
+T = TypeVar("T")
+
 LINE_EVERY_S = 15.0
+
+
+class Progress:
+    """Shows how much of a known amount of work is done, until the context ends.
+
+    Args:
+        what: Is done, such as "tiling".
+        total: Of it.
+        unit: In the singular, such as "slide".
+    """
+
+    def __init__(self, what: str, *, total: int, unit: str):
+        self.what, self.total, self.unit = what, total, unit
+        manner = output.manner()
+        self._is_bar = manner.shows_progress and not manner.is_json and sys.stderr.isatty()
+        self._is_lines = manner.shows_progress and not self._is_bar
+        self._bar = tqdm(total=total, unit=unit, desc=what, disable=not self._is_bar)
+        self._last_line, self._last = time.monotonic(), None
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.close()
+
+    def show(self, done: int, said: str = "", *, is_last: bool = False, **facts: Any) -> None:
+        """So much is done; may be called as often as one likes.
+
+        Args:
+            said: What a person wants to know beside it.
+            is_last: Show it in any case.
+            facts: What a program wants to know beside it; JSON-ready.
+        """
+        if self._is_bar:
+            self._bar.n, self._bar.total = done, self.total
+            self._bar.set_postfix_str(said)
+        elif self._is_lines and (done, said) != self._last and (is_last or time.monotonic() - self._last_line >= LINE_EVERY_S):
+            text = f"{self.what}: {done:,}/{self.total:,} {self.unit}s" + (f" | {said}" if said else "")
+            output.progress(text, what=self.what, unit=self.unit, done=done, total=self.total, **facts)
+            self._last_line, self._last = time.monotonic(), (done, said)
+
+
+def progress_over(items: Iterable[T], what: str, *, total: int, unit: str) -> Iterator[T]:
+    """The items, one after the other, shown as they are taken."""
+    with Progress(what, total=total, unit=unit) as progress:
+        for number, item in enumerate(items, start=1):
+            yield item
+            progress.show(number)
 
 
 class ProgressDisplay:
@@ -29,33 +82,25 @@ class ProgressDisplay:
         self._thread.join(timeout=10)
 
     def _show(self) -> None:
-        is_terminal = sys.stderr.isatty()
-        bar = tqdm(total=self.total, unit="tile", desc="training", disable=not is_terminal)
-        last_line, last_step = time.monotonic(), None
-        while True:
-            is_last = self._stop.wait(1.0)
-            try:
-                figures = ray.get(self.board.read.remote(), timeout=5)
-            except Exception:  # the display must never end a run: the board may be gone with its node
-                figures = {}
-            if figures and figures["step"] != last_step:
-                bar.n = figures["tiles"]
-                bar.set_postfix_str(describe(figures, with_tiles=False))
-                if not is_terminal and (is_last or time.monotonic() - last_line >= LINE_EVERY_S):
-                    print(describe(figures), file=sys.stderr, flush=True)
-                    last_line, last_step = time.monotonic(), figures["step"]
-            if is_last:
-                break
-        bar.close()
+        with Progress("training", total=self.total, unit="tile") as progress:
+            while True:
+                is_last = self._stop.wait(1.0)
+                try:
+                    figures = ray.get(self.board.read.remote(), timeout=5)
+                except Exception:  # the display must never end a run: the board may be gone with its node
+                    figures = {}
+                if figures:
+                    progress.show(figures["tiles"], describe(figures), is_last=is_last, figures=figures)
+                if is_last:
+                    return
 
 
-def describe(figures: dict[str, Any], *, with_tiles: bool = True) -> str:
-    """One line: where the run is, how fast, how much of the time the trainer waits, how it learns, how long it will take."""
+def describe(figures: dict[str, Any]) -> str:
+    """One line: the step, how fast, how much of the time the trainer waits, how it learns, how long it will take."""
     eta = figures["eta_s"]
-    place = f"step {figures['step']} | {figures['tiles']:,}/{figures['tiles_total']:,} tiles | " if with_tiles else ""
     left = f" | ETA {time.strftime('%H:%M:%S', time.gmtime(eta))}" if eta is not None else ""
     days = f" {int(eta // 86400)}d" if eta is not None and eta >= 86400 else ""
     return (
-        f"{place}{figures['tiles_per_s']:.1f} tiles/s | waiting {figures['wait_share']:.0%} | loss {figures['loss']:.4f}"
-        f"{left}{days}"
+        f"step {figures['step']} | {figures['tiles_per_s']:.1f} tiles/s | waiting {figures['wait_share']:.0%} | "
+        f"loss {figures['loss']:.4f}{left}{days}"
     )

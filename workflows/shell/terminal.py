@@ -13,7 +13,6 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-VERBOSE = "--verbose"
 _COLOUR = r"(?:\x1b\[\d+m)?"
 # What Ray prints before a line of another process: (MapWorker(MapBatches(PlannedReader)) pid=123, ip=10.0.0.1) …
 _PREFIX = re.compile(rf"{_COLOUR}\((?:(?P<name>[^\n]*?) )?pid=\d+[^)]*\){_COLOUR} ?")
@@ -42,10 +41,13 @@ class OwnLines(io.TextIOBase):
     Args:
         stream: The terminal, or a file in its place.
         aside: Takes Ray's lines, without their ends.
+        dressed: A line of ours as it is shown; None: not at all. Without it, lines are shown as they come, and their starts.
     """
 
-    def __init__(self, stream: io.TextIOBase, aside: Callable[[str], None]):
-        self.stream, self._aside = stream, aside
+    def __init__(
+        self, stream: io.TextIOBase, aside: Callable[[str], None], dressed: Callable[[str], str | None] | None = None
+    ):
+        self.stream, self._aside, self._dressed = stream, aside, dressed
         self._held = ""  # the start of a line that may be Ray's
         self._is_aside: dict[str, bool] = {}  # by process: whether its last line was put aside
         self._lock = threading.RLock()
@@ -55,9 +57,12 @@ class OwnLines(io.TextIOBase):
             *lines, rest = (self._held + text).split("\n")
             self._held = ""
             for line in lines:
-                if (ours := self._ours(line)) is not None:
+                ours = self._ours(line)
+                if ours is not None and self._dressed is not None:
+                    ours = self._dressed(ours)
+                if ours is not None:
                     self.stream.write(ours + "\n")
-            if _MAY_BE_RAYS.match(rest):
+            if _MAY_BE_RAYS.match(rest) or (self._dressed is not None and not rest.startswith("\r")):
                 self._held = rest
             elif rest:
                 self.stream.write(rest)
@@ -126,15 +131,19 @@ class _Log:
 _log: _Log | None = None
 
 
-def quieten() -> None:
-    """From here on this process's output is our own lines. For a verb's start, before anything holds its streams."""
+def quieten(dressed: Callable[[str], str | None] | None = None) -> None:
+    """From here on this process's output is our own lines. For a verb's start, before anything holds its streams.
+
+    Args:
+        dressed: Of standard error: a line of ours as it is shown, see `OwnLines`.
+    """
     global _log
     if _log is not None:
         return
     _log = _Log()
     # Standard error by another number: number 2 itself will be Ray's, see `put_aside`.
     error = os.fdopen(os.dup(sys.stderr.fileno()), "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace")
-    sys.stdout, sys.stderr = OwnLines(sys.stdout, _log.add), OwnLines(error, _log.add)
+    sys.stdout, sys.stderr = OwnLines(sys.stdout, _log.add), OwnLines(error, _log.add, dressed)
 
 
 def put_aside(folder: Path) -> Path | None:

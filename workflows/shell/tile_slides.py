@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import ray
 from ray.exceptions import GetTimeoutError, RayError
-from tqdm import tqdm
 
 from csat.errors import ConfigError, SlideError
 from csat.storage import files
@@ -20,6 +19,7 @@ from csat.tiles.parquet_rows import Cut
 from csat.tiles.sources import SlideRow
 from csat.tiles.tiling import cut_slide
 from csat.words import last_line
+from workflows.shell.progress import progress_over
 
 logger = logging.getLogger(__name__)
 
@@ -59,15 +59,9 @@ def _build(uri: str, slides: Sequence[SlideRow], tiling: TilingConfig, config: M
     task = ray.remote(num_cpus=TASK_CPUS, max_retries=TASK_RETRIES)(_tile_one)
     shared = ray.put((tiling, cache))
     in_flight = max(4, int(SLIDES_PER_CPU * ray.cluster_resources().get("CPU", 1)))
-    for slide, outcome in tqdm(
-        _in_order(
-            lambda slide: task.remote(slide, shared), _shuffled(slides, config.seed) if config.shuffle else slides, in_flight
-        ),
-        total=len(slides),
-        unit="slide",
-        desc="tiling",
-        disable=None,
-    ):
+    in_order = _shuffled(slides, config.seed) if config.shuffle else slides
+    outcomes = _in_order(lambda slide: task.remote(slide, shared), in_order, in_flight)
+    for slide, outcome in progress_over(outcomes, "tiling", total=len(slides), unit="slide"):
         if isinstance(outcome, Cut):
             if num_refused := outcome.refused.num_rows:
                 first = outcome.refused["message"][0].as_py()

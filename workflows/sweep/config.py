@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from csat.errors import ConfigError
-from csat.settings import Free, Place, merge, unfold
+from csat.settings import Free, Often, Place, merge, unfold
 from csat.sweeps.study import SEARCHERS
 from workflows.finetuning.config import FinetuneConfig
 from workflows.shell.config import RayConfig
@@ -42,21 +42,21 @@ class SweepConfig:
     run_folder: Free[Place]  # local path or s3://…; the same folder and settings resume an interrupted sweep
     data_sets: dict[str, Any]  # name → settings of finetune.py that make the data set: data.sets, data.tile_px, …
     starts: dict[str, Any]  # name → settings of finetune.py that make the initialisation: model.name, model.init, …
-    base: dict[str, Any] = field(default_factory=dict)  # settings of finetune.py that all runs share
-    data_root: Place | None = None  # folder that relative paths of data sets lie in; None: the current one
-    search: dict[str, Any] = field(default_factory=dict)  # setting of finetune.py → {loguniform: [low, high]} and the like
-    num_trials: int = 8  # settings tried in each cell
+    base: Often[dict[str, Any]] = field(default_factory=dict)  # settings of finetune.py that all runs share
+    data_root: Often[Place | None] = None  # folder that relative paths of data sets lie in; None: the current one
+    search: Often[dict[str, Any]] = field(default_factory=dict)  # setting of finetune.py → {loguniform: [low, high]}, …
+    num_trials: Often[int] = 8  # settings tried in each cell
     searcher: str = "optuna"  # optuna (TPE) or random
     scheduler: str = "asha"  # asha (stops what lags behind) or none
     asha: AshaConfig = field(default_factory=AshaConfig)  # when trials are stopped
     seed: int = 0  # of the search
-    final_seeds: int = 3  # runs with the best setting of each cell, each with a seed of its own: what the table shows
-    max_concurrent: Free[int] = 1  # trials at once
-    cpus_per_trial: Free[float] = 1.0  # CPUs reserved for each
-    gpus_per_trial: Free[float] = 0.0  # GPUs reserved for each; 0.25 lets four share one
+    final_seeds: Often[int] = 3  # runs with the best setting of each cell, each with a seed of its own: what the table shows
+    max_concurrent: Often[Free[int]] = 1  # trials at once
+    cpus_per_trial: Often[Free[float]] = 1.0  # CPUs reserved for each
+    gpus_per_trial: Often[Free[float]] = 0.0  # GPUs reserved for each; 0.25 lets four share one
     mlflow: Free[str | None] = None  # tracking URI of an MLflow server to copy the runs to; None: TensorBoard files only
     ray: Free[RayConfig] = field(default_factory=RayConfig)  # the cluster
-    overwrite: Free[bool] = False  # delete a sweep of another configuration in run_folder
+    overwrite: Often[Free[bool]] = False  # delete a sweep of another configuration in run_folder
 
     def __post_init__(self):
         for name, allowed in (("searcher", SEARCHERS), ("scheduler", SCHEDULERS)):

@@ -5,10 +5,22 @@ from csat.evaluation.sweep_table import make_table, to_csv, to_json, to_text
 from csat.runs.folder import RunFolder
 from csat.sweeps.space import Dimension
 from csat.sweeps.trial import CellResult
+from workflows.shell import output
 
 
-def finish(folder: RunFolder, results: list[CellResult], space: tuple[Dimension, ...], *, num_bootstraps: int) -> int:
-    """The table, in the terminal and in the run folder. Returns the exit code."""
+def finish(
+    folder: RunFolder,
+    results: list[CellResult],
+    space: tuple[Dimension, ...],
+    *,
+    num_bootstraps: int,
+    first: str | None = None,
+) -> int:
+    """The table, in the terminal and in the run folder. Returns the exit code.
+
+    Args:
+        first: Said before the table.
+    """
     rows = make_table(results, num_bootstraps=num_bootstraps)
     text = to_text(rows)
     folder.write_text("table.txt", text + "\n")
@@ -16,5 +28,7 @@ def finish(folder: RunFolder, results: list[CellResult], space: tuple[Dimension,
     folder.write_json("table.json", to_json(rows))
     write_sweep_report(folder, results=results, rows=rows, space=space)
     folder.set_status("finished")
-    print(f"{text}\nreport: {folder.path('report.html')}")
+    report = folder.path("report.html")
+    text = "\n".join([*([first] if first else []), text, f"report: {report}"])
+    output.result(text, run_folder=folder.uri, report=report, table=to_json(rows))
     return 1 if any(not result.seeds for result in results) else 0

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +17,8 @@ from csat.evaluation.sweep_table import duration
 from csat.runs.folder import RunFolder
 from csat.storage import files
 from csat.sweeps.trial import FAILED, PRUNED, Trial
-from workflows.shell import interruption
+from workflows.shell import interruption, progress
 from workflows.shell.board import make_board
-from workflows.shell.progress import LINE_EVERY_S
 from workflows.sweep.config import JUST_BEFORE_END, AshaConfig
 from workflows.sweep.trial import EPOCH, METRIC, SHARE, STANDS, run_trial
 
@@ -145,6 +143,9 @@ class RecordedAsha(ASHAScheduler):
                 share = epoch / trial.params.get("train.epochs", epochs)
                 super().on_trial_result(None, stand_in, {SHARE: share, METRIC: best})
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_shown": None}  # Tune keeps a copy that nobody asks for, and a bar cannot be copied
+
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         action = super().on_trial_result(tune_controller, trial, result)
         if result.get(STANDS) or result.get("done"):
@@ -157,7 +158,7 @@ class RecordedAsha(ASHAScheduler):
 
 
 class Progress(tune.Callback):
-    """One line now and then for the whole sweep.
+    """How far the whole sweep is.
 
     Args:
         num_runs: Of the sweep.
@@ -166,7 +167,8 @@ class Progress(tune.Callback):
 
     def __init__(self, *, num_runs: int, num_done: int):
         self.num_runs, self.num_done = num_runs, num_done
-        self._num_before, self._started, self._last_line = num_done, time.monotonic(), time.monotonic()
+        self._num_before, self._started = num_done, time.monotonic()
+        self._shown = progress.Progress("sweep", total=num_runs, unit="run")
         self._what, self._trials, self._total, self._best = "", [], 0, None
 
     def begin(self, what: str, *, total: int, ended: Sequence[Trial]) -> None:
@@ -179,6 +181,7 @@ class Progress(tune.Callback):
     def skip(self, num_runs: int) -> None:
         """Runs that will not be made."""
         self.num_runs -= num_runs
+        self._shown.total = self.num_runs
 
     def ended(self, trial: Trial) -> None:
         """A run is over."""
@@ -199,16 +202,14 @@ class Progress(tune.Callback):
         made, left = self.num_done - self._num_before, self.num_runs - self.num_done
         eta = f" | ETA {duration((time.monotonic() - self._started) / made * left)}" if made and left else ""
         done = f"{len(states)}/{self._total}" + (f" ({', '.join(counts)})" if counts else "")
-        return f"{self._what} {done}{best} | {self.num_done}/{self.num_runs} runs of the sweep{eta}"
+        return f"{self._what} {done}{best}{eta}"
 
     def _note(self, metric: float | None) -> None:
         if metric is not None and (self._best is None or metric > self._best):
             self._best = metric
 
     def _show(self, *, is_last: bool = False) -> None:
-        if is_last or time.monotonic() - self._last_line >= LINE_EVERY_S:
-            print(self.line(), file=sys.stderr, flush=True)
-            self._last_line = time.monotonic()
+        self._shown.show(self.num_done, self.line(), is_last=is_last, cell=self._what, best=self._best)
 
 
 class _Handout(Searcher):

@@ -1,7 +1,9 @@
+import time
+
 import pytest
 
 from workflows.shell import cluster
-from workflows.shell.progress import describe
+from workflows.shell.progress import Progress, describe
 
 FIGURES = {
     "step": 7,
@@ -15,13 +17,23 @@ FIGURES = {
 
 
 def test_a_line_says_where_how_fast_how_idle_and_how_long():
-    line = describe(FIGURES)
-    assert line == "step 7 | 1,200/5,000 tiles | 31.3 tiles/s | waiting 12% | loss 0.9877 | ETA 00:02:01"
+    assert describe(FIGURES) == "step 7 | 31.3 tiles/s | waiting 12% | loss 0.9877 | ETA 00:02:01"
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(None, "loss 0.9877"), (90061, "ETA 01:01:01 1d")])
 def test_an_estimate_may_be_missing_or_take_days(seconds, words):
-    assert describe({**FIGURES, "eta_s": seconds}, with_tiles=False).endswith(words)
+    assert describe({**FIGURES, "eta_s": seconds}).endswith(words)
+
+
+def test_lines_come_now_and_then_and_at_the_end(capsys, monkeypatch):
+    clock = iter(range(0, 1000, 6))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))  # each look at the clock is 6 s after the one before
+    with Progress("cutting", total=2000, unit="tile") as shown:
+        for done in range(200, 2001, 200):
+            shown.show(done, f"slide {done}", is_last=done == 2000)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "cutting: 600/2,000 tiles | slide 600" and lines[-1] == "cutting: 2,000/2,000 tiles | slide 2000"
+    assert 3 <= len(lines) <= 5
 
 
 def test_the_schedulers_word_counts_more_than_the_machines(monkeypatch):

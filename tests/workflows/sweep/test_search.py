@@ -59,12 +59,10 @@ def test_rungs_that_cannot_be(settings, word):
 def test_the_line_says_where_the_sweep_is():
     progress = Progress(num_runs=20, num_done=5)
     progress.begin("lung x rckd: trials", total=4, ended=[ended(0, 0.4)])
-    assert progress.line() == "lung x rckd: trials 1/4 | best 0.400 | 6/20 runs of the sweep"
+    assert progress.line() == "lung x rckd: trials 1/4 | best 0.400"
     progress.ended(ended(1, 0.6, state="pruned"))
     progress.ended(ended(2, state="failed"))
-    assert progress.line().startswith(
-        "lung x rckd: trials 3/4 (1 pruned, 1 failed) | best 0.600 | 8/20 runs of the sweep | ETA 0:00:"
-    )
+    assert progress.line().startswith("lung x rckd: trials 3/4 (1 pruned, 1 failed) | best 0.600 | ETA 0:00:")
 
 
 def test_a_trial_asks_for_what_it_uses_itself():
