@@ -3,7 +3,7 @@
 A field of a config says with its type what it is beside its value:
 
     run_folder: Free[Place]  # may be another one when the run is resumed, and is a path or URI
-    epochs: Often[int] = 10  # `--help` shows it first
+    epochs: Often[int] = 10  # shown first where settings are listed
     from_run: Place | None = None
     report_tiles: Free[int] = 8
     sets: dict[str, Place | SettingsOf[SetConfig]]
@@ -38,7 +38,7 @@ class Mark:
 PLACE, FREE, OFTEN = Mark("place"), Mark("free"), Mark("often")
 Place = Annotated[str, PLACE]  # a path or URI: absolute from the command line on, see `with_places`
 Free = Annotated[T, FREE]  # may differ when a run is resumed: how the work is spread and reported, never what is learned
-Often = Annotated[T, OFTEN]  # often said: what `--help` shows of the settings that may be left out
+Often = Annotated[T, OFTEN]  # often said: shown first where settings are listed
 
 
 @dataclass(frozen=True)

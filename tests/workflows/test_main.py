@@ -69,7 +69,7 @@ def test_a_verb_is_its_page_under_the_name_of_the_command(command, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("usage: csat tune ")
     assert "\n\n    csat tune --config downstream_cpu --data_root data" in done.stdout  # the example, on a line of its own
-    assert "Settings of csat tune" in done.stdout and "are settings of csat finetune" in " ".join(done.stdout.split())
+    assert "are settings of csat finetune" in " ".join(done.stdout.split())
     assert ".py" not in done.stdout
     refused = command("evaluate", "--runs", str(tmp_path / "none"), "--run_folder", str(tmp_path / "compared"))
     assert refused.returncode == command_line.EXIT_CODE
