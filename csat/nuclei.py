@@ -40,3 +40,13 @@ def are_same(one: Sequence[str], other: Sequence[str]) -> bool:
     """
     plain = one_spelling(one)
     return tuple(one) == tuple(other) or (plain == one_spelling(other) and len(set(plain)) == len(plain))
+
+
+def order_of(names: Sequence[str], wanted: Sequence[str]) -> list[int] | None:
+    """Where in `names` each of the wanted classes stands; None where the two do not name the same classes."""
+    if are_same(names, wanted):
+        return list(range(len(names)))
+    mine, theirs = one_spelling(names), one_spelling(wanted)
+    if sorted(mine) != sorted(theirs) or len(set(mine)) < len(mine):
+        return None
+    return [mine.index(name) for name in theirs]

@@ -1,10 +1,14 @@
-r"""Compare fine-tuned models: seeds pooled, intervals by patient, paired differences, costs, and where all of them are wrong.
+r"""Compare models: seeds pooled, intervals by patient, paired differences, costs, and where all of them are wrong.
 
     python workflows/evaluate.py --runs '{rckd: [runs/rckd-0, runs/rckd-1], scratch: [runs/scratch-0, runs/scratch-1]}' \
         --run_folder runs/comparison
+    python workflows/evaluate.py --runs '{student: runs/rckd, teacher: {teacher: hovernet, weights: hovernet_fast.pth}}' \
+        --data.sets.consep data/consep --run_folder runs/student-and-teacher
 
 Runs under one name are seeds of one way to train; differences are against the first name. Without `data` the predictions that
-the runs left behind are compared. With `data.sets` the exported models are judged on other labelled images.
+runs of finetune.py left behind are compared. With `data.sets` whatever answers is judged on labelled images: those runs,
+students straight from pretrain.py, exported folders, ONNX files and teachers. Each sees windows at its own resolution, and
+what it says is compared on the pixels of the labels.
 """
 
 import sys
@@ -32,17 +36,18 @@ def evaluate(config: EvaluateConfig) -> int:
     """All of it, top to bottom."""
     # Not above: they take seconds to load, and `--help` or a refused setting needs none of them.
     from csat.evaluation.comparison import check_groups, compare_runs, to_csv, to_text, worst_samples
-    from csat.evaluation.judged_run import read_run
     from csat.evaluation.reports.comparison import write_comparison_report
     from csat.evaluation.scores import check_metric
     from workflows.comparison.judge import find_device, judge_on_other_data, make_pictures
+    from workflows.comparison.judged import read_judged
     from workflows.shell import cluster
 
     folder = RunFolder(config.run_folder)
     device = find_device(config.device)
     split = None if config.data else config.split
-    groups = {name: [read_run(uri, split) for uri in uris] for name, uris in name_runs(config.runs).items()}
-    check_groups(groups)
+    named = name_runs(config.runs)
+    groups = {name: [read_judged(each, split, device=config.device) for each in members] for name, members in named.items()}
+    check_groups(groups, of_same_classes=config.data is None)
     first = next(iter(groups.values()))[0]
     metric = check_metric(first.task, first.classes, config.metric or first.evaluation["metric"])
     folder.open(config, overwrite=config.overwrite)

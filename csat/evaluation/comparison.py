@@ -23,8 +23,11 @@ CSV_HEADER = (
 )
 
 
-def check_groups(groups: Mapping[str, Sequence[JudgedRun]]) -> None:
+def check_groups(groups: Mapping[str, Sequence[JudgedRun]], *, of_same_classes: bool = True) -> None:
     """Refuse what cannot be one table.
+
+    Args:
+        of_same_classes: False: they have yet to be judged, by the classes that all of them have.
 
     Raises:
         ConfigError: a run twice, runs of different tasks or classes, different models pooled as seeds of one.
@@ -35,7 +38,7 @@ def check_groups(groups: Mapping[str, Sequence[JudgedRun]]) -> None:
     first = next(iter(groups.values()))[0]
     for name, members in groups.items():
         for run in members:
-            if run.task != first.task or not nuclei.are_same(run.classes, first.classes):
+            if run.task != first.task or (of_same_classes and not nuclei.are_same(run.classes, first.classes)):
                 raise ConfigError(
                     f"{run.uri} learned something else than {first.uri}: {_learned(run)}, not {_learned(first)}. Compare them "
                     "in tables of their own"
@@ -175,7 +178,8 @@ def _learned(run: JudgedRun) -> str:
 
 
 def _size(run: JudgedRun) -> str:
-    return f"{run.evaluation['model']['name']} of {run.evaluation['cost']['params']:,} parameters"
+    params = run.evaluation["cost"].get("params")
+    return f"{run.evaluation['model']['name']} of {'unknown' if params is None else f'{params:,}'} parameters"
 
 
 def _about(run: JudgedRun, metric: str) -> dict[str, Any]:
@@ -184,6 +188,7 @@ def _about(run: JudgedRun, metric: str) -> dict[str, Any]:
         "uri": run.uri,
         "seed": run.evaluation.get("seed"),
         "views": run.predictions.views,
+        "sees": run.sees,
         metric: None if np.isnan(value) else value,
     }
 

@@ -1,5 +1,6 @@
 """A finished run as an evaluation takes it: what it is, how it was trained, and its predictions."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,27 +9,33 @@ import yaml
 from csat.errors import ConfigError
 from csat.evaluation.predictions import Predictions, read_predictions
 from csat.evaluation.scores import MAIN_METRIC
-from csat.export.folder import exported_folder
-from csat.model.files import read_model_config
+from csat.model.files import CONFIG
+from csat.prediction.answers import Answers
+from csat.prediction.opening import ONNX
 from csat.runs.folder import RunFolder
 from csat.storage import files
 from csat.tasks import Task
 
+TEACHER = "teacher"  # in the place of what a model started from
+
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedRun:
-    """One finished run of finetune.py, or a classifier that pretrain.py has distilled.
+    """One finished run of finetune.py, or anything else that answers, see `judged_answers`.
 
     Attributes:
-        config: Its config.yaml.
-        evaluation: Its evaluation.json; of a distilled classifier, as much of it as there is.
+        uri: Of the run; what tables call it.
+        config: Its config.yaml; of what is no run, how it sees images.
+        evaluation: Its evaluation.json; of what is no run, as much of it as there is.
         predictions: Of the split that is compared.
+        answers: What answers, where it has been opened.
     """
 
     uri: str
     config: dict[str, Any] = field(repr=False)
     evaluation: dict[str, Any] = field(repr=False)
     predictions: Predictions | None = field(default=None, repr=False)
+    answers: Answers | None = field(default=None, repr=False)
 
     @property
     def task(self) -> Task:
@@ -37,6 +44,16 @@ class JudgedRun:
     @property
     def classes(self) -> tuple[str, ...]:
         return tuple(self.evaluation["classes"])
+
+    @property
+    def sees(self) -> str:
+        """How it sees images, in words."""
+        view = self.config.get("data", {})
+        if "tile_px" not in view:
+            return ""  # a run of an earlier version
+        whole = "the whole image as " if view.get("fit") == "resize" else ""
+        at = f" at {view['mpp']:g} um/px" if view.get("mpp") and not whole else ""
+        return f"{whole}{view['tile_px']} px{at}"
 
 
 def read_run(uri: str, split: str | None) -> JudgedRun:
@@ -57,8 +74,6 @@ def read_run(uri: str, split: str | None) -> JudgedRun:
         raise ConfigError(f"the run {uri} is not finished, it is {status['state']}{why}: repeat its command to resume it")
     config = yaml.safe_load(files.read_bytes(folder.path("config.yaml")))
     evaluation = folder.read_json("evaluation.json") or {}
-    if "task" not in evaluation and "slides" in config:
-        return _distilled(folder, config, split)
     if "task" not in evaluation:
         raise ConfigError(f"{uri} is a run of another verb: evaluate.py compares what finetune.py has trained")
     predictions = None
@@ -71,36 +86,49 @@ def read_run(uri: str, split: str | None) -> JudgedRun:
     return JudgedRun(uri=folder.uri, config=config, evaluation=evaluation, predictions=predictions)
 
 
-def _distilled(folder: RunFolder, config: dict[str, Any], split: str | None) -> JudgedRun:
-    """A run of pretrain.py whose student has its teacher's classes (method resolution). It has seen no labelled image.
+def judged_answers(
+    answers: Answers,
+    uri: str,
+    *,
+    fit: str | None = None,
+    model: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    cost: Mapping[str, Any] | None = None,
+) -> JudgedRun:
+    """Whatever answers, as it is judged on labelled images: through windows of its own size and resolution.
+
+    Args:
+        uri: What it is called in tables.
+        fit: How it sees images, as `LabelledConfig` has it; None: through windows.
+        model: As evaluation.json has it: `name`, `init`, `from_run`.
+        seed: That it was trained with.
+        cost: As evaluation.json has it, as far as it is known.
 
     Raises:
-        ConfigError: it has no classes, or predictions of a split are wanted.
+        ConfigError: it says nothing that labels could be compared with.
     """
-    exported = read_model_config(exported_folder(folder.uri))
-    heads = [head for head in exported["responses"] if head["name"] == "label" and head["channel_names"]]
-    if not heads:
-        names = ", ".join(head["name"] for head in exported["responses"])
+    if answers.task is None:
+        said = ", ".join(spec.name for spec in answers.specs) or "nothing"
         raise ConfigError(
-            f"{folder.uri} is a run of pretrain.py, and its student ({names}) tells no classes apart: evaluate.py compares "
-            "what finetune.py has trained, and what a teacher from finetune.py has taught with method.name resolution"
+            f"{uri} answers {said}, which no labels can be compared with: nuclei need np and hv, a segmentation needs mask, a "
+            "classification label"
         )
-    if split is not None:
-        raise ConfigError(
-            f"{folder.uri} is a run of pretrain.py, which knows no labelled images: give some to judge it on, as in "
-            "data.sets.NAME FOLDER"
-        )
-    view = {"tile_px": exported["metadata"]["tile_px"], "mpp": exported["metadata"]["mpp"], "fit": "crop"}
-    if view["tile_px"] is None:
-        raise ConfigError(f"{folder.uri} was distilled from whole images, and evaluate.py judges tiles of one size")
+    view = {"tile_px": answers.tile_px, "mpp": answers.mpp, "fit": fit or "crop"}
     evaluation = {
-        "task": Task.CLASSIFICATION,
-        "classes": list(heads[0]["channel_names"]),
-        "metric": MAIN_METRIC[Task.CLASSIFICATION],
-        "model": {"name": config["student"]["backbone"], "init": "random", "from_run": folder.uri},
-        "seed": config["train"]["seed"],
-        "cost": (folder.read_json("throughput.json") or {}).get("student", {}),
+        "task": answers.task,
+        "classes": list(answers.classes),
+        "metric": MAIN_METRIC[answers.task],
+        "model": {"name": answers.about.name, **(model or {})},
+        "seed": seed,
+        "cost": dict(cost or {}),
     }
-    precision = {"precision": config["train"]["precision"]}
-    seen = {"data": view, "test_time_views": 1, "train": precision}
-    return JudgedRun(uri=folder.uri, config=seen, evaluation=evaluation)
+    seen = {"data": view, "test_time_views": 1, "train": {"precision": "float32"}}
+    return JudgedRun(uri=uri, config=seen, evaluation=evaluation, answers=answers)
+
+
+def is_finetuned(uri: str) -> bool:
+    """Whether a place is a run folder, and not one of a pretraining: `read_run` says all about it. Else it only answers."""
+    folder = RunFolder(uri)
+    if not files.exists(folder.path("config.yaml")):
+        return not (uri.endswith(ONNX) or files.exists(folder.path(CONFIG)))
+    return "slides" not in yaml.safe_load(files.read_bytes(folder.path("config.yaml")))

@@ -19,7 +19,7 @@ from csat.evaluation.metrics.instances import compare_instances
 from csat.evaluation.metrics.segmentation import count_pixels
 from csat.evaluation.predictions import Predictions
 from csat.instances import POST_MPP, instances_from_hv
-from csat.labels.augment import resize_labels
+from csat.labels.augment import resize, resize_labels
 from csat.labels.datasets.contract import Decoded, Sample
 from csat.labels.decoded import SampleSource
 from csat.prediction.answers import Answers
@@ -27,6 +27,7 @@ from csat.prediction.windows import Maps, View, see
 from csat.tasks import IGNORE, DatasetInfo, Task
 
 TINY = 1e-12
+AS_IT_IS = 0.01  # an image this much coarser or finer than a model wants is shown without resampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,10 +169,21 @@ def _answers(
             except SlideError as error:
                 unreadable.append((sample.key, f"{error.reason}: {error}"))
             else:
-                yield (sample, decoded), decoded.image
+                yield (sample, decoded), _brought_to(view.mpp, sample, decoded)
 
     for (sample, decoded), seen in see(answers, images(), view):
         yield Answer(sample=sample, decoded=decoded, maps=seen.maps, shown=seen.shown)
+
+
+def _brought_to(mpp: float | None, sample: Sample, decoded: Decoded) -> np.ndarray:
+    """The image at the resolution that the model sees. What was said of it is compared on the decoded sample's pixels."""
+    if mpp is None or sample.mpp is None:
+        return decoded.image
+    scale = sample.mpp / decoded.scale / mpp
+    if abs(scale - 1) < AS_IT_IS:
+        return decoded.image
+    height, width = (max(1, round(edge * scale)) for edge in decoded.image.shape[:2])
+    return resize(Decoded(image=decoded.image), height, width).image
 
 
 def _compare_class(answer: Answer, info: DatasetInfo) -> tuple[float, dict]:

@@ -32,6 +32,7 @@ class View:
     """How a model sees images."""
 
     fit: str = "resize"  # resize or crop, as `LabelledConfig` has it
+    mpp: float | None = None  # crop: um/px that images are brought to before it sees them; None: as they are
     views: int = 1  # symmetries of the square that predictions are averaged over: 1 or 8
     batch_size: int = 32  # tiles at once
 

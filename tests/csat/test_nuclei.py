@@ -1,8 +1,10 @@
 """Names of nucleus types, and how else they are written."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from csat import nuclei
 from csat.nuclei import CONSEP, MONUSAC, PANNUKE, SYNONYMS, are_same, one_spelling
 
 LISTS = {"pannuke": PANNUKE, "consep": CONSEP, "monusac": MONUSAC}
@@ -34,3 +36,18 @@ def test_one_spelling_is_one(names):
     once = one_spelling(names)
     assert one_spelling(once) == once
     assert are_same(names, once) or len(set(once)) < len(once)
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted", "order"),
+    [
+        (("a", "b"), ("a", "b"), [0, 1]),
+        (("Neopla", "inflam", "dead"), ("dead", "neoplastic", "inflammatory"), [2, 0, 1]),
+        (("a", "b"), ("a",), None),
+        (("a", "b"), ("a", "c"), None),
+        (("a", "A"), ("A", "a"), None),
+        ((), (), []),
+    ],
+)
+def test_the_same_classes_in_another_order(names, wanted, order):
+    assert nuclei.order_of(names, wanted) == order

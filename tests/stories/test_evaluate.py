@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from csat.errors import ConfigError, DatasetError
+from csat.errors import DatasetError
 from csat.evaluation.judged_run import JudgedRun, read_run
 from csat.model.files import save_model
 from csat.model.student import Student, StudentConfig
@@ -18,6 +18,7 @@ from csat.runs.folder import RunFolder
 from csat.settings import plain_settings
 from tests.support.labelled_folders import data_settings, make_folder
 from tests.support.made_up import classified, nuclei, segmented, write_run
+from tests.support.nuclei_folders import NUCLEI, TYPES, make_nuclei, write_student
 from workflows import evaluate
 from workflows.comparison.config import name_runs
 from workflows.comparison.data import judge, look, own_data
@@ -189,7 +190,7 @@ def _untrained(path, images, seed) -> str:
     evaluation = {"task": "classification", "classes": ["pink", "violet"]}
     run = JudgedRun(uri=folder.uri, config=plain_settings(config), evaluation=evaluation)
     data = own_data(run)
-    write_run(path, {"test": judge(run, data, device=torch.device("cpu"))}, seed=seed)
+    write_run(path, {"test": judge(run, data, device=torch.device("cpu"))[0]}, seed=seed)
     folder.write_config(config)
     rows = [f"{sample.image},train,{sample.key},{sample.group},pink,," for sample in data.samples]
     folder.write_text("samples.csv", "\n".join(["image,part,sample,group,label,mpp,reason", *rows]) + "\n")
@@ -224,7 +225,6 @@ def distilled(tmp_path_factory):
 
 CLASSES = ResponseSpec(name="label", kind=Kind.LOGITS, channels=2, stride_px=None, channel_names=("pink", "violet"))
 AGREEMENT = {"value": 0.5, "low": 0.4, "high": 0.6, "tiles": 9, "groups": 2}
-NUCLEI = ResponseSpec(name="np", kind=Kind.PROBABILITY, channels=1, stride_px=1)
 
 
 def _distilled(path, head, **more) -> str:
@@ -236,24 +236,9 @@ def _distilled(path, head, **more) -> str:
     save_model(student.eval(), folder.path("exported"), {"mpp": None, "tile_px": 32, **more})
     run = {"slides": ["x"], "student": {"backbone": "csat_nano"}, "train": {"seed": 3, "precision": "float32"}}
     folder.write_text("config.yaml", yaml.safe_dump(run))
-    folder.write_json("throughput.json", {"student": {"params": 1000, "macs": 2000, "input_px": 16}})
     folder.write_json("evaluation.json", {"student_vs_teacher.label.agreement": AGREEMENT})
     folder.set_status("finished")
     return folder.uri
-
-
-@pytest.mark.parametrize(
-    ("make", "part", "words"),
-    [
-        (lambda path: _distilled(path, NUCLEI), None, r"its student \(np, features\) tells no classes apart"),
-        (lambda path: _distilled(path, CLASSES), "test", "knows no labelled images: .*data.sets.NAME FOLDER"),
-        (lambda path: _distilled(path, CLASSES, tile_px=None), None, "distilled from whole images"),
-    ],
-    ids=["nuclei", "no data", "whole images"],
-)
-def test_a_pretraining_that_is_no_classifier_of_tiles(tmp_path, make, part, words):
-    with pytest.raises(ConfigError, match=words):
-        read_run(make(tmp_path / "run"), part)
 
 
 @pytest.mark.ray
@@ -263,9 +248,34 @@ def test_a_distilled_classifier_is_judged_beside_fine_tuned_ones(ray_cluster, tm
     assert run_verb(tmp_path, {"tuned": exported[0], "distilled": distilled}, *argv) == 0
     groups = json.loads((tmp_path / "out" / "evaluation.json").read_text())["groups"]
     assert groups["distilled"]["figures"]["accuracy"]["samples"] == 16
-    assert groups["distilled"]["cost"] == {"params": 1000, "macs": 2000, "input_px": 16, "images_per_s": None}
+    cost = groups["distilled"]["cost"]
+    assert cost["input_px"] == 16 and min(cost["params"], cost["macs"], cost["images_per_s"]) > 0
     assert groups["distilled"]["fidelity"]["figures"] == {"label.agreement": AGREEMENT}
     assert [run["seed"] for run in groups["distilled"]["runs"]] == [3]
+
+
+@pytest.mark.ray
+def test_whatever_answers_is_judged_on_drawn_nuclei(ray_cluster, tmp_path):
+    """A student straight from pretraining, a model's folder and a teacher, each at its own resolution."""
+    runs = {
+        "student": write_student(tmp_path / "student"),
+        "coarse": f"{write_student(tmp_path / 'coarse', *NUCLEI, TYPES, mpp=1.0, seed=1)}/exported",
+        "stain": {"teacher": "stain"},
+    }
+    sets = json.dumps({"own": make_nuclei(tmp_path / "set")})
+    argv = [f"--data.sets={sets}", "--split=all", "--data.memory_gb=0.05", "--report_samples=2"]
+    assert run_verb(tmp_path, runs, *argv) == 0
+    result = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert (result["samples"], result["metric"], result["classes"]) == (3, "dice", [])
+    student, coarse, stain = (result["groups"][name] for name in runs)
+    for metric in ("dice", "pq", "aji"):
+        assert all(group["figures"][metric]["low"] is not None for group in (student, coarse, stain))
+    assert stain["figures"]["dice"]["value"] > 0.6 > student["figures"]["dice"]["value"]
+    assert stain["against_first"]["dice"]["low"] > 0
+    seen = {name: result["groups"][name]["runs"][0]["sees"] for name in runs}
+    assert seen == {"student": "64 px at 0.5 um/px", "coarse": "64 px at 1 um/px", "stain": "256 px at 0.5 um/px"}
+    assert stain["cost"]["params"] is None and stain["cost"]["images_per_s"] > 0
+    assert (tmp_path / "out" / "report.html").read_text().count("data:image/jpeg") == 2
 
 
 @pytest.mark.ray

@@ -1,5 +1,6 @@
 """The settings of evaluate.py, and which runs they name."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,12 +8,38 @@ from typing import Any
 from csat.errors import ConfigError
 from csat.labels.sets import LabelledConfig
 from csat.labels.splits import SPLITS
-from csat.settings import Free, Often, Place
+from csat.settings import Free, Often, Place, SettingsOf, read_settings
+from csat.slides.mpp import check_mpp
 from csat.storage import files
 from csat.storage.uris import has_magic
 from workflows.shell.config import RayConfig
 
-Runs = list[Place] | dict[str, Place | list[Place] | Any]
+
+@dataclass(frozen=True, kw_only=True)
+class AnswererConfig:
+    """Whatever answers and is no finished run: a teacher, or a model that needs to be told how it sees."""
+
+    teacher: str | None = None  # stain, hovernet, timm, torchscript
+    model: Place | None = None  # in its place: run folder, exported folder or ONNX file, local or s3://
+    weights: Place | None = None  # of a teacher that needs them
+    options: dict[str, Any] = field(default_factory=dict)  # of a teacher, such as mode: fast
+    tile_px: int | None = None  # edge of its windows; None: as it was trained, or about 256 px
+    mpp: float | None = None  # um/px of its windows; None: as it was trained
+
+    def __post_init__(self):
+        if (self.teacher is None) == (self.model is None):
+            raise ConfigError("give a teacher (stain, hovernet, …) or a model (a folder or an ONNX file), and not both")
+        check_mpp(self.mpp, "mpp")
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        options = json.dumps(self.options, sort_keys=True) if self.options else None
+        return " ".join(filter(None, (self.teacher or self.model, self.weights, options)))
+
+
+Judged = str | AnswererConfig  # the place of a run or a model, or what says more
+Runs = list[Place] | dict[str, Place | list[Place] | SettingsOf[AnswererConfig] | Any]
 
 EVERY_SPLIT = "all"
 
@@ -21,11 +48,11 @@ EVERY_SPLIT = "all"
 class EvaluateConfig:
     """Settings of evaluate.py."""
 
-    runs: Runs  # name → run folders of finetune.py or distilled classifiers (seeds), or folders; globs
+    runs: Runs  # name → run folders (seeds; globs), a model's folder or ONNX file, or {teacher: stain}; or folders alone
     run_folder: Free[Place]  # where the comparison goes, local path or s3://…
     split: Often[str] = "test"  # split that is compared: test, val, train or, of other data, all
     metric: Often[str | None] = None  # that the table leads with; None: the one that chose the weights of the first run
-    data: LabelledConfig | None = None  # other labelled images to judge the exported models on; None: those of the runs
+    data: LabelledConfig | None = None  # labelled images that all are judged on; None: what the runs were judged on
     accept_leakage: bool = False  # judge on other images although a run was trained on some of them
     num_bootstraps: int = 10_000  # resamples of the groups behind each interval
     seed: int = 0  # of the resamples
@@ -44,18 +71,14 @@ class EvaluateConfig:
             raise ConfigError(f"device is cpu or cuda, not {self.device!r}")
 
 
-def name_runs(runs: Sequence[str] | Mapping[str, Any]) -> dict[str, list[str]]:
-    """Name → run folders; folders without a name are each a group of their own, called as they are.
+def name_runs(runs: Sequence[str] | Mapping[str, Any]) -> dict[str, list[Judged]]:
+    """Name → what is judged under it; folders without a name are each a group of their own, called as they are.
 
     Raises:
-        ConfigError: no runs, a pattern that matches nothing, or two folders of the same name.
+        ConfigError: no runs, a pattern that matches nothing, settings that there are not, two folders of the same name.
     """
     if isinstance(runs, Mapping):
-        named = {str(name): [uris] if isinstance(uris, str) else uris for name, uris in runs.items()}
-        for name, uris in named.items():
-            if not isinstance(uris, Sequence) or not uris or not all(isinstance(uri, str) for uri in uris):
-                raise ConfigError(f"runs.{name} is a run folder or a list of them, not {uris!r}")
-        found = {name: [uri for pattern in uris for uri in _matches(pattern)] for name, uris in named.items()}
+        found = {str(name): _members(str(name), given) for name, given in runs.items()}
     else:
         uris = [uri for pattern in runs for uri in _matches(pattern)]
         found = {files.base_name(uri): [uri] for uri in uris}
@@ -66,6 +89,17 @@ def name_runs(runs: Sequence[str] | Mapping[str, Any]) -> dict[str, list[str]]:
     if not found:
         raise ConfigError("no runs were given: runs=… takes run folders of finetune.py, or NAME: FOLDERS pairs")
     return found
+
+
+def _members(name: str, given: Any) -> list[Judged]:
+    if isinstance(given, Mapping):
+        return [read_settings(AnswererConfig, given, what=f"runs.{name}")]
+    uris = [given] if isinstance(given, str) else given
+    if not isinstance(uris, Sequence) or not uris or not all(isinstance(uri, str) for uri in uris):
+        raise ConfigError(
+            f"runs.{name} is a run folder or a list of them, or settings such as {{teacher: stain}}, not {uris!r}"
+        )
+    return [uri for pattern in uris for uri in _matches(pattern)]
 
 
 def _matches(pattern: str) -> list[str]:

@@ -13,7 +13,8 @@ from csat.evaluation.predictions import write_predictions
 from csat.runs.folder import RunFolder
 from csat.tasks import Task
 from workflows.comparison.config import EvaluateConfig
-from workflows.comparison.data import RunData, judge, look, other_data, own_data
+from workflows.comparison.data import RunData, gather, judge, look, other_data, own_data
+from workflows.shell.decode_samples import Prepared
 
 logger = logging.getLogger("evaluate")
 
@@ -25,16 +26,20 @@ def judge_on_other_data(
     config: EvaluateConfig, folder: RunFolder, groups: Groups, device: torch.device
 ) -> tuple[Groups, dict[str, RunData]]:
     """Every run with predictions of the other data, and the data as the first run of each group sees them."""
+    runs = [run for members in groups.values() for run in members]
+    data = gather(runs, config.data, config.split, accept_leakage=config.accept_leakage)
     seen: dict[str, RunData] = {}
     judged: Groups = {}
+    decoded: dict[int | None, Prepared] = {}
     for name, members in groups.items():
         for number, run in enumerate(members):
-            data = other_data(run, config.data, config.split, accept_leakage=config.accept_leakage)
-            seen.setdefault(name, data)
-            predictions = judge(run, data, device=device)
-            logger.info("%s: %d images judged", run.uri, len(predictions))
+            mine = other_data(run, data, config.data, decoded)
+            seen.setdefault(name, mine)
+            predictions, rate = judge(run, mine, device=device)
+            logger.info("%s: %d images judged, %.1f windows/s", run.uri, len(predictions), rate)
             write_predictions(folder.path("predictions", f"{name}-{number}.parquet"), predictions)
-            judged.setdefault(name, []).append(replace(run, predictions=predictions))
+            about = {"classes": list(data.info.classes), "cost": {**run.evaluation["cost"], "images_per_s": rate}}
+            judged.setdefault(name, []).append(replace(run, predictions=predictions, evaluation={**run.evaluation, **about}))
     return judged, seen
 
 

@@ -136,6 +136,35 @@ class Nuclei(Images):
         return Decoded(image=(colours * 255).round().astype(np.uint8), instances=instances, types=types)
 
 
+class Finer(Nuclei):
+    """The same discs on twice as many pixels: labels of 0.25 um/px for a model of 0.5."""
+
+    def get(self, index):
+        decoded = super().get(index)
+        double = {name: getattr(decoded, name).repeat(2, 0).repeat(2, 1) for name in ("image", "instances", "types")}
+        return Decoded(**double)
+
+
+def test_a_model_sees_its_own_resolution_and_is_judged_on_the_labels_pixels():
+    class Counts(ByColour):
+        def forward(self, images):
+            self.seen = images.shape
+            return super().forward(images)
+
+    sizes = [(56, 60)]
+    answers = ModelAnswers(Counts(responses_of(Task.NUCLEI)), tile_px=64)
+    samples = [replace(samples_of(sizes)[0], mpp=0.25)]
+    said = {
+        mpp: judge(answers, Finer(sizes), samples, [0], info_of(Task.NUCLEI, ()), View(fit="crop", mpp=mpp))
+        for mpp in (0.5, None)
+    }
+    tp, fp, fn = said[0.5].arrays["pixels"][0]
+    assert tp + fn == (Finer(sizes).get(0).instances > 0).sum(), "all of the labels' pixels count"
+    assert 2 * tp / (2 * tp + fp + fn) > 0.95
+    assert said[0.5].arrays["detection"][0].tolist() == [3, 0, 0], "post-processing follows the resolution of the answers"
+    assert answers.model.num_tiles == 1 + 9, "one window at 0.5 um/px, nine of the image as it is"
+
+
 def test_single_nuclei_are_found_and_matched():
     said = say(Task.NUCLEI, [(56, 60)], source=Nuclei([(56, 60)]), info=info_of(Task.NUCLEI, ()), tile_px=64)
     figures = figures_of(said)
