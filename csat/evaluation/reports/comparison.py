@@ -14,6 +14,8 @@ from csat.evaluation.scores import protocol_of
 from csat.runs.folder import RunFolder
 from csat.tasks import Task
 
+MOST_IN_TITLE = 3  # groups that a title names
+
 
 def write_comparison_report(
     folder: RunFolder, result: Mapping[str, Any], *, pictures: Sequence[Mapping[str, Any]], why_no_pictures: str | None
@@ -40,6 +42,7 @@ def write_comparison_report(
         protocols={name: protocol_of(task, name) for name in next(iter(groups.values()))["figures"]},
         lower_is_better=LOWER_IS_BETTER,
         few_groups=FEW_GROUPS,
+        most_in_title=MOST_IN_TITLE,
         forest=forest(
             leading, metric=metric, single={name: [run[metric] for run in group["runs"]] for name, group in groups.items()}
         ),

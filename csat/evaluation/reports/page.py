@@ -24,7 +24,7 @@ def render(template: str, **values: Any) -> str:
 def figure_uri(figure: Figure) -> str:
     """A figure as a data URI."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=90)
+    figure.savefig(buffer, format="png", dpi=90, transparent=True)  # the page's own background, light or dark
     return _data_uri(buffer.getvalue(), "png")
 
 

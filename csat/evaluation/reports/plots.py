@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from skimage.segmentation import find_boundaries
 
 from csat.evaluation.metrics.classification import BINS, LOWER_IS_BETTER
@@ -19,7 +20,10 @@ ALONE_PX, BESIDE_PX = 270, 360  # longest edge of a picture on a page: of the im
 TINT = 0.35  # how much of a class's colour lies over the image
 OUTLINE = (255, 235, 0)
 GAP_PX = 6
+LETTER_INCHES = 0.06  # width of a letter of a class's name
 MOST_NUMBERS = 15  # classes from which a confusion matrix has colours only
+FROM_0 = 1.5  # times that it costs of the cheapest, from which the axis begins at 0
+MARKERS = "oDs^v"  # each for as many groups as there are colours
 LOG_FROM = 10.0  # times that the dearest model costs of the cheapest, from which the axis is logarithmic
 FEW_COLORS, MANY_COLORS = "tab10", "tab20"  # palettes
 
@@ -66,8 +70,8 @@ def confusion_matrix(confusion: np.ndarray, classes: Sequence[str], *, as_shares
     """
     shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
     size, names = len(classes), [label(name) for name in classes]
-    edge = min(9.0, 2.2 + 0.62 * size)
-    figure = Figure(figsize=(edge + 1.2, edge), layout="constrained")
+    edge, beside = min(9.0, 2.2 + 0.62 * size), LETTER_INCHES * max(map(len, names))
+    figure = Figure(figsize=(edge + 1.2 + beside, edge + 0.6 * beside), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, fraction=0.046, label="share of the labelled class")
@@ -116,8 +120,8 @@ def forest(groups: Mapping[str, Mapping[str, Any]], *, metric: str, single: Mapp
         runs = [value for value in single[name] if value is not None]
         axes.plot(runs, [place] * len(runs), "o", color="0.65", ms=5, zorder=1)
         if found["value"] is not None:
-            axes.plot([found["low"], found["high"]], [place, place], color="tab:blue", lw=2, zorder=2)
-            axes.plot(found["value"], place, "D", color="tab:blue", ms=7, zorder=3)
+            axes.plot([found["low"], found["high"]], [place, place], color=_color(place), lw=2, zorder=2)
+            axes.plot(found["value"], place, _marker(place), color=_color(place), ms=7, zorder=3)
     axes.set_yticks(range(len(groups)), [label(name) for name in groups])
     axes.set(xlabel=label(metric), ylim=(len(groups) - 0.4, -0.6))
     axes.grid(axis="x", color="0.9")
@@ -126,6 +130,8 @@ def forest(groups: Mapping[str, Mapping[str, Any]], *, metric: str, single: Mapp
 
 def pareto(groups: Mapping[str, Mapping[str, Any]], costs: Mapping[str, Mapping[str, Any]], *, metric: str) -> str | None:
     """The metric over what a model costs; the line joins those that no other one beats in both. None where no cost is known.
+
+    Names stand in a legend: beside their points, those of models that are nearly as good and as dear would cover each other.
 
     Args:
         groups: Name → figure with `value`, `low`, `high`.
@@ -136,15 +142,14 @@ def pareto(groups: Mapping[str, Mapping[str, Any]], costs: Mapping[str, Mapping[
     is_empty = True
     for axes, (key, unit, title, more_is_better) in zip(figure.subplots(1, 2), panels, strict=True):
         points = [
-            (costs[name][key] / unit, found, name)
-            for name, found in groups.items()
+            (costs[name][key] / unit, found, place)
+            for place, (name, found) in enumerate(groups.items())
             if found["value"] is not None and costs.get(name, {}).get(key)
         ]
         is_empty = is_empty and not points
-        for cost, found, name in points:
+        for cost, found, place in points:
             limits = [[found["value"] - found["low"]], [found["high"] - found["value"]]]
-            axes.errorbar(cost, found["value"], yerr=limits, fmt="o", ms=7, capsize=3)
-            axes.annotate(label(name), (cost, found["value"]), xytext=(7, 5), textcoords="offset points", fontsize=8)
+            axes.errorbar(cost, found["value"], yerr=limits, fmt=_marker(place), color=_color(place), ms=7, lw=1, capsize=3)
         best = frontier([(cost, found["value"]) for cost, found, _ in points], more_is_better=more_is_better)
         axes.plot(*zip(*best, strict=True), color="0.6", ls="--", lw=1, zorder=0) if best else None
         axes.set(xlabel=title, ylabel=label(metric))
@@ -153,9 +158,16 @@ def pareto(groups: Mapping[str, Mapping[str, Any]], costs: Mapping[str, Mapping[
         costs_shown = [cost for cost, _, _ in points]
         if costs_shown and max(costs_shown) > LOG_FROM * min(costs_shown):
             axes.set_xscale("log")
-        else:
+        elif costs_shown and max(costs_shown) > FROM_0 * min(costs_shown):
             axes.set_xlim(left=0)
-    return None if is_empty else figure_uri(figure)
+    if is_empty:
+        return None
+    handles = [
+        Line2D([], [], marker=_marker(place), color=_color(place), ls="", ms=7, label=label(name))
+        for place, name in enumerate(groups)
+    ]
+    figure.legend(handles=handles, loc="outside right center", fontsize=8, frameon=False)
+    return figure_uri(figure)
 
 
 def frontier(points: Sequence[tuple[float, float]], *, more_is_better: bool) -> list[tuple[float, float]]:
@@ -206,6 +218,16 @@ def _tinted(image: np.ndarray, mask: np.ndarray, num_classes: int) -> np.ndarray
     edge = find_boundaries(mask, mode="inner") & (mask > 0)
     strength = np.where(edge, 1.0, np.where(mask > 0, TINT, 0.0))[..., None]
     return ((1 - strength) * image + strength * colors[mask]).astype(np.uint8)
+
+
+def _color(place: int) -> tuple[float, ...]:
+    """Of the group at this place, in every figure."""
+    palette = colormaps[FEW_COLORS]
+    return palette(place % palette.N)
+
+
+def _marker(place: int) -> str:
+    return MARKERS[place // colormaps[FEW_COLORS].N % len(MARKERS)]
 
 
 def _plot(axes: Axes, lines: Sequence[Mapping[str, Any]], key: str, *, name: str, **style: Any) -> None:

@@ -2,14 +2,16 @@
 
 from typing import Any
 
+import cv2
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
-from csat.evaluation.reports.page import figure_uri, render
+from csat.evaluation.reports.page import figure_uri, image_uri, render
 from csat.runs.folder import RunFolder
 
-PICTURE_INCHES = 2.0  # edge of one picture in the grid
+PICTURE_PX = 150  # edge of one picture
+FRAME = (0, 255, 255)  # colour of the frame around what the teacher answers for
 
 
 def write_pretraining_report(
@@ -31,6 +33,7 @@ def write_pretraining_report(
         pictures: Held-out tiles: `slide`, `tile` uint8 [H, W, 3], `teacher.<name>` and `student.<name>` [C, n, n], `known`
             bool [H, W] where the nuclei are known, and `covered_px` (from, to) where the responses cover the inner part only.
     """
+    panels = _panels(pictures)
     page = render(
         "pretraining.html",
         config=folder.path("config.yaml"),
@@ -41,8 +44,8 @@ def write_pretraining_report(
         throughput=throughput,
         evaluation=evaluation,
         curves=_curves(metrics),
-        pictures=_pictures(pictures),
-        num_pictures=len(pictures),
+        panels=[title for _, title, _ in panels],
+        pictures=[_row(picture, panels) for picture in pictures],
     )
     folder.write_text("report.html", page)
 
@@ -69,46 +72,46 @@ def _curves(metrics: list[dict[str, Any]]) -> str | None:
     return figure_uri(figure)
 
 
-def _pictures(pictures: list[dict[str, np.ndarray]]) -> str | None:
-    """One row per tile: the tile, then for every response the teacher's and the student's side by side."""
+def _panels(pictures: list[dict[str, np.ndarray]]) -> list[tuple[str, str, int | None]]:
+    """What is shown of each tile: key, title, and channel; None: the most likely one."""
     if not pictures:
-        return None
-    names = [name.removeprefix("teacher.") for name in pictures[0] if name.startswith("teacher.")]
-    panels = [("tile", "tile", 0)]
-    for name in names:
+        return []
+    panels: list[tuple[str, str, int | None]] = [("tile", "tile", 0)]
+    if any("known" in picture for picture in pictures):
+        panels.append(("known", "known nuclei", 0))
+    for name in (name.removeprefix("teacher.") for name in pictures[0] if name.startswith("teacher.")):
         channels = pictures[0][f"teacher.{name}"].shape[0]
         # A field shows each of its two components; a distribution shows its most likely channel.
         for channel in range(channels) if channels <= 2 else [None]:
-            label = (
-                name if channels == 1 else f"{name} {'hv'[channel] if name == 'hv' else channel}" if channels == 2 else name
-            )
-            panels += [(f"teacher.{name}", f"teacher: {label}", channel), (f"student.{name}", f"student: {label}", channel)]
-    if any("known" in picture for picture in pictures):
-        panels.insert(1, ("known", "known nuclei", 0))
-    size = (PICTURE_INCHES * len(panels), PICTURE_INCHES * len(pictures) + 0.3)
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(len(pictures), len(panels), squeeze=False)
-    for row, picture in zip(axes, pictures, strict=True):
-        for axis, (key, title, channel) in zip(row, panels, strict=True):
-            axis.set_axis_off()
-            if axis in axes[0]:
-                axis.set_title(title, fontsize=9)
-            if key in picture:
-                _show(axis, key, picture[key], channel)
-                if key in ("tile", "known") and "covered_px" in picture:
-                    start, stop = picture["covered_px"]
-                    axis.add_patch(Rectangle((start, start), stop - start, stop - start, ec="cyan", ls="--", fill=False))
-    return figure_uri(figure)
+            part = f" {'hv'[channel] if name == 'hv' else channel}" if channels == 2 else ""
+            panels += [(f"{who}.{name}", f"{who}: {name}{part}", channel) for who in ("teacher", "student")]
+    return panels
 
 
-def _show(axis: Any, key: str, values: np.ndarray, channel: int | None) -> None:
+def _row(picture: dict[str, np.ndarray], panels: list[tuple[str, str, int | None]]) -> list[str | None]:
+    """The panels of one tile as data URIs; None where it has none."""
+    return [image_uri(_shown(key, picture, channel)) if key in picture else None for key, _, channel in panels]
+
+
+def _shown(key: str, picture: dict[str, np.ndarray], channel: int | None) -> np.ndarray:
+    """uint8 `[H, W, 3]`, with the frame of what the teacher answers for."""
+    values = picture[key]
     if key == "tile":
-        axis.imshow(values)
+        shown = values
     elif key == "known":
-        axis.imshow(values, cmap="gray", vmin=0, vmax=1)
+        shown = np.repeat(255 * values.astype(np.uint8)[..., None], 3, -1)
     elif channel is None:
-        axis.imshow(values.argmax(0), cmap="tab10", vmin=0, vmax=9, interpolation="nearest")
+        shown = _colored(values.argmax(0) % 10, "tab10")
     elif values.shape[0] == 1:
-        axis.imshow(values[0].astype(np.float32), cmap="magma", vmin=0, vmax=1)
+        shown = _colored(values[0].astype(np.float32).clip(0, 1), "magma")
     else:
-        axis.imshow(values[channel].astype(np.float32), cmap="RdBu", vmin=-1, vmax=1)
+        shown = _colored((values[channel].astype(np.float32).clip(-1, 1) + 1) / 2, "RdBu")
+    shown = cv2.resize(shown, (PICTURE_PX, PICTURE_PX), interpolation=cv2.INTER_AREA if key == "tile" else cv2.INTER_NEAREST)
+    if key in ("tile", "known") and "covered_px" in picture:
+        first, last = (round(edge * PICTURE_PX / len(values)) for edge in picture["covered_px"])
+        cv2.rectangle(shown, (first, first), (last - 1, last - 1), FRAME, 1)
+    return shown
+
+
+def _colored(values: np.ndarray, name: str) -> np.ndarray:
+    return (255 * colormaps[name](values)[..., :3]).round().astype(np.uint8)

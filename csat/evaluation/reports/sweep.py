@@ -37,16 +37,24 @@ def write_sweep_report(
     cells = [
         {
             "name": f"{result.data_set} x {result.start}",
-            "figure": _figure(result.trials, result.best, space) if result.trials and space else None,
+            "figure": _figure(result.trials, result.best, space)
+            if space and any(trial.metric is not None for trial in result.trials)
+            else None,
             "trials": sorted(result.trials, key=lambda trial: -np.inf if trial.metric is None else trial.metric, reverse=True),
             "best": result.best,
-            "seeds": result.seeds,
+            "seeds": [(uri, _report_below(folder, uri)) for uri in result.seeds],
             "error": result.error,
         }
         for result in results
     ]
     page = render("sweep.html", run_folder=folder.uri, rows=rows, cells=cells, duration=duration, in_words=in_words)
     folder.write_text("report.html", page)
+
+
+def _report_below(folder: RunFolder, uri: str) -> str | None:
+    """The report of a run as a link from the sweep's own; None where it lies elsewhere: a bucket may be copied."""
+    start = folder.uri.rstrip("/") + "/"
+    return f"{uri.removeprefix(start)}/report.html" if uri.startswith(start) else None
 
 
 def _figure(trials: Sequence[Trial], best: int | None, space: Sequence[Dimension]) -> str:

@@ -55,4 +55,5 @@ def test_a_pretraining_report_escapes_what_it_is_told(tmp_path):
     assert "&lt;script&gt;alert(1)" in page
     assert "1 × &lt;b&gt;missing&lt;/b&gt; (quarantined)" in page
     assert "0.800 – 0.950" in page
-    assert page.count("data:image/png;base64,") == 2  # curves and pictures
+    assert page.count("data:image/png;base64,") == 1  # curves
+    assert page.count("data:image/jpeg;base64,") == 3  # a tile, and what was said of it

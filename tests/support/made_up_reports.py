@@ -1,0 +1,142 @@
+"""Every kind of report, of runs that never were: with names as long and as hostile as a file may have."""
+
+from pathlib import Path
+
+import numpy as np
+
+from csat.evaluation import comparison
+from csat.evaluation.judged_run import read_run
+from csat.evaluation.reports.comparison import write_comparison_report
+from csat.evaluation.reports.finetuning import write_finetuning_report
+from csat.evaluation.reports.pretraining import write_pretraining_report
+from csat.evaluation.reports.sweep import write_sweep_report
+from csat.evaluation.sweep_table import Row
+from csat.runs.folder import RunFolder
+from csat.sweeps.space import Dimension
+from csat.sweeps.trial import CellResult, Trial
+from tests.support.made_up import classified, nuclei, pictures, segmented, write_run
+
+EVIL = "<img src=x onerror=window.ran=1>"  # what a file may be called
+LONG = "s3://bucket/" + "a_very_long_name_of_a_folder_without_any_blank/" * 4
+MAKERS = {"classification": classified, "segmentation": segmented, "nuclei": nuclei}
+
+
+def pretraining(uri: Path) -> RunFolder:
+    folder = RunFolder(str(uri))
+    teacher = {"name": EVIL, "source": LONG, "weights_sha256": "0" * 64, "licence": EVIL, "mpp": None}
+    folder.write_json("teacher.json", teacher)
+    folder.write_json("manifest/index.json", {"slides": {"given": 2, "tiled": 1, "quarantined": 1}, "mpp": 0.5})
+    folder.write_text("config.yaml", "{}\n")
+    folder.write_text("quarantine.parquet", "")
+    steps = np.arange(1, 60)
+    lines = [
+        {"step": int(step), "loss": 2 / step, "loss/np_bce": 1.5 / step, "loss/hv_mse": 0.5 / step, "lr": 0.001 / step}
+        | {"tiles_per_s": 30 + 3 * np.sin(step), "wait_share": 0.1}
+        for step in steps
+    ]
+    figure = {"value": 0.9, "low": 0.8, "high": 0.95, "tiles": 4, "groups": 2}
+    names = ("student_vs_teacher.np.dice", "student_vs_teacher.hv.pearson", "student_vs_known.np.dice", EVIL)
+    rate = {"tiles_per_s_per_actor": 100.0}
+    write_pretraining_report(
+        folder,
+        metrics=lines,
+        accounts={
+            "epochs": [{"epoch": 0, "manifest": 4000, "trained": 3000, "quarantined": 1, "filtered": 0}],
+            "not_used": [{"count_all": 1, "reason": EVIL, "status": "quarantined"}],
+        },
+        throughput={
+            "student": {"params": 3e6, "macs": 1e9, "input_px": 64},
+            "tiles_per_s": 9.0,
+            "trainer_waiting_share": 0.1,
+            "stages": {"student": {"workers": 1}, "read": rate, "teacher": {"tiles_per_s_per_actor": None}},
+            "trainer_peak_rss_bytes": 1e9,
+            "object_store_peak_bytes": None,
+            "spilled_bytes": None,
+            "wall_s": 12.0,
+            "attempts": 1,
+        },
+        evaluation=dict.fromkeys(names, figure),
+        pictures=[_tile(seed) for seed in range(4)],
+    )
+    return folder
+
+
+def _tile(seed: int) -> dict:
+    rows, columns = np.mgrid[:64, :64]
+    disc = ((rows - 30) ** 2 + (columns - 20 - 5 * seed) ** 2 < 150).astype(np.float32)
+    noise = np.random.default_rng(seed).random((64, 64)).astype(np.float32)
+    image = (255 - 120 * disc[..., None] - 30 * noise[..., None] * np.array([1, 2, 1])).clip(0, 255).astype(np.uint8)
+    said = {"np": disc[None], "hv": np.stack([columns - 32, rows - 32]) / 32 * disc, "tp": np.stack([1 - disc, disc, noise])}
+    answers = {f"{who}.{name}": value for name, value in said.items() for who in ("teacher", "student")}
+    return {"slide": EVIL, "tile": image, "known": disc > 0, **answers}
+
+
+def finetuning(uri: Path, task: str) -> RunFolder:
+    classes = {} if task == "nuclei" else {"classes": (EVIL, "adenocarcinoma_of_the_lung", "squamous")}
+    said = MAKERS[task](0, **classes)
+    folder = write_run(uri, {"val": MAKERS[task](1, **classes), "test": said}, model=LONG)
+    data = folder.read_json("data.json")
+    data["sets"][0] |= {"licence": EVIL, "source": LONG, "note": EVIL}
+    data["unreadable"] = [{"sample": LONG, "reason": EVIL}]
+    folder.write_json("data.json", data)
+    write_finetuning_report(folder, pictures=[{**each, "title": EVIL, "key": LONG} for each in pictures(said, 4)])
+    return folder
+
+
+def comparing(uri: Path, task: str) -> RunFolder:
+    """Many groups that are nearly as good and as dear as each other."""
+    names = ["student", "stain", EVIL, LONG, *(f"csat width {width}" for width in range(5))]
+    groups = {}
+    for number, name in enumerate(names):
+        macs = 1_000_000_000 + 20_000_000 * number
+        run = write_run(uri / "runs" / str(number), {"test": MAKERS[task](number)}, macs=macs, seed=number)
+        groups[name] = [read_run(run.uri, "test")]
+    metric = groups["student"][0].evaluation["metric"]
+    result = comparison.compare_runs(groups, split="test", metric=metric, num_bootstraps=100)
+    worst = comparison.worst_samples(groups, 3)
+    result["worst"] = [{**sample, "key": LONG, "label": EVIL} for sample in worst]
+    shown = [
+        {"key": LONG, "image": each["image"], "true": each["true"], "said": dict.fromkeys(names[:3], each["said"])}
+        for each in pictures(groups["student"][0].predictions, 3)
+    ]
+    folder = RunFolder(str(uri))
+    for name in ("config.yaml", "evaluation.csv", "evaluation.json"):
+        folder.write_text(name, "")
+    write_comparison_report(folder, result, pictures=shown, why_no_pictures=None)
+    return folder
+
+
+def sweep(uri: Path) -> RunFolder:
+    space = (
+        Dimension(name="train.optim.lr", kind="loguniform", values=(1e-4, 1e-2)),
+        Dimension(name="data.sampling", kind="choice", values=("natural", EVIL)),
+    )
+    trials = tuple(
+        Trial(
+            number=number,
+            params={"train.optim.lr": 10 ** -(2 + number / 5), "data.sampling": ("natural", EVIL)[number % 2]},
+            state="finished" if number else "failed",
+            metric=0.5 + number / 30 if number else None,
+            curve=tuple((float(epoch), 0.4 + epoch * number / 100) for epoch in range(1, 6)) if number else (),
+            error=None if number else EVIL,
+        )
+        for number in range(9)
+    )
+    results = [
+        CellResult(data_set="lung", start=EVIL, trials=trials, best=8, seeds=(LONG, LONG)),
+        CellResult(data_set=LONG, start="none", trials=trials[:1], best=None, seeds=(), error=EVIL),
+    ]
+    row = Row(data_set="lung", start=EVIL, metric="dice", part="test", value=0.8, low=0.7, high=0.9, params=trials[8].params)
+    folder = RunFolder(str(uri))
+    for name in ("config.yaml", "table.csv", "table.json"):
+        folder.write_text(name, "")
+    write_sweep_report(folder, results=results, rows=[row, Row(data_set=LONG, start="none", note=EVIL)], space=space)
+    return folder
+
+
+KINDS = {
+    "pretraining": pretraining,
+    "sweep": sweep,
+    **{f"finetuning-{task}": lambda uri, task=task: finetuning(uri, task) for task in MAKERS},
+    **{f"comparison-{task}": lambda uri, task=task: comparing(uri, task) for task in ("classification", "nuclei")},
+}
