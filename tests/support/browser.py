@@ -20,6 +20,7 @@ FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars"),
 )
+OWN_SCHEMES = ("data", "about", "chrome", "chrome-untrusted")  # of what a page holds itself, and of the browser's first tab
 FACTS = """
 const images = [...document.images];
 return {
@@ -83,7 +84,7 @@ class Browser:
     def _asked(self) -> list[str]:
         messages = [json.loads(entry["message"])["message"] for entry in self._driver.get_log("performance")]
         sent = [each["params"]["request"]["url"] for each in messages if each["method"] == "Network.requestWillBeSent"]
-        return [url for url in sent if urlsplit(url).scheme not in ("data", "about")]
+        return [url for url in sent if urlsplit(url).scheme not in OWN_SCHEMES]
 
     def _do(self, command: str, settings: dict) -> dict:
         return self._driver.execute_cdp_cmd(command, settings)
