@@ -1,6 +1,7 @@
 """The main job on a real local Ray cluster: slides in, student and evidence out."""
 
 import json
+import logging
 import shutil
 import signal
 
@@ -170,11 +171,12 @@ def test_the_report_has_its_pictures(finished):
     folder, _ = finished
     page = (folder / "report.html").read_text()
     assert "teacher_vs_known.nuclei.dice" in page
-    assert page.count("data:image/png;base64,") == 2
+    assert page.count("data:image/png;base64,") == 1, "the curves"
+    assert page.count("data:image/jpeg;base64,") == 3 * 8, "tiles, what is known, and twice np and both parts of hv"
 
 
 @pytest.mark.thorough
-def test_a_fine_tuned_run_is_a_teacher(ray_cluster, slides, tmp_path, monkeypatch, capsys):
+def test_a_fine_tuned_run_is_a_teacher(ray_cluster, slides, tmp_path, monkeypatch, caplog):
     """`--teacher FOLDER`, relative: the record says which model that was, and by another name it is the same run.
 
     Of one slide, with nothing said of what to hold out: blocks of it are.
@@ -185,10 +187,11 @@ def test_a_fine_tuned_run_is_a_teacher(ray_cluster, slides, tmp_path, monkeypatc
     model = build_model(ModelConfig(name="unet", options={"width": 4, "depth": 2}), info, load_exported)
     save_model(model, str(tmp_path / "teacher" / "exported"), {"task": "nuclei", "mpp": 0.5, "licence": "CC BY 4.0"})
     monkeypatch.chdir(tmp_path)
+    caplog.set_level(logging.INFO)
     one = dict(slides=slides[:1], manifest__holdout_by=None)
     assert pretrain.main(arguments(run_folder="run", teacher__name="teacher", **one)) == 0
     held_out = read_json(tmp_path / "run", "manifest/index.json")["holdout"]
-    assert f"{held_out['num_tiles']} tiles, in blocks of the slides, are held out" in capsys.readouterr().out
+    assert f"{held_out['num_tiles']} tiles, in blocks of the slides, are held out" in caplog.text
     assert held_out["num_tiles"] > 0 and read_json(tmp_path / "run", "evaluation.json")
     teacher = read_json(tmp_path / "run", "teacher.json")
     assert teacher["weights_sha256"] == sha256_of(tmp_path / "teacher" / "exported" / "model.safetensors")
