@@ -23,7 +23,7 @@ from csat.settings import (
 from csat.words import printable
 from workflows.shell import interruption, output
 from workflows.shell.flags import with_flags
-from workflows.shell.help import SHORT_FORMS, HelpFormatter, HelpParser, as_called, epilog, field_notes, takes_list
+from workflows.shell.help import SHORT_FORMS, HelpFormatter, HelpParser, as_called, epilog, takes_list
 
 logger = logging.getLogger(__name__)
 
@@ -148,10 +148,6 @@ def parse(
     parser.add_argument("--config", action="config", help=f"a recipe (YAML); by name, one of: {', '.join(recipe_names())}")
     output.add_options(parser)
     add_settings(parser, config_class)
-    notes = field_notes(config_class)
-    for action in parser._actions:  # argparse's own list of options; no public way to add help to a dataclass's fields
-        if action.dest in notes:
-            action.help = notes[action.dest]
     given = output.without_options(sys.argv[1:] if argv is None else argv)
     given = map(printable, given)  # a shell's pattern also matches names that are not UTF-8
     arguments = _join_lists(given, config_class)

@@ -154,8 +154,8 @@ def _action(setting: Setting, action: argparse.Action | None, notes: Mapping[str
     """The option of a setting as it is shown: by its short form. Settings of what may be left out have none of their own."""
     if action is None:
         action = argparse._StoreAction([f"--{setting.name}"], setting.name, default=setting.default, type=setting.hint)
-        action.help = notes.get(setting.name)
     shown = copy.copy(action)
+    shown.help = notes.get(setting.name)
     short = {long: form for form, long in SHORT_FORMS.items()}
     shown.option_strings = [short.get(f"--{setting.name}", f"--{setting.name}")]
     last = setting.name.rpartition(".")[2].upper()

@@ -13,6 +13,7 @@ from workflows.pretraining.config import PretrainConfig
 from workflows.rates.config import BenchmarkConfig
 from workflows.shell import command_line
 from workflows.shell.config import TeacherConfig
+from workflows.shell.help import field_notes
 from workflows.sweep.config import SweepConfig
 
 
@@ -126,7 +127,7 @@ def test_wrong_recipes(tmp_path, text, message):
 
 def test_every_setting_of_the_verbs_is_explained():
     for config_class in (PretrainConfig, FinetuneConfig, BenchmarkConfig, EvaluateConfig, SweepConfig):
-        notes = command_line.field_notes(config_class)
+        notes = field_notes(config_class)
         assert [key for key in valid_keys(config_class) if key not in notes] == []
 
 
