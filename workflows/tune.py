@@ -10,6 +10,7 @@ command resumes.
 """
 
 import sys
+from contextlib import closing
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -63,12 +64,13 @@ def sweep(config: SweepConfig) -> int:
         folder.set_status("running")
         per_cell = (config.num_trials if space else 0) + config.final_seeds
         progress = Progress(num_runs=len(cells) * per_cell, num_done=len(results) * per_cell)
-        for key in dict.fromkeys(cell.data_key for cell in waiting):
-            members = [cell for cell in waiting if cell.data_key == key]
-            name = f"data of {members[0].folder}"
-            with share(name, decode(members[0].config.data, data[key])):
-                for cell in members:
-                    results[cell.name] = run_cell(cell, config, space, data_name=name, progress=progress, tracker=tracker)
+        with closing(progress):
+            for key in dict.fromkeys(cell.data_key for cell in waiting):
+                members = [cell for cell in waiting if cell.data_key == key]
+                name = f"data of {members[0].folder}"
+                with share(name, decode(members[0].config.data, data[key])):
+                    for cell in members:
+                        results[cell.name] = run_cell(cell, config, space, data_name=name, progress=progress, tracker=tracker)
     first = None if waiting else "this sweep is finished: nothing to do"
     ended = [results[cell.name] for cell in cells]
     return finish(folder, ended, space, num_bootstraps=cells[0].config.num_bootstraps, first=first)

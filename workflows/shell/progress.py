@@ -37,6 +37,10 @@ class Progress:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Nothing more is shown; a bar stays as it is."""
         self._bar.close()
 
     def show(self, done: int, said: str = "", *, is_last: bool = False, **facts: Any) -> None:

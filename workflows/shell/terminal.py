@@ -11,6 +11,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 _COLOUR = r"(?:\x1b\[\d+m)?"
@@ -53,7 +54,7 @@ class OwnLines(io.TextIOBase):
         self._lock = threading.RLock()
 
     def write(self, text: str) -> int:
-        with self._lock:
+        with self._bars_aside(text), self._lock:
             *lines, rest = (self._held + text).split("\n")
             self._held = ""
             for line in lines:
@@ -80,6 +81,11 @@ class OwnLines(io.TextIOBase):
     @property
     def encoding(self) -> str:
         return self.stream.encoding
+
+    def _bars_aside(self, text: str) -> AbstractContextManager:
+        """While a line is written to a terminal, bars make room for it. Before this stream's lock, as tqdm takes the two."""
+        tqdm = getattr(sys.modules.get("tqdm"), "tqdm", None)
+        return tqdm.external_write_mode(file=sys.stderr) if tqdm and "\n" in text and self.isatty() else nullcontext()
 
     def _ours(self, line: str) -> str | None:
         """The line as it is shown; None: it is Ray's."""

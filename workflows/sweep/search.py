@@ -178,6 +178,10 @@ class Progress(tune.Callback):
         self.num_done += len(ended)
         self._num_before += len(ended)
 
+    def close(self) -> None:
+        """The sweep is over, or was interrupted."""
+        self._shown.close()
+
     def skip(self, num_runs: int) -> None:
         """Runs that will not be made."""
         self.num_runs -= num_runs

@@ -32,7 +32,8 @@ def work(config):
     print("(RayTrainWorker pid=12) WARNING csat.training.loop: a slow store", file=sys.stderr)
     print("(SplitCoordinator pid=7) of Ray", file=sys.stderr)
     for _ in progress.progress_over(range(config.tiles), "cutting", total=config.tiles, unit="tile"):
-        pass
+        if config.tiles == 5:
+            logging.getLogger("verb").info("meanwhile")
     try:
         raise ValueError("inner")
     except ValueError:
@@ -104,7 +105,8 @@ def test_json_of_an_error_has_its_exit_code(run):
     assert (last["event"], last["exit_code"], last["message"]) == ("error", 2, "error: 4 tiles cannot be")
 
 
-def test_a_bar_on_a_terminal(command):
+def on_a_terminal(*command):
+    """What a command writes to standard error where that is a terminal of 100 columns."""
     leader, follower = os.openpty()
     termios.tcsetwinsize(follower, (24, 100))
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -118,7 +120,18 @@ def test_a_bar_on_a_terminal(command):
         pass
     os.close(leader)
     assert process.wait(timeout=60) == 0
-    assert "\rcutting:" in said.decode() and "3/3" in said.decode() and "cutting: 1/3 tiles" not in said.decode()
+    return said.decode()
+
+
+def test_a_bar_on_a_terminal(command):
+    said = on_a_terminal(*command)
+    assert "\rcutting:" in said and "3/3" in said and "cutting: 1/3 tiles" not in said
+
+
+def test_a_line_stands_above_the_bar(command):
+    lines = on_a_terminal(*command, "--tiles=5").split("\r\n")
+    shown = [line.rpartition("\r")[2] for line in lines]  # what a carriage return leaves to be seen
+    assert sum(line.endswith("INFO meanwhile") and "cutting" not in line for line in shown) == 5
 
 
 @pytest.mark.parametrize(
