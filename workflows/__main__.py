@@ -46,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _help(program: str) -> str:
     width = max(map(len, VERBS))
     verbs = "\n".join(f"  {verb:{width}}  {what}" for verb, what in VERBS.items())
-    return f"usage: {program} VERB [settings]\n\n{verbs}\n\n`{program} VERB --help` lists the settings of a verb."
+    how = f"`{program} VERB --help` says what a verb needs, and `--help all` lists every setting."
+    return f"usage: {program} VERB [settings]\n\n{verbs}\n\n{how}"
 
 
 def _refusal(verb: str, program: str) -> str:
