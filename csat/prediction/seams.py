@@ -8,9 +8,10 @@ Tiles overlap, by 20 um or more, so that a nucleus is whole in at least one. The
    quarantined), the core reaches to the tile's own edge: no strip is left to nobody.
 2. *Whole.* A nucleus that was found in its tile's core and touches no edge of what the tile saw is kept.
 3. *Twins.* Of two, found by different tiles, that share half of the smaller one's area, the better is kept: the one of 2.
-   before a whole one of elsewhere before a cut one; among equals the larger. One that lies beyond its tile's core is kept only
-   where nothing was kept there: within `NEAR_UM` of the core, for two tiles may each place a centroid beyond the border, or in
-   place of one that is cut.
+   before a whole one of elsewhere before a cut one; among equals the larger. One that lies beyond its tile's core is kept in
+   two cases: the tile in whose core it lies found it as well, whose centroid lies beyond the border the other way (by up to
+   `NEAR_UM`, else both would be lost), or it is whole where that tile's is cut. What that tile did not find is not kept: else
+   there would be more nuclei at borders than elsewhere.
 4. *Cut.* What touches an edge and has no such twin stays, marked `is_cut`: part of a nucleus that is larger than the overlap,
    or that reaches into a missing tile. What is cut and lies outside its tile's core is dropped.
 
@@ -108,16 +109,17 @@ class Seams:
         tile_of = np.repeat(tiles, [len(self._tables[tile]) for tile in tiles])
         settled = np.concatenate([self._settled.get(tile, np.zeros(len(self._tables[tile]), bool)) for tile in tiles])
         is_here = self._band[tile_of] == band
-        rank, beyond_px, is_shared = self._claims(table, tile_of)
-        is_kept = self._choose(table, tile_of, rank, beyond_px, is_shared, settled, is_here)
+        rank, beyond_px, owner, is_shared = self._claims(table, tile_of)
+        is_kept = self._choose(table, tile_of, rank, beyond_px, owner, is_shared, settled, is_here)
         self._count(rank[is_here], is_kept[is_here], np.asarray(table["is_cut"])[is_here])
         for tile in here:
             del self._tables[tile]
             self._settled.pop(tile, None)
         return table.filter(pa.array(is_kept & is_here)).select(NUCLEI_SCHEMA.names)
 
-    def _claims(self, table: pa.Table, tile_of: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of each nucleus: how good its tile's claim is, how far it lies beyond that tile's core, whether others saw it."""
+    def _claims(self, table: pa.Table, tile_of: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Of each nucleus: how good its tile's claim is, how far it lies beyond that tile's core, the tile in whose core it
+        lies, whether others saw it."""
         boxes = shapely.box(*(np.asarray(table[name]) for name in BOX))
         nucleus, tile = self._tree.query(boxes)
         answered = self._answered[tile]
@@ -134,11 +136,14 @@ class Seams:
         beyond_px, is_own = np.zeros(len(table)), np.ones(len(table), bool)
         np.maximum.at(beyond_px, nucleus, beyond)
         is_own[nucleus[lost]] = False
+        owner = tile_of.copy()
+        nearest_last = np.lexsort([self._rank[tile[lost]], -far[lost]])
+        owner[nucleus[lost][nearest_last]] = tile[lost][nearest_last]
         is_cut = np.asarray(table["is_cut"])
         rank = np.where(is_own, np.where(is_cut, OWN_CUT, OWN_WHOLE), np.where(is_cut, DROPPED, OTHER_WHOLE))
-        return rank, beyond_px, is_shared
+        return rank, beyond_px, owner, is_shared
 
-    def _choose(self, table, tile_of, rank, beyond_px, is_shared, settled, is_here) -> np.ndarray:
+    def _choose(self, table, tile_of, rank, beyond_px, owner, is_shared, settled, is_here) -> np.ndarray:
         """bool `[N]`: which are kept; also notes what later bands have to know."""
         is_near = (rank == OTHER_WHOLE) & (beyond_px <= self._near_px)
         is_own = (rank == OWN_WHOLE) | (rank == OWN_CUT)
@@ -150,8 +155,10 @@ class Seams:
             twins[one].append(other)
             twins[other].append(one)
         replaces_cut = np.array([any(rank[pool[other]] == OWN_CUT for other in each) for each in twins], bool)
-        is_eligible = (is_own | is_near)[pool] | replaces_cut
-        is_gone = ~is_eligible
+        is_seen_there = np.array(
+            [any(tile_of[pool[other]] == owner[row] for other in each) for row, each in zip(pool, twins, strict=True)], bool
+        )
+        is_gone = ~(is_own[pool] | (is_near[pool] & is_seen_there) | replaces_cut)
         is_gone[outlines.twins_in(self._kept)] = True
         chosen = np.zeros(len(pool), bool)
         for index in np.lexsort([np.arange(len(pool)), -outlines.area, rank[pool], ~settled[pool]]).tolist():
@@ -159,7 +166,7 @@ class Seams:
                 chosen[index] = True
                 is_gone[twins[index]] = True
         # One of a later band for whose sake one of this band is lost stays, whatever it meets there.
-        lost = is_eligible & ~chosen & is_here[pool]
+        lost = (is_own | is_near)[pool] & ~chosen & is_here[pool]
         for index in np.flatnonzero(chosen & ~is_here[pool]).tolist():
             settled[pool[index]] |= lost[twins[index]].any()
         for tile in np.unique(tile_of[~is_here]).tolist():

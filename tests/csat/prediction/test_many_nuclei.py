@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_many_nuclei_in_bounded_memory():
     measured = []
