@@ -14,7 +14,7 @@ UNKNOWN = "unknown"  # pixels as they are, and nothing says their size
 PHRASES = {  # in the order of the line
     STATED: "{} stated by their files",
     GIVEN: "{} given slide by slide",
-    SOURCE_MPP: "{} by data.source_mpp",
+    SOURCE_MPP: "{} as given for all that state none",
     GUESSED: "{} guessed (10 / objective power)",
     UNKNOWN: "{} not known",
 }

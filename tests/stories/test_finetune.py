@@ -1,4 +1,4 @@
-"""Fine-tuning on a real local Ray cluster: labelled images in, a judged model out; and what must be refused first."""
+"""Fine-tuning on a real local Ray cluster: labelled images in, a judged model out."""
 
 import contextlib
 import json
@@ -9,47 +9,21 @@ import signal
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
-import yaml
 from PIL import Image
 
+from csat.errors import NonFiniteLossError
 from csat.evaluation.predictions import Predictions
 from csat.export.folder import load_exported
 from csat.labels.decoded import ARRAYS
 from csat.runs.checkpoints import Checkpoints
 from csat.runs.recorder import read_metrics
+from csat.settings import merge
+from tests.stories.finetuning import SMALL, TILE_PX, write_recipe
 from tests.support.labelled_folders import data_settings, fit_alone, make_folder, prepare
 from tests.support.verbs import interrupt, runs_alone, wait_for
 from workflows import finetune
 from workflows.finetuning.config import read_config
 from workflows.shell.decode_samples import Prepared
-
-SMALL = {
-    "model": {"name": "csat_nano", "decoder_channels": 8},
-    "train": {"epochs": 3, "batch_size": 8, "log_every_steps": 1, "checkpoint_every_steps": 2, "optim": {"lr": 0.005}},
-    "workers": {"cpus_per_worker": 0.25},
-    "readers": {"max_actors": 1},
-    "num_bootstraps": 200,
-    "report_samples": 2,
-}
-TILE_PX = 32
-
-
-def merged(*settings):
-    """Nested settings, later ones first."""
-    together = {}
-    for each in settings:
-        for key, value in each.items():
-            is_nested = isinstance(value, dict) and isinstance(together.get(key), dict)
-            together[key] = merged(together[key], value) if is_nested else value
-    return together
-
-
-def write_recipe(folder, *settings):
-    """Command line of a run: a recipe with these settings."""
-    path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(merged(SMALL, {"data": {"tile_px": TILE_PX, "memory_gb": 0.05}}, *settings)))
-    return ["--config", str(path)]
 
 
 def read_json(folder, name):
@@ -159,7 +133,7 @@ class TestClassification:
         start = {"model": {"init": "run", "from_run": str(folder)}, "train": {"epochs": 1}}
         data = data_settings(str(images), tile_px=TILE_PX)
         # The set is small: one broken image of 48 is within max_unreadable.
-        evaluation = fit_alone(merged(SMALL, data, start, {"run_folder": str(tmp_path / "run")}))
+        evaluation = fit_alone(merge(SMALL, data, start, {"run_folder": str(tmp_path / "run")}))
         assert evaluation["model"]["from_run"] == str(folder)
         started = read_json(tmp_path / "run", "exported/config.json")["metadata"]["started_from"]
         assert started["run"] == str(folder) and started["task"] == "classification"
@@ -169,7 +143,7 @@ class TestOtherWays:
     """In one process, as a trial of a sweep trains; what Ray decodes for it is looked at below."""
 
     def fit(self, tmp_path, *settings):
-        return fit_alone(merged(SMALL, {"run_folder": str(tmp_path / "run"), "data": {"tile_px": TILE_PX}}, *settings))
+        return fit_alone(merge(SMALL, {"run_folder": str(tmp_path / "run"), "data": {"tile_px": TILE_PX}}, *settings))
 
     def test_segmentation_with_a_timm_backbone(self, binary, tmp_path):
         sets = {"sets": {"mine": {"path": str(binary), "layout": "pairs"}}, "task": "segmentation", "fit": "crop"}
@@ -203,13 +177,21 @@ class TestOtherWays:
         )
         assert evaluation["best_metric"] is not None
 
+    def test_a_loss_that_is_not_finite_stops_the_run(self, images, tmp_path):
+        """(A group's: tests/workflows/shell/test_group.py. A page's end: test_pretrain.py.)"""
+        frail = {"train": {"optim": {"lr": 1e30, "clip_grad_norm": None, "warmup": 0.0}}}
+        with pytest.raises(NonFiniteLossError, match="not finite"):
+            self.fit(tmp_path, data_settings(str(images)), frail)
+        status = read_json(tmp_path / "run", "status.json")
+        assert (status["state"], status["kind"]) == ("failed", "NonFiniteLossError") and "not finite" in status["error"]
+
 
 @pytest.mark.ray
 @pytest.mark.parametrize("task", ["segmentation", "nuclei"])
 def test_masks_that_ray_decodes_are_those_of_the_files(ray_cluster, nuclei, binary, tmp_path, task):
     """(Images with labels alone: above.)"""
     sets = {"sets": {"mine": {"path": str(nuclei if task == "nuclei" else binary), "layout": "pairs"}}, "task": task}
-    config = read_config(merged(SMALL, {"run_folder": str(tmp_path), "data": {"fit": "crop", "memory_gb": 0.05, **sets}}))
+    config = read_config(merge(SMALL, {"run_folder": str(tmp_path), "data": {"fit": "crop", "memory_gb": 0.05, **sets}}))
     prepared = prepare(config)
     decoded, read = prepared.source(), Prepared(prepared.data, config.data).source()
     assert prepared.tables and not prepared.unreadable
@@ -217,6 +199,15 @@ def test_masks_that_ray_decodes_are_those_of_the_files(ray_cluster, nuclei, bina
         for name in ARRAYS:
             np.testing.assert_array_equal(getattr(decoded.get(index), name), getattr(read.get(index), name))
         assert getattr(decoded.get(index), "mask" if task == "segmentation" else "instances").any()
+
+
+@pytest.mark.ray
+def test_prepare_only_writes_who_is_where(ray_cluster, images, tmp_path, capsys):
+    more = {"run_folder": str(tmp_path / "run"), "prepare_only": True}
+    assert finetune.main(write_recipe(tmp_path, data_settings(str(images)), more)) == 0
+    lines = (tmp_path / "run" / "samples.csv").read_text().splitlines()
+    assert lines[0].startswith("image,part,sample,group") and len(lines) == 1 + 2 * 8 * 3
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 @pytest.mark.ray
@@ -231,15 +222,6 @@ def test_a_set_that_does_not_fit_into_memory_is_streamed(ray_cluster, images, tm
     rows = read_json(tmp_path / "run", "accounting.json")["epochs"]
     assert len(rows) == 2
     assert all(row["trained"] + row["quarantined"] == row["manifest"] for row in rows)
-
-
-@pytest.mark.ray
-@pytest.mark.thorough
-def test_a_loss_that_is_not_finite_stops_the_run(ray_cluster, images, tmp_path, capsys):
-    more = {"run_folder": str(tmp_path / "run"), "train": {"optim": {"lr": 1e30, "clip_grad_norm": None, "warmup": 0.0}}}
-    assert finetune.main(write_recipe(tmp_path, data_settings(str(images)), more)) == 1
-    assert "not finite" in capsys.readouterr().err
-    assert read_json(tmp_path / "run", "status.json")["state"] == "failed"
 
 
 @pytest.fixture(scope="module")
@@ -290,119 +272,3 @@ class TestKilledAndInterrupted:
 
 def cursor(run):
     return Checkpoints(str(run / "checkpoints")).latest_cursor()
-
-
-# ------------------------------------------------------------------------------------------------------ it refuses
-
-
-def refuse(tmp_path, capsys, *settings) -> str:
-    """The message of a run that must not start."""
-    more = {"run_folder": str(tmp_path / "run")}
-    assert finetune.main(write_recipe(tmp_path, more, *settings)) == 2
-    assert not (tmp_path / "run" / "checkpoints").exists()
-    return capsys.readouterr().err
-
-
-def table(tmp_path, *rows) -> dict:
-    """Settings of a csv with path, label, group and split."""
-    for row in rows:
-        path = tmp_path / row[0]
-        if not path.exists():
-            Image.fromarray(np.full((40, 40, 3), 200, np.uint8)).save(path)
-    lines = ["path,label,group,split", *(",".join(row) for row in rows)]
-    (tmp_path / "set.csv").write_text("\n".join(lines) + "\n")
-    return {"data": {"sets": {"mine": {"path": str(tmp_path / "set.csv"), "layout": "manifest"}}}}
-
-
-GOOD = [(f"{label}{i}.png", label, f"{label}{i}", split) for label in "ab" for i, split in enumerate(("train", "val", "test"))]
-
-
-def test_a_class_that_is_not_known(tmp_path, capsys):
-    settings = table(tmp_path, *GOOD, ("c.png", "c", "c", "train"))
-    settings["data"]["sets"]["mine"]["options"] = {"classes": ["a", "b"]}
-    message = refuse(tmp_path, capsys, settings)
-    assert "'c'" in message and "a, b" in message
-
-
-def test_a_class_without_samples_in_a_part(tmp_path, capsys):
-    message = refuse(tmp_path, capsys, table(tmp_path, *GOOD[:4], GOOD[5]))
-    assert "no sample of class b in val" in message
-
-
-def test_a_group_in_two_parts(tmp_path, capsys):
-    message = refuse(tmp_path, capsys, table(tmp_path, *GOOD, ("d.png", "a", "a0", "test")))
-    assert "in both train and test" in message and "a0" in message
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"model": {"name": "cast"}}, ["cast", "csat"]),
-        ({"model": {"name": "hovernet", "options": {}}}, ["hovernet finds nuclei"]),
-        ({"model": {"init": "run"}}, ["from_run"]),
-        ({"model": {"init": "run", "from_run": "/nowhere/at/all"}}, ["/nowhere/at/all"]),
-        ({"metric": "acuracy"}, ["acuracy", "balanced_accuracy"]),
-        ({"method": {"name": "rckd"}}, ["rckd is a method of pretrain.py"]),
-        ({"method": {"options": {"class_weights": "heavy"}}}, ["none or balanced", "heavy"]),
-        ({"data": {"sampling": "balanced"}, "method": {"options": {"class_weights": "balanced"}}}, ["choose one of the two"]),
-        ({"train": {"batch_size": 7}, "workers": {"num_workers": 2}}, ["7 does not divide"]),
-        ({"data": {"sets": {"glass": "somewhere"}}}, ["glass", "glas"]),
-        ({"data": {"mpp": 0.5}}, ["0.5", "resolution"]),
-        ({"data": {"tile_px": 8}}, ["at least 16"]),
-        ({"test_time_views": 4}, ["1 or 8"]),
-        ({"trian": {}}, ["trian", "train"]),
-    ],
-    ids=lambda value: str(value)[:40],
-)
-def test_settings_that_cannot_work(tmp_path, capsys, settings, words):
-    message = refuse(tmp_path, capsys, table(tmp_path, *GOOD), settings)
-    for word in words:
-        assert word in message
-
-
-def test_an_initial_run_of_another_backbone(tmp_path, capsys, toy_student):
-    message = refuse(
-        tmp_path, capsys, table(tmp_path, *GOOD), {"model": {"name": "resnet18", "init": "run", "from_run": str(toy_student)}}
-    )
-    assert "csat_nano" in message and "resnet18" in message
-
-
-@pytest.fixture
-def toy_student(tmp_path):
-    """An exported student."""
-    from csat.model.files import save_model
-    from csat.model.student import Student, StudentConfig
-    from csat.responses import Kind, ResponseSpec
-
-    with torch.random.fork_rng():
-        spec = ResponseSpec(name="np", kind=Kind.PROBABILITY, channels=1)
-        save_model(Student(StudentConfig(backbone="csat_nano", decoder_channels=8), [spec]), str(tmp_path / "student"), {})
-    return tmp_path / "student"
-
-
-@pytest.mark.ray
-class TestRefusedWhenDecoded:
-    def test_a_mask_of_another_size(self, ray_cluster, tmp_path, capsys):
-        for name in ("images", "masks"):
-            (tmp_path / "set" / name).mkdir(parents=True)
-        for number in range(6):
-            Image.fromarray(np.full((40, 40, 3), 200, np.uint8)).save(tmp_path / "set" / "images" / f"{number}.png")
-            edge = 30 if number == 3 else 40
-            Image.fromarray(np.zeros((edge, edge), np.uint8)).save(tmp_path / "set" / "masks" / f"{number}.png")
-        settings = {"data": {"sets": {"mine": {"path": str(tmp_path / "set"), "layout": "pairs"}}}}
-        message = refuse(tmp_path, capsys, settings)
-        assert "3.png" in message and "40 x 40" in message and "30 x 30" in message
-
-    def test_too_many_broken_images(self, ray_cluster, tmp_path, capsys):
-        folder = make_folder(tmp_path / "set", num_groups=4, per_group=1)
-        for name in ("pink0_0", "pink1_0"):
-            (folder / "pink" / f"{name}.png").write_bytes(b"no image")
-        message = refuse(tmp_path, capsys, data_settings(str(folder)))
-        assert "2 of 8 samples cannot be read" in message and "pink0_0" in message and "max_unreadable" in message
-
-    def test_prepare_only_writes_who_is_where(self, ray_cluster, images, tmp_path, capsys):
-        more = {"run_folder": str(tmp_path / "run"), "prepare_only": True}
-        assert finetune.main(write_recipe(tmp_path, data_settings(str(images)), more)) == 0
-        lines = (tmp_path / "run" / "samples.csv").read_text().splitlines()
-        assert lines[0].startswith("image,part,sample,group") and len(lines) == 1 + 2 * 8 * 3
-        assert not (tmp_path / "run" / "checkpoints").exists()

@@ -1,5 +1,6 @@
 """Run folders of version 0.1, made by `old_runs/make.py`: they open, teach, start others and are resumed by today's code."""
 
+import fcntl
 import json
 import shutil
 import tarfile
@@ -24,17 +25,21 @@ from tests.support.labelled_folders import fit_alone
 from tests.support.labelled_toy import make_info
 from workflows import finetune, pretrain
 
-ROOT = Path("/tmp/csat-old-runs")  # written into the runs: their slides, sets and teachers lie there
+# Written into the runs, and into the fingerprint of their slides: today's code must find the same one. So it cannot be a
+# folder of each test run's own, and two that run at once take turns.
+ROOT = Path("/tmp/csat-old-runs")
 
 
 @pytest.fixture(scope="module")
 def runs():
-    """The folder of all runs, fresh."""
-    shutil.rmtree(ROOT, ignore_errors=True)
-    with tarfile.open(Path(__file__).parent / "old_runs" / "runs.tar.xz") as archive:
-        archive.extractall(ROOT, filter="data")
-    yield ROOT
-    shutil.rmtree(ROOT, ignore_errors=True)
+    """The folder of all runs, fresh, and nobody else's meanwhile: the lock ends with the process, however that ends."""
+    with ROOT.with_suffix(".lock").open("w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        shutil.rmtree(ROOT, ignore_errors=True)
+        with tarfile.open(Path(__file__).parent / "old_runs" / "runs.tar.xz") as archive:
+            archive.extractall(ROOT, filter="data")
+        yield ROOT
+        shutil.rmtree(ROOT, ignore_errors=True)
 
 
 def accounts(run: Path) -> list[dict]:

@@ -136,8 +136,8 @@ def test_where_resolutions_come_from_is_counted_and_said(tmp_path):
     sources = {"stated": 3, "source_mpp": 2, "given": 1, "guessed": 1, "unknown": 1}
     assert index["resolutions"] == {"sources": sources, "resampled_slightly": 3, "enlarged": 1}
     assert resolution_summary(index["resolutions"]) == (
-        "resolution of the slides: 3 stated by their files, 1 given slide by slide, 2 by data.source_mpp, 1 guessed "
-        "(10 / objective power), 1 not known; resampled by 12% or less: 3; enlarged by more: 1"
+        "resolution of the slides: 3 stated by their files, 1 given slide by slide, 2 as given for all that state "
+        "none, 1 guessed (10 / objective power), 1 not known; resampled by 12% or less: 3; enlarged by more: 1"
     )
     assert (index["slides"], index["rows_quarantined"]) == ({"given": 8, "tiled": 8, "quarantined": 0}, 1)
     quarantined = read_manifest(str(tmp_path)).quarantine().to_pylist()
