@@ -32,7 +32,7 @@ test-all: $(TEST_STAMP)
 
 # The lower ends of the ranges in pyproject.toml, by the plain tests of whatever calls other libraries than torch. torch is not
 # installed twice: the pinned environment lies below.
-MEET_LIBRARIES := $(addprefix tests/csat/,storage slides tiles labels runs sweeps model evaluation export) tests/teachers tests/workflows
+MEET_LIBRARIES := $(addprefix tests/csat/,storage slides tiles labels runs sweeps model prediction evaluation export) tests/teachers tests/workflows
 test-lowest: $(TEST_STAMP)
 	$(PYTHON) -m venv $(VENV)/lowest
 	$(BIN)/python -c $(PURELIB) > $$($(VENV)/lowest/bin/python -c $(PURELIB))/pinned.pth

@@ -1,4 +1,4 @@
-"""heatmap.ome.tif, mask.ome.tif and heatmap.png: opened by others' readers in a process without this package."""
+"""heatmap.ome.tif and mask.ome.tif: opened by others' readers in a process without this package."""
 
 import json
 import subprocess
@@ -8,14 +8,12 @@ import cv2
 import numpy as np
 import pytest
 
-from csat.prediction.heatmap import overlaid, write_overlay
 from csat.prediction.ome_tif import write_heatmap, write_mask
 from csat.prediction.palette import colours_of
 from csat.prediction.slide_frame import Place, SlideFrame
 from csat.prediction.slide_maps import SlideMap, cells_of, grid_of_um
+from tests.csat.prediction.answered_map import CLASSES, answers, gathered
 
-CLASSES = ("tumour", "stroma & fat", "Lücke")
-FRAME = SlideFrame(slide="a.svs", width_px=2600, height_px=1500, mpp_x=0.25, mpp_y=0.25)
 READ = """
 import json, sys, numpy as np, tifffile, openslide
 path, out = sys.argv[1:]
@@ -34,21 +32,6 @@ with openslide.OpenSlide(path) as slide:
 assert "csat" not in sys.modules
 print(json.dumps(about))
 """
-
-
-def answers():
-    """float `[3, 1500, 2600]` that sums to 1 over the classes."""
-    small = np.random.default_rng(0).random((3, 15, 26)).astype(np.float32)
-    large = np.stack([cv2.resize(each, (2600, 1500)) for each in small])
-    return large / large.sum(0)
-
-
-def gathered(*, labels=False, cell_um=0.5):
-    grid = grid_of_um(FRAME, cell_um)
-    slide_map = SlideMap(grid, 1 if labels else 3, labels=labels)
-    place = Place(0, 0, 2000, 1500)  # what lies to the right was not seen
-    slide_map.add(cells_of(answers()[:, :, :2000], place, grid, labels=labels), place)
-    return slide_map
 
 
 def read_elsewhere(path, tmp_path):
@@ -99,20 +82,6 @@ def test_the_same_bytes_on_a_rerun(tmp_path):
             write_heatmap(str(tmp_path / name / "heatmap.ome.tif"), slide_map, CLASSES)
     one, other = ((tmp_path / name / "heatmap.ome.tif").read_bytes() for name in ("one", "other"))
     assert one == other
-
-
-def test_the_picture_shows_the_class_over_the_tissue(tmp_path):
-    thumbnail = np.full((300, 520, 3), 220, np.uint8)
-    with gathered(cell_um=2.0) as slide_map:
-        write_overlay(str(tmp_path / "heatmap.png"), thumbnail, slide_map, CLASSES)
-        plain = overlaid(thumbnail, slide_map, CLASSES)
-    picture = cv2.cvtColor(cv2.imread(str(tmp_path / "heatmap.png")), cv2.COLOR_BGR2RGB)
-    assert picture.shape[1] == 520 and picture.shape[0] > 300  # the legend is below
-    assert np.array_equal(picture[:300], plain)
-    assert (plain[:, 402:] == 220).all() and (plain[:, :398] != 220).any(2).all()
-    sure = answers()[:, 150, 260]  # level 0; the thumbnail is five times smaller
-    expected = 220 * (1 - 0.65 * sure.max()) + np.array(colours_of(CLASSES)[CLASSES[sure.argmax()]]) * 0.65 * sure.max()
-    assert np.abs(plain[30, 52] - expected).max() < 6
 
 
 def test_a_slide_without_resolution_has_none_in_its_maps(tmp_path):
