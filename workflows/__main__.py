@@ -19,6 +19,7 @@ VERBS = {
     "finetune": "train a model on labelled images",
     "tune": "search hyper-parameters on several data sets from several starts, and compare them in one table",
     "evaluate": "compare trained models: intervals, paired differences, costs, and where they are wrong",
+    "predict": "nuclei, heatmaps, masks and embeddings of slides, as files for QuPath and tables, from any model",
     "benchmark": "measure how fast each stage is on this machine",
 }
 EXIT_CODE = 2  # of a command line that cannot work, as argparse has it

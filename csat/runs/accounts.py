@@ -31,6 +31,12 @@ def write_attempt(folder: RunFolder, attempt: int, *, seconds: float, store: dic
     folder.write_json(f"attempt-{attempt:03d}.json", {"attempt": attempt, "wall_s": seconds, **store})
 
 
+def attempts_of(folder: RunFolder) -> list[dict[str, Any]]:
+    """What `write_attempt` was told of each attempt; one that was killed left no figures of its own."""
+    numbers = range(1, _num_attempts(folder) + 1)
+    return [each for number in numbers if (each := folder.read_json(f"attempt-{number:03d}.json"))]
+
+
 def write_accounts(folder: RunFolder, plan: Plan, checkpoint: Checkpoint, *, is_stopped: bool = False) -> dict[str, Any]:
     """accounting.json and quarantine.parquet. The loop has checked the sums; here they are said.
 
@@ -74,9 +80,7 @@ def write_throughput(
         student: What one forward pass costs: input_px, params, macs.
     """
     meters, metrics = checkpoint.cursor.meters, read_metrics(folder.uri)
-    count = _num_attempts(folder)
-    # An attempt that was killed left no figures of its own.
-    attempts = [each for number in range(1, count + 1) if (each := folder.read_json(f"attempt-{number:03d}.json"))]
+    attempts = attempts_of(folder)
     spilled = [each["spilled_bytes"] for each in attempts if each["spilled_bytes"] is not None]
     rows = meters.get("rows", 0.0)
     answered = meters.get("answered", rows)  # a run that an earlier version began did not count them
@@ -94,7 +98,7 @@ def write_throughput(
         },
         "trainer_waiting_share": wait_s / loop_s if loop_s else None,
         "wall_s": sum(each["wall_s"] for each in attempts),
-        "attempts": count,
+        "attempts": _num_attempts(folder),
         "trainer_peak_rss_bytes": max((line["peak_rss_bytes"] for line in metrics), default=None),
         "object_store_peak_bytes": max((each["object_store_peak_bytes"] for each in attempts), default=None),
         "spilled_bytes": sum(spilled) if spilled else None,

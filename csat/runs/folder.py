@@ -35,10 +35,11 @@ class RunFolder:
 
     Args:
         uri: Local path or object-store URI.
+        setting: That gave it, for messages.
     """
 
-    def __init__(self, uri: str):
-        self.uri = files.normalise(uri)
+    def __init__(self, uri: str, *, setting: str = "run_folder"):
+        self.uri, self.setting = files.normalise(uri), setting
 
     def path(self, *parts: str) -> str:
         """URI of something in the folder."""
@@ -89,12 +90,13 @@ class RunFolder:
             if self.has_begun() and not overwrite:
                 raise ConfigError(
                     f"{self.uri} holds a run of another configuration; it differs in\n  " + "\n  ".join(differences) + "\n"
-                    "Choose another run_folder, repeat the earlier settings to resume, or say overwrite=true to delete it"
+                    f"Choose another {self.setting}, repeat the earlier settings to resume, or say overwrite=true to delete it"
                 )
             files.delete(self.uri)
         elif others := [files.base_name(name) for name in files.list_dir(self.uri)]:
             raise ConfigError(
-                f"{self.uri} is not empty and is no run folder (it holds {some(others, 4)}): choose an empty or new run_folder"
+                f"{self.uri} is not empty and is no run folder (it holds {some(others, 4)}): choose an empty or new "
+                f"{self.setting}"
             )
         files.make_dir(self.uri)
         self.write_config(config)

@@ -48,6 +48,13 @@ class Intervals:
         index = np.searchsorted(self.starts, positions, side="right") - 1
         return (index >= 0) & (positions < self.stops[np.maximum(index, 0)])
 
+    def cover(self, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
+        """bool array: which of the ranges `[start, stop)`, none of them empty, are wholly in the set."""
+        if not len(self.starts):
+            return np.zeros(np.shape(starts), dtype=bool)
+        index = np.searchsorted(self.starts, starts, side="right") - 1
+        return (index >= 0) & (stops <= self.stops[np.maximum(index, 0)])
+
     def first_gap(self) -> int:
         """The smallest position ≥ 0 that is not in the set."""
         return int(self.stops[0]) if len(self.starts) and self.starts[0] == 0 else 0

@@ -109,15 +109,24 @@ class Manifest:
         Raises:
             StorageError: the shard is not there any more, or cannot be read.
         """
+        return self._read_chunks(shard, [chunk])
+
+    def read_slide(self, slide: SlideTiles) -> pa.Table:
+        """The tiles of one slide of a manifest that is not shuffled: a table of TILE_SCHEMA. Raises StorageError."""
+        first = self.chunks["first_tile_index"]
+        chunks = self.chunks[(slide.first <= first) & (first < slide.stop)]
+        return self._read_chunks(int(chunks["shard"][0]), chunks["chunk"].tolist())
+
+    def _read_chunks(self, shard: int, chunks: list[int]) -> pa.Table:
         uri = files.join(self.uri, self.shards[shard])
         store, path = files.arrow_filesystem(uri)
         try:
             footer = _footer(uri, self.fingerprint)
             with store.open_input_file(path) as file:
-                table = pq.ParquetFile(file, metadata=footer, pre_buffer=True).read_row_group(chunk, use_threads=False)
+                table = pq.ParquetFile(file, metadata=footer, pre_buffer=True).read_row_groups(chunks, use_threads=False)
         except (OSError, pa.ArrowInvalid) as error:
             raise StorageError(
-                f"cannot read chunk {chunk} of {uri}: {error}. Was the manifest changed while in use? Delete {self.uri} "
+                f"cannot read chunk {chunks[0]} of {uri}: {error}. Was the manifest changed while in use? Delete {self.uri} "
                 "and run again: it is recreated"
             ) from error
         # Earlier versions wrote squares only, then square pixels only, and did not say where a resolution comes from.

@@ -2,6 +2,8 @@
 
 import time
 from collections import OrderedDict
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 
@@ -11,6 +13,8 @@ from csat.slides.crashes import CrashLog
 from csat.slides.pyramid import read_shrunk
 from csat.slides.reader import SlideReader, open_slide, read_tile
 from csat.storage.node_cache import SlideCache
+
+T = TypeVar("T")
 
 MAX_HELD_BYTES = 512 * 2**20  # decoded images and parquet row groups that open readers may hold together
 MAX_FAILURES = 1024  # slides that could not be opened and are remembered, so that each of their tiles costs nothing
@@ -114,6 +118,17 @@ class TileReader:
             self._readers.pop(slide).close()  # an evicted file takes room until it is closed
         more = {} if student_tiles is None else {STUDENT_TILE: student_tiles}
         return {**columns, TILE: tiles, **more, STATUS: status, REASON: reasons, READ_S: seconds}
+
+    def ask(self, slide: str, kind: str, question: Callable[[SlideReader], T]) -> T:
+        """What is to be known of a slide besides its pixels; it is opened, where it is not open from reading them.
+
+        Raises:
+            SlideError: it cannot be opened.
+        """
+        try:
+            return question(self._reader(slide, kind))
+        finally:
+            self._let_go(slide)
 
     def close(self) -> None:
         """Close every slide. The reader may be used again."""

@@ -17,7 +17,6 @@ from csat.responses import ResponseSpec
 from csat.runs.checkpoints import Checkpoints
 from csat.runs.plan import Intervals, Plan
 from csat.slides.crashes import CrashLog
-from csat.storage.node_cache import SlideCache
 from csat.tiles.planned_reader import SLOT, PlannedReader
 from csat.tiles.reader import TileReader
 from csat.views.colour import ColourConfig
@@ -26,6 +25,7 @@ from teachers.response_cache import ResponseCache
 from teachers.stage import TeacherStage
 from workflows.shell.config import PoolConfig, RayConfig, ReaderConfig, TeacherConfig
 from workflows.shell.data import CACHED, TRAIN, configure_data
+from workflows.shell.tile_slides import slide_cache
 
 MAX_BLOCKS = 4096  # of the plan; beyond that a block holds several slots
 BLOCK_BYTES = 128 * 2**20  # what Ray Data puts together into one block of rows that a stage gives out one after the other
@@ -70,11 +70,6 @@ class StreamConfig:
     def bytes_per_answer(self) -> int:
         """A little less than what a batch of the teacher holds when it is answered: a block is complete when it has more."""
         return max(1, min(BLOCK_BYTES, int(0.9 * self.pool.batch_size * self.bytes_per_tile())))
-
-
-def slide_cache(readers: ReaderConfig) -> SlideCache:
-    """The node-local cache of slides that live in a bucket."""
-    return SlideCache(readers.cache_folder, int(readers.cache_gb * 1e9))
 
 
 def make_stream(

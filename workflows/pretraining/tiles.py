@@ -11,8 +11,7 @@ from csat.tiles.manifest import Manifest
 from csat.tiles.manifest_writer import as_begun
 from csat.tiles.sources import SlideRow, list_slides
 from workflows.pretraining.config import DEMO, PretrainConfig
-from workflows.pretraining.stream import slide_cache
-from workflows.shell.tile_slides import build_manifest
+from workflows.shell.tile_slides import build_manifest, slide_cache
 
 logger = logging.getLogger("pretrain")
 

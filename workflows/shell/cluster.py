@@ -2,7 +2,9 @@
 
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -17,6 +19,13 @@ logger = logging.getLogger(__name__)
 
 LEAST_BLOCKS_IN_FLIGHT = 4  # of one slot each: one being read, one queued, one at the teacher, one at a worker
 NODE_CHECK_TIMEOUT_S = 120.0
+
+
+class Stage(Protocol):
+    """Actors of one stage of a stream: ReaderConfig, PoolConfig and their like."""
+
+    min_actors: int
+    cpus_per_actor: float
 
 
 def connect(config: RayConfig, *, kept_gb: float = 0.0) -> None:
@@ -91,7 +100,7 @@ def check_resources(
     Raises:
         ConfigError: with the sums, and what to change.
     """
-    have, growable = _have(), _autoscaling_limits()
+    growable = _autoscaling_limits()
     _check_sums(workers, pool, readers)
     largest = max((node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
     if not growable and max(workers.cpus_per_worker, pool.cpus_per_actor, readers.cpus_per_actor) > largest:
@@ -103,12 +112,60 @@ def check_resources(
             f"blocks of {slot_bytes / 1e6:.0f} MB are on their way at least. Set ray.stream_gb "
             f"{needed_bytes / 1e9 + 0.05:.1f}, or a smaller manifest.chunk_tiles"
         )
+    _check_store(ray_config, needed_bytes)
+
+
+def _check_store(ray_config: RayConfig, needed_bytes: int) -> None:
+    """What may be on its way, against what has to be and what the object store holds. Raises ConfigError."""
+    have, growable = _have(), _autoscaling_limits()
+    if ray_config.stream_gb * 1e9 < needed_bytes:
+        raise ConfigError(
+            f"ray.stream_gb {ray_config.stream_gb:g} is too little to keep the stream moving, which has "
+            f"{needed_bytes / 1e6:.0f} MB on its way at least: set ray.stream_gb {needed_bytes / 1e9 + 0.05:.1f}"
+        )
     store_bytes = max(have.get("object_store_memory", 0.0), growable.get("object_store_memory", 0.0))
     if ray_config.stream_gb * 1e9 > store_bytes:
         raise ConfigError(
             f"ray.stream_gb {ray_config.stream_gb:g} is more than the cluster's object store holds "
             f"({store_bytes / 1e9:.2f} GB): lower it, or start Ray with a larger --object-store-memory"
         )
+
+
+def check_stages(
+    stages: Mapping[str, Stage], *, beside: Mapping[str, tuple[int, float]], ray_config: RayConfig, needed_bytes: int
+) -> None:
+    """Actors of a stream without a training behind it, against what the cluster has or can grow to.
+
+    Args:
+        stages: Setting → actors; the least of all of them run at once.
+        beside: Setting → how many tasks run beside the stream, and CPUs of each.
+        needed_bytes: Of object store, so that the stream moves.
+
+    Raises:
+        ConfigError: with the sums, and what to change.
+    """
+    have, growable = _have(), _autoscaling_limits()
+    largest = max((node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
+    for resource, flag in (("CPU", "cpus"), ("GPU", "gpus")):
+        each = {name: float(getattr(stage, f"{flag}_per_actor", 0.0)) for name, stage in stages.items()}
+        parts = {
+            f"{stages[name].min_actors} {name} x {amount:g}": stages[name].min_actors * amount for name, amount in each.items()
+        }
+        if resource == "CPU":
+            parts |= {f"{name} {count} x {amount:g}": count * amount for name, (count, amount) in beside.items()}
+        total, limit = sum(parts.values()), max(have.get(resource, 0.0), growable.get(resource, 0.0))
+        levers = [f"{name}.{flag}_per_actor" for name, amount in each.items() if amount]
+        if total > limit + 1e-9:
+            sums = " + ".join(name for name, amount in parts.items() if amount)
+            raise ConfigError(
+                f"the run needs {total:g} {resource}s ({sums}) and the cluster has {limit:g}: lower {' or '.join(levers)}, or "
+                "use a larger cluster"
+            )
+        if resource == "CPU" and not growable and max(each.values()) > largest:
+            raise ConfigError(
+                f"one actor asks for more CPUs than the largest node has ({largest:g}): lower {' or '.join(levers)}"
+            )
+    _check_store(ray_config, needed_bytes)
 
 
 def check_workers(workers: WorkerConfig, *, pool: PoolConfig | None = None, readers: ReaderConfig | None = None) -> None:

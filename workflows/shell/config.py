@@ -88,8 +88,8 @@ class RayConfig:
     stall_timeout_s: float = 600.0  # stop with an error where the stream makes no progress for this long
 
 
-def check_counts(**configs: ReaderConfig | PoolConfig) -> None:
-    """Refuse actor counts that contradict each other. Raises ConfigError."""
+def check_counts(**configs: Any) -> None:
+    """Refuse actor counts (min_actors, max_actors) that contradict each other. Raises ConfigError."""
     for name, config in configs.items():
         if not 1 <= config.min_actors <= config.max_actors:
             raise ConfigError(

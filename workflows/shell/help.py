@@ -19,7 +19,7 @@ from workflows.shell.interruption import EXIT_CODES, IN_WORDS
 
 PAGES = Path(__file__).parents[1]
 # Short for the most frequent choices.
-SHORT_FORMS = {"--teacher": "--teacher.name", "--method": "--method.name"}
+SHORT_FORMS = {"--teacher": "--teacher.name", "--method": "--method.name", "--model": "--model.name"}
 ALL = "all"
 MOST_INDENTED = 32  # column in which notes begin
 

@@ -1,5 +1,6 @@
 """What an interrupted run keeps, in words: read from its run folder, whoever ended it and how."""
 
+from csat.prediction.layout import Layout
 from csat.runs.checkpoints import Checkpoints
 from csat.runs.folder import RunFolder
 from csat.runs.recorder import read_metrics
@@ -23,6 +24,20 @@ def kept_of_run(uri: str) -> str:
     if trained is None and files.exists(folder.path("manifest", "index.json")):
         return "the manifest of tiles, and nothing trained yet"
     return trained or "nothing trained yet"
+
+
+def kept_of_prediction(uri: str) -> str:
+    """Of a run of predict.py. Its status says from now on that it was interrupted."""
+    folder, layout = RunFolder(uri), Layout(uri)
+    status = (folder.read_json("status.json") or {}).get("state")
+    if status == "finished":
+        return "all of it, the prediction is finished"
+    if status == "running":
+        folder.set_status(INTERRUPTED)
+    if not files.exists(folder.path("manifest", "index.json")):
+        return "nothing: it starts from the beginning"
+    num_tiles = sum(map(len, layout.parts.done().values()))
+    return f"the files of {len(layout.done()):,} slides, and what was said of {num_tiles:,} tiles of others"
 
 
 def kept_of_sweep(uri: str) -> str:

@@ -19,6 +19,7 @@ from csat.tiles.parquet_rows import Cut
 from csat.tiles.sources import SlideRow
 from csat.tiles.tiling import cut_slide
 from csat.words import last_line
+from workflows.shell.config import ReaderConfig
 from workflows.shell.progress import progress_over
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,11 @@ SLIDES_PER_CPU = 16
 TASK_CPUS = 0.5
 TASK_TIMEOUT_S = 3600.0  # for one slide, its download included, once those before it are done; then the run ends with an error
 TASK_RETRIES = 2  # of a slide whose task died with its node or of memory; then the slide is quarantined
+
+
+def slide_cache(readers: ReaderConfig) -> SlideCache:
+    """The node-local cache of slides that live in a bucket."""
+    return SlideCache(readers.cache_folder, int(readers.cache_gb * 1e9))
 
 
 def build_manifest(

@@ -9,6 +9,7 @@ from csat.errors import ConfigError, NonFiniteLossError
 from csat.settings import UnknownSettingError, free_keys, valid_keys
 from workflows.comparison.config import EvaluateConfig
 from workflows.finetuning.config import FinetuneConfig
+from workflows.prediction.config import PredictConfig
 from workflows.pretraining.config import PretrainConfig
 from workflows.rates.config import BenchmarkConfig
 from workflows.shell import command_line
@@ -126,7 +127,7 @@ def test_wrong_recipes(tmp_path, text, message):
 
 
 def test_every_setting_of_the_verbs_is_explained():
-    for config_class in (PretrainConfig, FinetuneConfig, BenchmarkConfig, EvaluateConfig, SweepConfig):
+    for config_class in (PretrainConfig, FinetuneConfig, BenchmarkConfig, EvaluateConfig, SweepConfig, PredictConfig):
         notes = field_notes(config_class)
         assert [key for key in valid_keys(config_class) if key not in notes] == []
 
@@ -140,13 +141,15 @@ def test_every_setting_of_the_verbs_is_explained():
             {"readers", "pool", "workers", "report_samples", "prepare_only", "data.memory_gb", *FREE_OF_TRAINING},
         ),
         (EvaluateConfig, {"report_samples", "data.memory_gb"}),
+        (PredictConfig, {"readers", "network", "outlines", "assembly", "show"}),
         (SweepConfig, {"max_concurrent", "cpus_per_trial", "gpus_per_trial", "mlflow"}),
     ],
 )
 def test_what_may_differ_when_a_run_is_resumed(config_class, free):
     """How the work is spread over machines and how often it is reported, never what is learned from what."""
     keys = free_keys(config_class)
-    assert {key for key in keys if key.rpartition(".")[0] not in keys} == free | {"run_folder", "overwrite", "ray"}
+    folder = "output" if config_class is PredictConfig else "run_folder"
+    assert {key for key in keys if key.rpartition(".")[0] not in keys} == free | {folder, "overwrite", "ray"}
 
 
 def test_print_config_shows_settings_and_no_flags_of_output(capsys):

@@ -10,13 +10,14 @@ import pytest
 from csat.settings import Often, settings_of
 from workflows.comparison.config import EvaluateConfig
 from workflows.finetuning.config import FinetuneConfig
+from workflows.prediction.config import PredictConfig
 from workflows.pretraining.config import PretrainConfig
 from workflows.rates.config import BenchmarkConfig
 from workflows.shell import command_line
 from workflows.shell.config import TeacherConfig
 from workflows.sweep.config import SweepConfig
 
-CONFIGS = (PretrainConfig, FinetuneConfig, BenchmarkConfig, EvaluateConfig, SweepConfig)
+CONFIGS = (PretrainConfig, FinetuneConfig, BenchmarkConfig, EvaluateConfig, SweepConfig, PredictConfig)
 MOST_OFTEN = 25  # settings that a verb may call often said: more are not read
 
 
@@ -110,7 +111,7 @@ def test_exit_codes_are_told(capsys):
 def test_every_setting_is_shown_once(config_class, capsys):
     groups = groups_of(help_of(capsys, config_class, "all"))
     shown = [option.split(" ")[0] for title, options in groups.items() if title != "Of every verb" for option in options]
-    short = {"--teacher": "--teacher.name", "--method": "--method.name"}
+    short = {"--teacher": "--teacher.name", "--method": "--method.name", "--model": "--model.name"}
     names = [f"--{each.name}" for each in settings_of(config_class) if each.section is None]
     assert sorted(short.get(each, each) for each in shown) == sorted(names)
     often = groups_of(help_of(capsys, config_class))["You often say"]

@@ -1,0 +1,84 @@
+"""The stream of a prediction: plan → pixels → answers → parts, as one Ray Data pipeline over all slides that are not done.
+
+Each stage has actors of its own, and the object store holds what is on its way between them, no more than ray.stream_gb. The
+pipeline's rows say which parts were written; what they say of tiles is in the parts.
+"""
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+from ray.data import ActorPoolStrategy, ExecutionResources
+
+from csat.runs.plan import Intervals, Plan
+from csat.slides.crashes import CrashLog
+from csat.tiles.planned_reader import SLOT
+from csat.tiles.reader import TileReader
+from workflows.prediction.answer_stage import AnswerStage
+from workflows.prediction.framed_reader import FramedReader
+from workflows.prediction.job import PredictJob
+from workflows.prediction.part_stage import PartStage
+from workflows.shell.data import configure_data, execution_options
+from workflows.shell.tile_slides import slide_cache
+
+MAX_BLOCKS = 4096  # of the plan; beyond that a block holds several slots
+BLOCK_BYTES = 128 * 2**20  # what Ray Data puts together at most
+
+
+def make_stream(job: PredictJob, done: Intervals) -> ray.data.Dataset:
+    """The lazy pipeline over all tiles but those at the positions `done`. Each row is about a part that was written."""
+    config, manifest, model = job.config, job.manifest, job.model
+    slots = slots_to_do(job.plan, done)
+    blocks = [pa.table({SLOT: block}) for block in np.array_split(slots, min(len(slots), MAX_BLOCKS) or 1)]
+    reader = TileReader(
+        tile_px=model.tile_px,
+        cache=slide_cache(config.readers),
+        max_open_slides=config.readers.max_open_slides,
+        max_background=config.readers.max_background,
+        crashes=CrashLog(manifest.uri),
+    )
+    pixels = ray.data.from_arrow(blocks).map_batches(
+        FramedReader,
+        fn_constructor_args=(manifest.uri, job.plan, done, reader),
+        batch_size=None,
+        num_cpus=config.readers.cpus_per_actor,
+        compute=ActorPoolStrategy(min_size=config.readers.min_actors, max_size=config.readers.max_actors),
+    )
+    network = config.network
+    answered = pixels.map_batches(
+        AnswerStage,
+        fn_constructor_args=(config.model, model),
+        fn_constructor_kwargs=dict(
+            device="cuda" if network.gpus_per_actor else "cpu", kept=(*job.nuclei_maps, *job.vectors), maps=job.maps
+        ),
+        batch_size=network.batch_size,
+        num_cpus=network.cpus_per_actor,
+        num_gpus=network.gpus_per_actor or None,
+        compute=ActorPoolStrategy(min_size=network.min_actors, max_size=network.max_actors),
+    )
+    # A batch leaves a stage when it is complete. Ray Data would put many of them together first.
+    answered.context.target_max_block_size = max(1, min(BLOCK_BYTES, int(0.9 * network.batch_size * job.bytes_per_answer())))
+    return answered.map_batches(
+        PartStage,
+        fn_constructor_args=(job.layout.parts, job.slides),
+        fn_constructor_kwargs=dict(
+            tile_px=model.tile_px, crop_px=model.crop_px, maps=job.nuclei_maps, types=("background", *model.classes)
+        ),
+        batch_size=None,
+        num_cpus=config.outlines.cpus_per_actor,
+        compute=ActorPoolStrategy(min_size=config.outlines.min_actors, max_size=config.outlines.max_actors),
+    )
+
+
+def configure(job: PredictJob) -> None:
+    """This process's Ray Data settings. CPUs of the tasks that write files are kept free of the stream's actors."""
+    configure_data(job.config.ray)
+    assembly = job.config.assembly
+    options = execution_options(job.config.ray)
+    options.exclude_resources = ExecutionResources(cpu=assembly.max_slides * assembly.cpus_per_slide)
+    ray.data.DataContext.get_current().execution_options = options
+
+
+def slots_to_do(plan: Plan, done: Intervals) -> np.ndarray:
+    """Slots of a plan in the manifest's order that have something left to do, int64."""
+    starts = np.cumsum(plan.chunk_rows) - plan.chunk_rows
+    return np.flatnonzero(~done.cover(starts, starts + plan.chunk_rows))
