@@ -22,6 +22,9 @@ from csat.prediction.table import read_about
 from csat.storage import files
 from csat.storage.uris import join
 
+Shown = Literal["outlines", "cells", "centroids"]
+STEMS = {"outlines": "nuclei", "cells": "cells", "centroids": "nuclei-centroids"}  # names of the files
+
 MAX_OBJECTS = 500_000  # of one file: QuPath needs minutes to open more
 BATCH = 10_000  # rows in memory
 COMPRESSION = 4  # zlib's level
@@ -35,8 +38,7 @@ def write_nuclei_geojson(
     folder_uri: str,
     frame: SlideFrame,
     *,
-    kind: Literal["detection", "cell"] = "detection",
-    centroids: bool = False,
+    shown: Shown = "outlines",
     max_objects: int = MAX_OBJECTS,
 ) -> list[str]:
     """One object per nucleus, from the table that `csat.prediction.table.nuclei_table` wrote.
@@ -45,16 +47,16 @@ def write_nuclei_geojson(
         nuclei_uri: The parquet, complete.
         folder_uri: Where the files are to lie.
         frame: Of the slide.
-        kind: What QuPath is to make of them. The border of a cell lies `CELL_UM` beyond its nucleus (2 px where the slide's
-            resolution is not known); cells of neighbours may overlap.
-        centroids: Points instead of outlines: a tenth of the memory in QuPath. Of detections alone.
+        shown: "outlines" and "centroids" are detections, the latter as points, for slides that QuPath can hardly hold. Of
+            "cells" the border lies `CELL_UM` beyond the nucleus (2 px where the slide's resolution is not known); cells of
+            neighbours may overlap.
         max_objects: Of one file.
 
     Returns:
-        The files' URIs: nuclei.geojson.gz; of several nuclei-1-of-3.geojson.gz and so on; with `centroids` nuclei-centroids.
+        The files' URIs: STEMS[shown].geojson.gz; of several nuclei-1-of-3.geojson.gz and so on.
     """
     colours = colours_of(read_about(nuclei_uri)["classes"])
-    stem = "nuclei-centroids" if centroids else "nuclei"
+    stem = STEMS[shown]
     with files.open_native(nuclei_uri) as native, pq.ParquetFile(native) as parquet:
         num_files = max(1, -(-parquet.metadata.num_rows // max_objects))
         names = [stem if num_files == 1 else f"{stem}-{number}-of-{num_files}" for number in range(1, num_files + 1)]
@@ -67,7 +69,7 @@ def write_nuclei_geojson(
                 while room and (batch := rest if rest is not None else next(batches, None)) is not None:
                     rest = batch.slice(room) if len(batch) > room else None
                     room -= min(room, len(batch))
-                    add(_nuclei(batch.slice(0, len(batch) - len(rest or ())), frame, colours, kind, centroids))
+                    add(_nuclei(batch.slice(0, len(batch) - len(rest or ())), frame, colours, shown))
     return uris
 
 
@@ -95,18 +97,19 @@ def _adder(packed: BinaryIO):
     return add
 
 
-def _nuclei(batch: pa.RecordBatch, frame: SlideFrame, colours: dict, kind: str, centroids: bool) -> list[str]:
+def _nuclei(batch: pa.RecordBatch, frame: SlideFrame, colours: dict, shown: Shown) -> list[str]:
     """A feature a row, as JSON."""
     columns = {name: batch[name].to_pylist() for name in batch.schema.names if name not in ("geometry", "x_px", "y_px")}
-    if centroids:
+    if shown == "centroids":
         places = np.round(np.stack([batch["x_px"], batch["y_px"]], 1) - frame.origin_px, DECIMALS)
         geometries = [f'"geometry":{{"type":"Point","coordinates":[{x!r},{y!r}]}}' for x, y in places.tolist()]
     else:
         outlines = shapely.from_wkb(batch["geometry"].to_numpy(zero_copy_only=False))
-        geometries = _geometries(outlines, frame, kind)
+        geometries = _geometries(outlines, frame, shown)
     classes = {
         name: json.dumps({"name": name, "color": list(colours.get(name, (128, 128, 128)))}) for name in set(columns["class"])
     }
+    kind = "cell" if shown == "cells" else "detection"
     measures = [_rounded(columns[column], decimals) for _, column, decimals in MEASUREMENTS]
     keys = [json.dumps(name, ensure_ascii=False) for name, _, _ in MEASUREMENTS]
     features = []
@@ -122,10 +125,10 @@ def _nuclei(batch: pa.RecordBatch, frame: SlideFrame, colours: dict, kind: str, 
     return features
 
 
-def _geometries(outlines: np.ndarray, frame: SlideFrame, kind: str) -> list[str]:
+def _geometries(outlines: np.ndarray, frame: SlideFrame, shown: Shown) -> list[str]:
     """`"geometry":…`, of cells with `"nucleusGeometry":…` beside it."""
     nuclei = _shifted(outlines, frame)
-    if kind == "detection":
+    if shown == "outlines":
         return [f'"geometry":{text}' for text in shapely.to_geojson(nuclei)]
     reach = CELL_UM / (((frame.mpp_x or 1.0) + (frame.mpp_y or 1.0)) / 2)
     cells = _shifted(shapely.buffer(outlines, reach, quad_segs=2), frame)

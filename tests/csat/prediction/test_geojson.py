@@ -32,7 +32,7 @@ def written(folder, nuclei, frame, **options):
             table.write(nuclei.slice(start, 100))
     paths = write_nuclei_geojson(uri, str(folder), frame, **options)
     _, _, width, height = frame.bounds or (0, 0, frame.width_px, frame.height_px)
-    slack = 10.0 if options.get("kind") == "cell" else 0.05
+    slack = 10.0 if options.get("shown") == "cells" else 0.05
     features = [read_checked(path, width_px=width, height_px=height, slack_px=slack) for path in paths]
     return uri, pq.read_table(uri), features
 
@@ -70,14 +70,14 @@ def test_bounds_are_subtracted_for_qupath_and_not_in_the_table(tmp_path, nuclei)
 
 
 def test_cells_have_their_nucleus_inside(tmp_path, nuclei):
-    _, _, (features,) = written(tmp_path, nuclei, frame_for(painted()), kind="cell")
+    _, _, (features,) = written(tmp_path, nuclei, frame_for(painted()), shown="cells")
     cells, inner = outlines_in(features), outlines_in(features, "nucleusGeometry")
     assert shapely.is_valid(cells).all() and shapely.covers(shapely.buffer(cells, 0.1), inner).all()
     assert {feature["properties"]["objectType"] for feature in features} == {"cell"}
 
 
 def test_centroids_alone(tmp_path, nuclei):
-    _, table, (features,) = written(tmp_path, nuclei, frame_for(painted()), centroids=True)
+    _, table, (features,) = written(tmp_path, nuclei, frame_for(painted()), shown="centroids")
     places = [feature["geometry"]["coordinates"] for feature in features]
     assert np.allclose(places, np.stack([table["x_px"], table["y_px"]], 1), atol=0.051)
 
