@@ -8,6 +8,7 @@ from csat.tasks import Task
 from workflows.prediction.description import Description
 
 NUCLEI_GEOJSON, NUCLEI = "nuclei.geojson.gz", "nuclei.parquet"
+CELLS_GEOJSON, CENTROIDS_GEOJSON = "cells.geojson.gz", "nuclei-centroids.geojson.gz"
 TILES_GEOJSON, TILES = "tiles.geojson.gz", "tiles.parquet"
 HEATMAP, HEATMAP_PNG, MASK, EMBEDDINGS = "heatmap.ome.tif", "heatmap.png", "mask.ome.tif", "embeddings.parquet"
 NP, HV, TP, LABEL, CLASS_MASK = "np", "hv", "tp", "label", "mask"
@@ -16,6 +17,8 @@ NP, HV, TP, LABEL, CLASS_MASK = "np", "hv", "tp", "label", "mask"
 SOURCES: dict[str, Callable[[Description], tuple[str, ...]]] = {
     NUCLEI_GEOJSON: lambda model: _nuclei(model),
     NUCLEI: lambda model: _nuclei(model),
+    CELLS_GEOJSON: lambda model: _nuclei(model),
+    CENTROIDS_GEOJSON: lambda model: _nuclei(model),
     TILES_GEOJSON: lambda model: _have(model, LABEL),
     TILES: lambda model: _have(model, LABEL),
     HEATMAP: lambda model: heat_source(model),
@@ -64,8 +67,8 @@ def chosen_files(write: Sequence[str], model: Description) -> tuple[str, ...]:
         if not given:
             raise ConfigError(f"write names {name!r}, and {model.name} answers {answers}: it can give {', '.join(can)}")
         wanted += given
-    if NUCLEI_GEOJSON in wanted:
-        wanted.append(NUCLEI)  # the one is made of the other
+    if {NUCLEI_GEOJSON, CELLS_GEOJSON, CENTROIDS_GEOJSON} & set(wanted):
+        wanted.append(NUCLEI)  # they are made of it
     return tuple(file for file in SOURCES if file in wanted)
 
 

@@ -31,6 +31,7 @@ from workflows.prediction.job import PredictJob
 from workflows.shell.tile_slides import slide_cache
 
 ROW = "row"  # of a parquet: the column of its tables that says which image a line is about
+SHOWN = {choice.NUCLEI_GEOJSON: "outlines", choice.CELLS_GEOJSON: "cells", choice.CENTROIDS_GEOJSON: "centroids"}
 THUMBNAIL_PX = 2048  # longer edge of heatmap.png
 
 
@@ -110,7 +111,7 @@ def make_writers(task: SlideTask) -> list[Writer]:
 
 
 class NucleiWriter(Writer):
-    """nuclei.parquet and, of that, nuclei.geojson.gz: nuclei of all tiles, each once."""
+    """nuclei.parquet and, of that, what QuPath reads: nuclei of all tiles, each once."""
 
     def __init__(self, task: SlideTask):
         super().__init__(task)
@@ -140,8 +141,9 @@ class NucleiWriter(Writer):
             self._seams.finish()
         self.stack.close()
         uri = self.task.uri(choice.NUCLEI)
-        if choice.NUCLEI_GEOJSON in self.task.job.files and not self.task.is_rows:
-            write_nuclei_geojson(uri, self.task.folder, self.task.frame)
+        for file, shown in SHOWN.items():
+            if file in self.task.job.files and not self.task.is_rows:
+                write_nuclei_geojson(uri, self.task.folder, self.task.frame, shown=shown)
         return nuclei_summary(uri, tissue_mm2)
 
     def _next_image(self, index: int) -> None:

@@ -27,7 +27,11 @@ AREAS, ENCODER = model(MASK, task=Task.SEGMENTATION), model(VECTOR, task=None)
 @pytest.mark.parametrize(
     ("described", "can", "by_itself"),
     [
-        (NUCLEI, "nuclei.geojson.gz nuclei.parquet heatmap.ome.tif heatmap.png", "nuclei.geojson.gz nuclei.parquet"),
+        (
+            NUCLEI,
+            "nuclei.geojson.gz nuclei.parquet cells.geojson.gz nuclei-centroids.geojson.gz heatmap.ome.tif heatmap.png",
+            "nuclei.geojson.gz nuclei.parquet",
+        ),
         (
             CLASSES,
             "tiles.geojson.gz tiles.parquet heatmap.ome.tif heatmap.png embeddings.parquet",
@@ -50,6 +54,8 @@ def test_a_name_without_its_ending_means_all_that_it_can():
 
 
 def test_only_what_files_are_made_of_is_answered():
+    assert chosen_files(["cells"], NUCLEI) == ("nuclei.parquet", "cells.geojson.gz")
+    assert chosen_files(["nuclei-centroids"], NUCLEI) == ("nuclei.parquet", "nuclei-centroids.geojson.gz")
     assert needed_answers(["heatmap.png"], NUCLEI) == ("np",)
     assert needed_answers(["nuclei.parquet"], NUCLEI) == ("np", "hv")
     assert needed_answers(["embeddings.parquet"], CLASSES) == ("features",)

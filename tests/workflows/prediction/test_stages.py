@@ -28,6 +28,7 @@ from workflows.prediction.slide_files import write_slide_files
 
 STAIN = AnswersConfig(name="stain")
 SMALL = SeenConfig(tile_px=128, min_tissue=0.0)
+EVERYTHING = ["nuclei", "cells", "nuclei-centroids", "heatmap"]  # that the stain teacher can give
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def painted(tmp_path_factory):
 @pytest.fixture(scope="module")
 def predicted(painted, tmp_path_factory):
     """Job and record of that slide, with all files of nuclei."""
-    job = make(tmp_path_factory.mktemp("out"), [painted], STAIN, data=SMALL, write=["nuclei", "heatmap"], show=2)
+    job = make(tmp_path_factory.mktemp("out"), [painted], STAIN, data=SMALL, write=EVERYTHING, show=2)
     return job, predict(job)[0]
 
 
@@ -61,7 +62,7 @@ def test_the_whole_slide_is_covered_and_its_nuclei_are_found(predicted, painted)
     assert record["tiles"] == record["predicted"] == job.manifest.num_tiles and not record["reasons"]
     assert record["summary"]["seen_mm2"] == pytest.approx((600 * 0.5e-3) ** 2), "up to the right and lower edge"
     (folder,) = {name.split("/")[0] for name in contents(job)}
-    assert set(contents(job)) == {f"{folder}/{file}" for file in job.files} and len(job.files) == 4
+    assert set(contents(job)) == {f"{folder}/{file}" for file in job.files} and len(job.files) == 6
     nuclei = pq.read_table(f"{job.layout.slide_folder(folder)}/nuclei.parquet").to_pandas()
     assert len(nuclei) == record["summary"]["nuclei"] and nuclei["id"].is_unique
     truth = read_truth(painted, 0, 0, 600)
@@ -74,9 +75,7 @@ def test_the_whole_slide_is_covered_and_its_nuclei_are_found(predicted, painted)
 
 def test_a_rerun_in_other_batches_from_where_it_was_killed_gives_the_same_bytes(predicted, painted, tmp_path):
     job, record = predicted
-    again = make(
-        tmp_path, [painted], STAIN, data=SMALL, write=["nuclei", "heatmap"], show=2, network=NetworkConfig(batch_size=5)
-    )
+    again = make(tmp_path, [painted], STAIN, data=SMALL, write=EVERYTHING, show=2, network=NetworkConfig(batch_size=5))
     answer(again)
     parts = sorted((tmp_path / "parts").rglob("*.arrow"))
     for part in parts[1::2]:  # half of what was said is lost
