@@ -8,6 +8,7 @@ from csat.evaluation import comparison
 from csat.evaluation.judged_run import read_run
 from csat.evaluation.reports.comparison import write_comparison_report
 from csat.evaluation.reports.finetuning import write_finetuning_report
+from csat.evaluation.reports.prediction import write_prediction_report
 from csat.evaluation.reports.pretraining import write_pretraining_report
 from csat.evaluation.reports.sweep import write_sweep_report
 from csat.evaluation.sweep_table import Row
@@ -134,8 +135,50 @@ def sweep(uri: Path) -> RunFolder:
     return folder
 
 
+def prediction(uri: Path) -> RunFolder:
+    folder = RunFolder(str(uri))
+    for name in ("config.yaml", "quarantine.parquet", "summary.parquet", "slides/one/nuclei.parquet"):
+        folder.write_text(name, "")
+    summary = {"tiles": 30, "tissue_mm2": 1.5, "nuclei": 1234, "per_mm2": 822.7, f"nuclei_{EVIL}": 1000, "per_mm2_b": None}
+    record = {"tiles": 30, "predicted": 28, "quarantined": 1, "filtered": 1, "summary": summary}
+    good = {**record, "name": "one", "files": ["nuclei.parquet"]}
+    bad = {**record, "name": LONG, "files": [], "failed": EVIL, "summary": {"tiles": 30}}
+    stage = {"busy_s": 3.0, "actors": 2, "busy_share": 0.5}
+    tile = np.random.default_rng(0).integers(0, 256, (64, 136, 3), dtype=np.uint8)
+    field = {"image": tile, "slide": LONG, "x_px": 1, "y_px": 2, "odd": 3.0, "told": EVIL}
+    write_prediction_report(
+        folder,
+        model={
+            "name": EVIL,
+            "source": LONG,
+            "licence": EVIL,
+            "sha256": "0" * 64,
+            "mpp": 0.5,
+            "tile_px": 256,
+            "classes": [EVIL],
+        },
+        accounts={
+            "slides": {"given": 3, "tiled": 2, "quarantined": 1, "done": 2, "failed": 1},
+            "tiles": {"manifest": 60, "predicted": 56, "quarantined": 2, "filtered": 2},
+            "not_used": [{"reason": EVIL, "count": 2}],
+        },
+        throughput={
+            "mm2_per_s": 0.1,
+            "tiles_per_s": 9.0,
+            "slides_per_hour": None,
+            "stages": {"network": {**stage, "tiles_per_s_per_actor": 5.0}, "files": stage},
+            "wall_s": 12.0,
+            "attempts": 1,
+        },
+        records=[good, bad],
+        pictures=[{**field, "kind": "typical"}, {**field, "kind": "odd"}],
+    )
+    return folder
+
+
 KINDS = {
     "pretraining": pretraining,
+    "prediction": prediction,
     "sweep": sweep,
     **{f"finetuning-{task}": lambda uri, task=task: finetuning(uri, task) for task in MAKERS},
     **{f"comparison-{task}": lambda uri, task=task: comparing(uri, task) for task in ("classification", "nuclei")},

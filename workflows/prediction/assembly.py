@@ -1,7 +1,7 @@
 """The files of several slides at once, each by a task of its own, as soon as all tiles of the slide are answered."""
 
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,6 +30,7 @@ class Assembly:
         self._task = ray.remote(num_cpus=settings.cpus_per_slide, max_retries=settings.retries)(write_slide_files)
         self._waiting: deque[int] = deque()
         self._running: dict[ray.ObjectRef, int] = {}
+        self._tries: Counter[int] = Counter()
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self._running)
@@ -52,7 +53,8 @@ class Assembly:
             return
         ready, _ = ray.wait(list(self._running), timeout=timeout_s)
         for reference in ready:
-            yield self._take(self._running.pop(reference), reference)
+            if (record := self._take(self._running.pop(reference), reference)) is not None:
+                yield record
         self._start()
 
     def _start(self) -> None:
@@ -60,10 +62,16 @@ class Assembly:
             slide_index = self._waiting.popleft()
             self._running[self._task.remote(self._shared, slide_index)] = slide_index
 
-    def _take(self, slide_index: int, reference: ray.ObjectRef) -> dict[str, Any]:
+    def _take(self, slide_index: int, reference: ray.ObjectRef) -> dict[str, Any] | None:
+        """The slide's record; None: it is tried once more."""
         try:
             return ray.get(reference)
         except RayTaskError as error:
+            self._tries[slide_index] += 1
+            if isinstance(error.cause, StorageError) and self._tries[slide_index] <= self._job.config.assembly.retries:
+                logger.warning("%s: %s; trying again", self._job.names[slide_index], error.cause)
+                self._waiting.append(slide_index)
+                return None
             if isinstance(error.cause, StorageError | ConfigError):
                 raise type(error.cause)(str(error.cause)) from error
             message = last_line(error)

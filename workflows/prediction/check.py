@@ -12,6 +12,7 @@ from workflows.shell import cluster
 
 logger = logging.getLogger("predict")
 
+BLOCK_BYTES = 128 * 2**20  # what Ray Data puts together at most
 BLOCKS_IN_FLIGHT = 4  # batches on their way at least: one read, one queued, one at the model, one at the outlines
 MODEL = "model.json"
 
@@ -31,12 +32,12 @@ def check_same_model(folder: RunFolder, model: Description) -> None:
 def check_resources(job: PredictJob) -> None:
     """Whether the cluster can hold this job. Raises ConfigError with the sums, and what to change."""
     config = job.config
-    tile_bytes = 3 * job.model.tile_px**2
+    read_bytes = max(job.tile_bytes, min(BLOCK_BYTES, CHUNK_TILES * job.tile_bytes))
     cluster.check_stages(
         {"readers": config.readers, "network": config.network, "outlines": config.outlines},
         beside={"assembly.max_slides": (config.assembly.max_slides, config.assembly.cpus_per_slide)},
         ray_config=config.ray,
-        needed_bytes=BLOCKS_IN_FLIGHT * max(CHUNK_TILES * tile_bytes, config.network.batch_size * job.bytes_per_answer()),
+        needed_bytes=BLOCKS_IN_FLIGHT * max(read_bytes, config.network.batch_size * job.bytes_per_answer()),
     )
 
 

@@ -86,7 +86,7 @@ class AssemblyConfig:
 
     max_slides: int = 2  # slides whose files are written at the same time
     cpus_per_slide: float = 0.25  # CPUs reserved for each
-    retries: int = 2  # of a task that died with its node
+    retries: int = 2  # of a task that died with its node, or that its storage failed
 
     def __post_init__(self):
         if self.max_slides < 1 or self.cpus_per_slide < 0 or self.retries < 0:

@@ -38,7 +38,6 @@ def finish(job: PredictJob, folder: RunFolder) -> dict[str, Any]:
     write_prediction_report(
         folder,
         model={**job.model.about, "mpp": job.model.mpp, "tile_px": job.model.tile_px, "classes": list(job.model.classes)},
-        files=job.files,
         accounts=accounts,
         throughput=throughput,
         records=records,

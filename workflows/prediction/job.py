@@ -91,6 +91,11 @@ class PredictJob:
             return classes
         return spec.channel_names or tuple(f"{answer} {channel}" for channel in range(spec.channels))
 
+    @property
+    def tile_bytes(self) -> int:
+        """Of one tile's pixels."""
+        return 3 * self.model.tile_px**2
+
     def bytes_per_answer(self) -> int:
         """About, of one tile's row between the model and what makes tables of it."""
         specs = map(self.model.spec, (*self.nuclei_maps, *self.vectors))

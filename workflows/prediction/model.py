@@ -1,6 +1,7 @@
 """The model of a prediction: opened, described, and how its tiles have to overlap."""
 
 import math
+import os
 import re
 from dataclasses import asdict
 
@@ -26,6 +27,7 @@ def open_model(model: AnswersConfig, *, tile_px: int | None, mpp: float | None, 
             mpp=mpp,
             device=device,
             precision=model.precision,
+            threads=int(os.environ.get("OMP_NUM_THREADS", "0")) or None,  # Ray sets it to the CPUs of an actor
         )
     except (ConfigError, TeacherError) as error:  # a teacher's weights and options are here the model's
         raise type(error)(re.sub(r"\bteacher\.(weights|options)\b", r"model.\1", str(error))) from error

@@ -77,6 +77,7 @@ def write_slide_files(job: PredictJob, slide_index: int) -> dict[str, Any]:
     bad.write(files.join(folder, BAD_TILES))
     record = {
         **_head(job, slide_index),
+        "files": sorted(files.base_name(uri) for uri in files.insist(lambda: files.list_dir(folder))),
         **{fate: int((status == code).sum()) for code, fate in FATES.items()},
         "summary": {name: None if isinstance(value, float) and value != value else value for name, value in row.items()},
         "reasons": dict(bad.reasons),
@@ -97,6 +98,7 @@ def mark_failed(job: PredictJob, slide_index: int, message: str) -> dict[str, An
         "summary": {"slide": printable(head["slide"]), "tiles": head["tiles"], "tiles_answered": 0},
         "reasons": {f"quarantined: {NOT_WRITTEN}": head["tiles"]},
         "failed": printable(message),
+        "files": [],
         "fields": [],
         "assembly_s": 0.0,
     }

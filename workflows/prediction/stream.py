@@ -14,6 +14,7 @@ from csat.slides.crashes import CrashLog
 from csat.tiles.planned_reader import SLOT
 from csat.tiles.reader import TileReader
 from workflows.prediction.answer_stage import AnswerStage
+from workflows.prediction.check import BLOCK_BYTES
 from workflows.prediction.framed_reader import FramedReader
 from workflows.prediction.job import PredictJob
 from workflows.prediction.part_stage import PartStage
@@ -21,7 +22,6 @@ from workflows.shell.data import configure_data, execution_options
 from workflows.shell.tile_slides import slide_cache
 
 MAX_BLOCKS = 4096  # of the plan; beyond that a block holds several slots
-BLOCK_BYTES = 128 * 2**20  # what Ray Data puts together at most
 
 
 def make_stream(job: PredictJob, done: Intervals) -> ray.data.Dataset:
@@ -39,6 +39,7 @@ def make_stream(job: PredictJob, done: Intervals) -> ray.data.Dataset:
     pixels = ray.data.from_arrow(blocks).map_batches(
         FramedReader,
         fn_constructor_args=(manifest.uri, job.plan, done, reader),
+        fn_constructor_kwargs={"rows_at_once": max(1, BLOCK_BYTES // 4 // job.tile_bytes)},
         batch_size=None,
         num_cpus=config.readers.cpus_per_actor,
         compute=ActorPoolStrategy(min_size=config.readers.min_actors, max_size=config.readers.max_actors),

@@ -13,7 +13,6 @@ def write_prediction_report(
     folder: RunFolder,
     *,
     model: Mapping[str, Any],
-    files: Sequence[str],
     accounts: Mapping[str, Any],
     throughput: Mapping[str, Any],
     records: Sequence[Mapping[str, Any]],
@@ -23,7 +22,6 @@ def write_prediction_report(
 
     Args:
         model: name, source, licence, sha256, mpp, tile_px, classes.
-        files: Names of those that were written for each slide.
         accounts: As in accounting.json.
         throughput: As in throughput.json.
         records: Of the slides, in order.
@@ -36,7 +34,6 @@ def write_prediction_report(
         "prediction.html",
         output=folder.uri,
         model=model,
-        files=files,
         accounts=accounts,
         throughput=throughput,
         records=records[:MOST_ROWS],
