@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,15 +12,20 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 WATCH_EVERY_S = 0.5
+SIGN_EVERY_S = 5.0
 
 
 # Whose process alone dies starts again: workers take its final end for that of the driver.
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class ProgressBoard:
-    """Holds the newest figures of a run, which rank 0 writes and the driver reads, and the driver's word that it is to end."""
+    """Holds the newest figures of a run, which rank 0 writes and the driver reads, and the driver's word that it is to end.
+
+    Workers give signs of life, whatever they are at: so the driver knows whether there are any.
+    """
 
     def __init__(self):
         self.figures: dict[str, Any] = {}
+        self._signed = time.monotonic()
         self._stop = asyncio.Event()
         self._num_waiting = 0
 
@@ -28,6 +34,13 @@ class ProgressBoard:
 
     async def read(self) -> dict[str, Any]:
         return self.figures
+
+    async def sign(self) -> None:
+        self._signed = time.monotonic()
+
+    async def silence(self) -> float:
+        """Seconds since a worker's last sign of life, or since the board was made."""
+        return time.monotonic() - self._signed
 
     async def stop(self) -> bool:
         """Ask the workers to end; returns whether there are any."""
@@ -54,7 +67,7 @@ def make_board(name: str | None = None) -> ray.actor.ActorHandle:
 
 
 class StopWatch:
-    """Knows in a worker, at no cost, whether the driver has asked it to end."""
+    """Knows in a worker, at no cost, whether the driver has asked it to end; meanwhile it gives signs of life."""
 
     def __init__(self, board: ray.actor.ActorHandle):
         self._board = board
@@ -67,7 +80,11 @@ class StopWatch:
 
     def _watch(self) -> None:
         with contextlib.suppress(RayError):  # the driver is gone, and Ray ends its workers: what they still commit is kept
-            ray.get(self._board.until_stopped.remote())
+            stopped = self._board.until_stopped.remote()
+            self._board.sign.remote()
+            while not ray.wait([stopped], timeout=SIGN_EVERY_S)[0]:
+                self._board.sign.remote()
+            ray.get(stopped)
         self._stopped.set()
 
 

@@ -85,7 +85,7 @@ class RayConfig:
 
     address: Often[str | None] = None  # of a running cluster, or "auto"; None: RAY_ADDRESS where set, else this machine
     stream_gb: float = 0.5  # object-store memory that tiles and responses on their way may take, over all nodes
-    stall_timeout_s: float = 600.0  # stop with an error where the stream makes no progress for this long
+    stall_timeout_s: float = 600.0  # stop where the stream stands still, or workers that have room do not start, for so long
 
 
 def check_counts(**configs: Any) -> None:

@@ -31,6 +31,7 @@ from workflows.shell.data import WholeSplit, execution_options
 from workflows.shell.failures import reason
 from workflows.shell.meters import StoreMeter
 from workflows.shell.progress import ProgressDisplay
+from workflows.shell.watch import fit_watched
 
 
 class Job(Protocol):
@@ -137,7 +138,7 @@ def train_in_group(job: Job, *, is_stopped: Callable[[], bool] = lambda: False) 
     stoppable = interruption.stoppable(lambda: ray.get(board.stop.remote()))
     try:
         with StoreMeter() as meter, display, stoppable, passes_on(is_stopped, board):
-            trainer.fit()
+            fit_watched(trainer.fit, board, job.workers, limit_s=job.ray.stall_timeout_s)
     except TrainingFailedError as error:
         folder.set_status(FAILED, error=reason(error), kind=type(error).__name__)
         raise

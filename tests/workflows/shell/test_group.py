@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import ray.data
+from ray.train import TrainingFailedError
 
 from csat.columns import POSITION
 from csat.errors import NonFiniteLossError, StoppedError
 from csat.runs.folder import RunFolder
+from workflows.shell import watch
 from workflows.shell.config import RayConfig, WorkerConfig
 from workflows.shell.group import Job, train_here, train_in_group
 
@@ -97,3 +99,38 @@ def test_a_loss_that_is_not_finite_ends_the_group_and_names_the_stage(ray_cluste
         folder.set_status("running")
         train_in_group(Summing(run_folder=folder.uri, waits=True), is_stopped=lambda: True)
     assert folder.read_json("attempts.json") == {"attempts": 2}
+
+
+@pytest.mark.ray
+def test_a_group_that_does_not_come_though_the_cluster_has_room_ends_in_an_error(ray_cluster, tmp_path, monkeypatch, caplog):
+    """Something else holds the CPUs: Ray Train would wait for them without end, and without a word."""
+    monkeypatch.setattr(watch, "SAY_EVERY_S", 1.0)
+    monkeypatch.setattr(watch, "LEAST_S", 3.0)
+    folder = RunFolder(str(tmp_path))
+    holder = ray.remote(num_cpus=3.75)(Holder).remote()
+    ray.get(holder.hold.remote())
+    with pytest.raises(TrainingFailedError, match="no worker .* for .* s; the workers need 0.5 CPUs, of which 0.25 are free"):
+        train_in_group(Summing(run_folder=folder.uri, ray=RayConfig(stall_timeout_s=1.0)))
+    assert folder.read_json("status.json")["state"] == "failed"
+    assert "the run ends after 3 s (ray.stall_timeout_s)" in caplog.text
+    ray.kill(holder)
+
+
+class Holder:
+    """Takes CPUs."""
+
+    def hold(self) -> None:
+        """It has them."""
+
+
+@pytest.mark.parametrize(
+    ("workers", "has_room", "told"),
+    [
+        (dict(num_workers=2, cpus_per_worker=0.5), True, "the workers need 1 CPUs, of which 0.25 are free"),
+        (dict(num_workers=2, gpus_per_worker=1), True, "need 2 CPUs, of which 0.25 are free and 2 GPUs, of which 1 are free"),
+        (dict(num_workers=4), False, "need 4 CPUs and the cluster has 2 now. The run goes on when a node comes"),
+    ],
+)
+def test_room_for_workers(workers, has_room, told):
+    found = watch.room_for(WorkerConfig(**workers), {"CPU": 2.0, "GPU": 2.0}, {"CPU": 0.25, "GPU": 1.0})
+    assert found[0] == has_room and told in found[1]
