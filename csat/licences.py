@@ -25,6 +25,11 @@ def licence_of(metadata: Mapping[str, Any]) -> str:
     return "; ".join(licences_of(metadata)) or UNKNOWN
 
 
+def is_unknown(licence: str) -> bool:
+    """Whether nobody has said which it is."""
+    return not licence or bool(re.match(r"unknown|not stated", licence, re.IGNORECASE))
+
+
 def forbids_derivatives(licence: str) -> bool:
     """Whether what is made of it may not be passed on (CC BY-NC-ND and its like)."""
     return bool(re.search(r"\bND\b|no[ -]?deriv", licence, re.IGNORECASE))

@@ -34,11 +34,10 @@ import torch
 from torch import Tensor
 
 from csat.errors import TeacherError
-from csat.export.folder import exported_folder
 from csat.licences import licence_of
 from csat.losses.attention import attention_maps, normalise_jointly
 from csat.model.contract import DECODED, ENCODED, FEATURES, Model
-from csat.model.files import load_model, local_copy, read_model_config, weights_name
+from csat.model.files import exported_folder, load_model, local_copy, read_model_config, weights_name
 from csat.responses import Kind, ResponseSpec, Symmetry, TeacherSpec
 from csat.storage import files
 from teachers.contract import Teacher, select_responses, sha256_of

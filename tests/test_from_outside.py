@@ -12,11 +12,11 @@ from safetensors.torch import load as load_tensors
 
 from csat.columns import OK, POSITION, READ_S, REASON, STATUS, TILE
 from csat.errors import ConfigError
-from csat.export.folder import load_exported
 from csat.labels.datasets.registry import DATASETS
 from csat.methods.contract import Setting
 from csat.methods.registry import METHODS, build_method, build_student
 from csat.model.contract import ModelConfig
+from csat.model.files import load_exported
 from csat.model.parts import BACKBONE
 from csat.model.registry import MODELS, build_model
 from csat.model.student import StudentConfig

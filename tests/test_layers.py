@@ -21,13 +21,19 @@ FLOORS = (
     ("settings",),
     ("runs", "slides", "tasks", "views"),
     ("labels", "model", "sweeps", "tiles"),
-    ("methods",),
+    ("methods", "prediction"),
     ("export", "training"),
-    ("prediction",),
     ("evaluation",),
 )
 # And of workflows: pages stand on top, and nobody imports them.
-WINGS = ("workflows.pretraining", "workflows.finetuning", "workflows.comparison", "workflows.rates", "workflows.prediction")
+WINGS = (
+    "workflows.pretraining",
+    "workflows.finetuning",
+    "workflows.comparison",
+    "workflows.rates",
+    "workflows.prediction",
+    "workflows.exporting",
+)
 # Heavy libraries and the places that may open their door.
 DOORS = {
     "ray": ("workflows/", "teachers/stage.py"),

@@ -20,6 +20,7 @@ VERBS = {
     "tune": "search hyper-parameters on several data sets from several starts, and compare them in one table",
     "evaluate": "compare trained models: intervals, paired differences, costs, and where they are wrong",
     "predict": "nuclei, heatmaps, masks and embeddings of slides, as files for QuPath and tables, from any model",
+    "export": "write a run's model as files for timm, onnxruntime, WSInfer and QuPath, with a model card",
     "benchmark": "measure how fast each stage is on this machine",
 }
 EXIT_CODE = 2  # of a command line that cannot work, as argparse has it

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from csat.columns import OK, POSITION, RESPONSE_PREFIX, STATUS, STUDENT_TILE, TILE, rows_by_size, take_rows
 from csat.evaluation.fidelity import compare_masks, measure
-from csat.export.folder import load_exported
+from csat.model.files import load_exported
 from csat.responses import Kind, ResponseSpec
 from csat.slides.synthetic import read_truth
 from csat.views.grid import align

@@ -33,6 +33,7 @@ from csat.words import some
 
 FORMAT_VERSION = 1
 CONFIG = "config.json"
+EXPORTED = "exported"  # the folder in a run that holds its model
 
 
 def save_model(model: Model, folder: str, metadata: dict[str, Any]) -> None:
@@ -128,6 +129,33 @@ def sha256_of_weights(folder: Path, config: dict[str, Any]) -> str:
     """SHA-256 of the weights file of a local copy, in hexadecimal: what identifies the model."""
     with open(folder / weights_name(config), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_exported(run: str) -> Model:
+    """The model of a run folder, or of an exported folder, local or remote; on the CPU, in evaluation mode.
+
+    Raises:
+        ConfigError: as `exported_folder` and `load_model`.
+    """
+    return load_model(exported_folder(run))
+
+
+def exported_folder(run: str) -> str:
+    """The exported model of a run folder, or the folder itself where it is an exported one.
+
+    Raises:
+        ConfigError: neither; says whether a run is there that has not finished.
+    """
+    inside = files.join(run, EXPORTED)
+    if files.exists(files.join(inside, CONFIG)):
+        return inside
+    if files.exists(files.join(run, CONFIG)):
+        return run
+    if files.exists(files.join(run, "config.yaml")):
+        raise ConfigError(f"the run {run} has not exported its model yet: let it finish (the same command resumes it)")
+    raise ConfigError(
+        f"{run} is neither a run folder nor an exported model: expected exported/{CONFIG} or {CONFIG} in it ({found_in(run)})"
+    )
 
 
 def found_in(folder: str, most: int = 8) -> str:

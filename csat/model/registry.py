@@ -44,7 +44,7 @@ def build_model(config: ModelConfig, info: DatasetInfo, load: Callable[[str], Mo
     Args:
         config: The settings.
         info: Task and classes of the data.
-        load: Gives the model of `from_run` (`csat.export.folder` has it; it lies above this module).
+        load: Gives the model of `from_run` (`load_exported` of `csat.model.files`, which needs this module).
 
     Raises:
         ConfigError: settings that cannot work together; an initial run of another model, or without one.

@@ -89,8 +89,8 @@ class ModelAnswers:
         metadata = metadata or {}
         self.device = torch.device(device)
         self.model, self.precision = model.to(self.device), precision
-        self._raw = [spec for spec in model.responses if is_answer(spec)]
-        self.specs = tuple(map(finished, self._raw))
+        self.raw = [spec for spec in model.responses if is_answer(spec)]
+        self.specs = tuple(map(finished, self.raw))
         self.tile_px, self.mpp = tile_px, metadata.get("mpp")
         self.task, self.classes = task_of(self.specs), classes_of(self.specs)
         self.about = about or About(name=type(model).__name__)
@@ -100,7 +100,7 @@ class ModelAnswers:
         images = torch.tensor(tiles).to(self.device).permute(0, 3, 1, 2)  # a copy: tiles may be read-only
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             said = self.model(self.model.see(images))
-        return {spec.name: finish(said[spec.name], spec, self.tile_px).cpu().numpy() for spec in self._raw}
+        return {spec.name: finish(said[spec.name], spec, self.tile_px).cpu().numpy() for spec in self.raw}
 
 
 def is_answer(spec: ResponseSpec) -> bool:

@@ -3,19 +3,23 @@
 from typing import Any
 
 from csat.errors import ConfigError
-from csat.export.folder import exported_folder
 from csat.licences import licence_of
 from csat.model.contract import Model
-from csat.model.files import load_model, local_copy, read_model_config, sha256_of_weights
+from csat.model.files import EXPORTED, exported_folder, load_model, local_copy, read_model_config, sha256_of_weights
 from csat.prediction.answers import About, Answers, ModelAnswers
 from csat.storage import files
 
 ONNX = ".onnx"
-EXPORTED = "exported"  # the folder in a run that holds its model
 
 
 def open_answers(
-    place: str, *, tile_px: int | None = None, device: str = "cpu", precision: str = "float32", threads: int | None = None
+    place: str,
+    *,
+    tile_px: int | None = None,
+    device: str = "cpu",
+    precision: str = "float32",
+    threads: int | None = None,
+    name: str | None = None,
 ) -> Answers:
     """A trained model, ready to be shown tiles.
 
@@ -25,6 +29,7 @@ def open_answers(
         device: As torch names it.
         precision: float32 or bfloat16 (autocast); an ONNX file has its own.
         threads: Of an ONNX session on the CPU; None: as many as there are cores.
+        name: What it is called; None: as its run or its file.
 
     Raises:
         ConfigError: there is no model, or it does not take such tiles; says what there is.
@@ -39,7 +44,7 @@ def open_answers(
         config = read_model_config(str(copy))
         model, sha256 = load_model(str(copy)), sha256_of_weights(copy, config)
     metadata = config.get("metadata") or {}
-    about = About(name=_name_of(place), source=place, licence=licence_of(metadata), sha256=sha256)
+    about = About(name=name or _name_of(place), source=place, licence=licence_of(metadata), sha256=sha256)
     tile_px = _tile_px(model, metadata, tile_px, place)
     return ModelAnswers(model, tile_px=tile_px, device=device, precision=precision, metadata=metadata, about=about)
 

@@ -13,8 +13,8 @@ from PIL import Image
 
 from csat.errors import NonFiniteLossError
 from csat.evaluation.predictions import Predictions
-from csat.export.folder import load_exported
 from csat.labels.decoded import ARRAYS
+from csat.model.files import load_exported
 from csat.runs.checkpoints import Checkpoints
 from csat.runs.recorder import read_metrics
 from csat.settings import merge

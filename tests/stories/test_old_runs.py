@@ -13,8 +13,7 @@ import yaml
 from safetensors.torch import load_file
 
 from csat.errors import ConfigError
-from csat.export.folder import load_exported
-from csat.model.files import read_model_config, save_model
+from csat.model.files import load_exported, read_model_config, save_model
 from csat.model.registry import ModelConfig, build_model
 from csat.prediction.opening import open_answers
 from csat.runs.checkpoints import Checkpoints

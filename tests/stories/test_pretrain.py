@@ -12,8 +12,7 @@ import timm
 import yaml
 from safetensors.torch import load_file
 
-from csat.export.folder import load_exported
-from csat.model.files import save_model
+from csat.model.files import load_exported, save_model
 from csat.model.registry import ModelConfig, build_model
 from csat.runs.checkpoints import Checkpoints
 from csat.runs.recorder import read_metrics

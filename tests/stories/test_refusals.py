@@ -7,8 +7,7 @@ import pytest
 import tifffile
 import torch
 
-from csat.export.folder import load_exported
-from csat.model.files import save_model
+from csat.model.files import load_exported, save_model
 from csat.model.networks.hovernet import HoVerNet
 from csat.model.registry import ModelConfig, build_model
 from csat.model.student import Student, StudentConfig

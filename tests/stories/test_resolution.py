@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from csat.export.folder import load_exported
+from csat.model.files import load_exported
 from csat.runs.checkpoints import Checkpoints
 from csat.runs.recorder import read_metrics
 from csat.slides.synthetic import paint

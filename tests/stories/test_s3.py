@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from csat.errors import StorageError
-from csat.export.folder import load_exported
+from csat.model.files import load_exported
 from csat.runs.checkpoints import Checkpoints
 from csat.storage import files
 from tests.support.verbs import arguments, kill_group, wait_for

@@ -7,8 +7,7 @@ import psutil
 import pytest
 import yaml
 
-from csat.export.folder import load_exported
-from csat.model.files import save_model
+from csat.model.files import load_exported, save_model
 from csat.model.student import Student, StudentConfig
 from csat.runs.checkpoints import Checkpoints
 from csat.runs.recorder import read_metrics

@@ -9,9 +9,8 @@ from torch import nn
 
 from csat.columns import OK, POSITION, REASON, STATUS, TILE
 from csat.errors import ConfigError, TeacherError
-from csat.export.folder import load_exported
 from csat.methods.registry import wanted_responses
-from csat.model.files import save_model
+from csat.model.files import load_exported, save_model
 from csat.model.networks.hovernet import MARGIN_PX
 from csat.model.registry import ModelConfig, build_model
 from csat.model.student import Student, StudentConfig

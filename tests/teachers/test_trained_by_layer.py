@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from csat.errors import TeacherError
-from csat.export.folder import load_exported
 from csat.losses.attention import attention_maps, normalise_jointly
-from csat.model.files import save_model
+from csat.model.files import load_exported, save_model
 from csat.model.registry import ModelConfig, build_model
 from csat.responses import Kind
 from csat.tasks import Task

@@ -19,11 +19,10 @@ from csat.evaluation.class_order import in_order
 from csat.evaluation.judged_run import TEACHER, JudgedRun
 from csat.evaluation.leakage import check_leakage
 from csat.evaluation.predictions import Predictions
-from csat.export.folder import exported_folder
 from csat.labels.datasets.contract import Decoded, Sample
 from csat.labels.decoded import SampleSource
 from csat.labels.sets import MOST_ENLARGING, LabelledConfig, LabelledData, assemble, assemble_to_judge
-from csat.model.files import read_model_config
+from csat.model.files import exported_folder, read_model_config
 from csat.prediction.answers import Answers
 from csat.prediction.opening import open_answers
 from csat.prediction.windows import View

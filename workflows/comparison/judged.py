@@ -8,9 +8,8 @@ from torch import nn
 
 from csat.errors import ConfigError
 from csat.evaluation.judged_run import TEACHER, JudgedRun, is_finetuned, judged_answers, read_run
-from csat.export.folder import exported_folder
 from csat.model.cost import count_cost
-from csat.model.files import read_model_config
+from csat.model.files import exported_folder, read_model_config
 from csat.prediction.answers import Answers, ModelAnswers
 from csat.prediction.opening import ONNX
 from csat.runs.folder import RunFolder

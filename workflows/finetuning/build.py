@@ -2,11 +2,11 @@
 
 import torch
 
-from csat.export.folder import load_exported
 from csat.labels.sets import LabelledData
 from csat.labels.splits import class_counts
 from csat.methods import registry
 from csat.methods.contract import Method, Setting
+from csat.model.files import load_exported
 from csat.model.registry import build_model
 from csat.responses import TeacherSpec
 from teachers.registry import describe_teacher

@@ -10,9 +10,8 @@ from torch import nn
 
 from csat.evaluation import scores
 from csat.evaluation.predictions import Predictions, write_predictions
-from csat.export.folder import exported_folder
 from csat.model.cost import count_cost, measure_speed
-from csat.model.files import read_model_config, save_model
+from csat.model.files import exported_folder, read_model_config, save_model
 from csat.model.registry import ModelConfig
 from csat.runs.accounts import write_accounts, write_throughput
 from csat.runs.checkpoints import Checkpoints

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from csat.errors import ConfigError
-from csat.export.folder import load_exported
-from csat.model.files import save_model
+from csat.model.files import load_exported, save_model
 from csat.model.networks.hovernet import MARGIN_PX
 from csat.model.parts import DECODER
 from csat.model.registry import ModelConfig, build_model

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from csat.errors import ConfigError
-from csat.export.folder import load_exported
 from csat.labels.datasets import consep, pannuke
-from csat.model.files import save_model
+from csat.model.files import load_exported, save_model
 from csat.model.parts import BACKBONE, DECODER, HEADS
 from csat.model.student import Student, StudentConfig
 from csat.model.transfer import transfer

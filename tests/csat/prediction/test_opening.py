@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from csat.errors import ConfigError
-from csat.export.folder import load_exported
-from csat.model.files import save_model
+from csat.model.files import load_exported, save_model
 from csat.model.registry import ModelConfig, build_model
 from csat.model.student import Student, StudentConfig
 from csat.prediction.opening import open_answers

@@ -3,8 +3,7 @@
 import pytest
 
 from csat.errors import ConfigError
-from csat.export.folder import exported_folder, load_exported
-from csat.model.files import save_model
+from csat.model.files import exported_folder, load_exported, save_model
 from csat.tasks import Task
 from tests.csat.model.test_registry import build
 

@@ -1,0 +1,107 @@
+"""The model card: what the hub reads of it, what a person is warned of, and that a name in it is only a name."""
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from csat.export.card import write_card
+from csat.export.facts import Facts, Measured, read_facts, why_not_released
+from csat.model.files import read_model_config, save_model
+from csat.runs.folder import RunFolder
+from tests.csat.export.models import LABEL, METADATA, NUCLEI, answers_of, student
+
+UNI = {
+    "name": "timm",
+    "source": "hf-hub:MahmoodLab/UNI2-h",
+    "licence": "CC BY-NC-ND 4.0; verify upstream",
+    "weights_sha256": "12" * 32,
+}
+FIGURE = {"value": 0.8123, "low": 0.7, "high": 0.9, "tiles": 40, "groups": 3}
+MEASURED = Measured(
+    cost={"params": 3_000_000, "macs": 1_090_000_000},
+    speeds={"onnxruntime, batch of 8": 31.25},
+    machine="a CPU, 2 threads",
+    files={"model.onnx": "for onnxruntime", "csat_timm.py": "the network", "model.safetensors": "for timm: the backbone"},
+    left_out={"model.int8.onnx": "it does not pay: 0.91 times as fast"},
+    tiles="32, of slides",
+)
+
+
+def card(tmp_path, responses=NUCLEI, *, metadata=METADATA, **files) -> str:
+    """Of a run folder with these JSON files."""
+    answers = answers_of(student(responses))
+    save_model(answers.model, str(tmp_path / "exported"), metadata)
+    for name, content in files.items():
+        RunFolder(str(tmp_path)).write_json(f"{name}.json", content)
+    facts = read_facts(str(tmp_path), read_model_config(str(tmp_path / "exported")))
+    return write_card(answers, facts, MEASURED)
+
+
+def test_a_distilled_student_tells_its_teacher_fidelity_and_cost(tmp_path):
+    learned = {"tile_px": 64, "mpp": 0.5, "method": "rckd", "tiles_trained": 5000, "teacher": UNI}
+    text = card(tmp_path, metadata=learned, teacher=UNI, evaluation={"np.dice": FIGURE})
+    assert "distilled from the teacher timm" in text and "finds nuclei and tells one, two apart" in text
+    assert "| np.dice | 0.812 | 0.700 to 0.900 | 40 tiles, 3 groups |" in text and "Agreement with the teacher" in text
+    assert "3.00 M parameters, 1.09 GMAC" in text and "onnxruntime, batch of 8: 31.2 tiles/s" in text
+    assert "For research" in text and "**0.5 um/px**" in text
+    assert "not here: it does not pay: 0.91 times as fast" in text
+
+
+def test_the_hub_understands_its_head(tmp_path):
+    metrics = {"accuracy": FIGURE, "f1/tumour": FIGURE, "n": 3}
+    data = {"name": "crc", "source": "Kather 2016", "parts": {"test": {"samples": 9}}, "note": ""}
+    text = card(
+        tmp_path,
+        LABEL,
+        metadata={**METADATA, "task": "classification"},
+        evaluation={"task": "classification", "test": metrics},
+        data=data,
+    )
+    parsed = ModelCard(text)
+    assert parsed.data.license == "cc-by-4.0" and parsed.data.library_name == "timm"
+    assert parsed.data.pipeline_tag == "image-classification" and parsed.data.datasets == ["crc"]
+    (result,) = parsed.data.eval_results
+    assert (result.metric_type, result.metric_value, result.dataset_name) == ("accuracy", 0.8123, "crc")
+
+
+@pytest.mark.parametrize(
+    ("licence", "head"),
+    [
+        ("CC BY-NC-ND 4.0", "cc-by-nc-nd-4.0"),
+        ("Apache-2.0", "apache-2.0"),
+        ("not stated", "unknown"),
+        ("unknown", "unknown"),
+        ("our own terms", "other"),
+    ],
+)
+def test_licences_of_the_head(tmp_path, licence, head):
+    text = card(tmp_path, metadata={**METADATA, "licence": licence})
+    data = yaml.safe_load(text.split("---")[1])
+    assert data["license"] == head
+    assert ("license_link" in data) == (head == "other")
+    assert ("Not every licence is known" in text) == (head == "unknown")
+
+
+def test_what_a_licence_forbids_marks_the_card(tmp_path):
+    metadata = {"tile_px": 64, "mpp": 0.5, "teacher": UNI}
+    assert len(why_not_released(metadata)) == 2 and not why_not_released(METADATA)
+    text = card(tmp_path, metadata=metadata, teacher=UNI)
+    assert "Do not release without reading this: CC BY-NC-ND 4.0; verify upstream forbids passing on" in text
+    assert yaml.safe_load(text.split("---")[1])["base_model"] == "MahmoodLab/UNI2-h"
+
+
+def test_names_are_only_names(tmp_path):
+    """A name from a file can neither end the head nor make a link, a table or a tag."""
+    evil = "x](http://e)<script>\n---\n| a | `b`"
+    data = {"name": evil, "source": "/home/me/secret/set", "parts": {evil: {"samples": 1}}, "note": evil}
+    text = card(tmp_path, LABEL, metadata={**METADATA, "task": "classification", "licence": evil}, data=data)
+    head, body = text.removeprefix("---\n").split("\n---\n", 1)
+    assert yaml.safe_load(head)["datasets"] == [evil]
+    assert "<script>" not in body.replace("\\<script\\>", "") and "](http" not in body.replace("\\](http", "")
+    assert "/home/me" not in text and "secret" not in text and "Source: set" in text
+
+
+def test_an_exported_folder_alone_has_a_card_too():
+    answers = answers_of(student(NUCLEI))
+    text = write_card(answers, Facts(config={"metadata": METADATA, "model": "unet"}), MEASURED)
+    assert "This run has measured none" in text and "not in timm" in text

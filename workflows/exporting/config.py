@@ -1,0 +1,37 @@
+"""The settings of export.py."""
+
+from dataclasses import dataclass, field
+
+from csat.errors import ConfigError
+from csat.settings import Place
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Settings of export.py."""
+
+    model: Place  # run folder of pretrain.py or finetune.py, or the exported folder in it; local or s3://
+    output: Place  # folder for the files, local or s3://; a second export replaces what the first has made, and nothing else
+    push: str | None = None  # hf-hub:OWNER/NAME, to upload it too; needs a token (HF_TOKEN)
+    private: bool = True  # a repository that push has to make is not public
+    accept_license: bool = False  # write it although a licence behind the model forbids derivatives or commercial use
+    int8: bool = False  # also model.int8.onnx, kept where it is faster and decides alike
+    fp16: bool = False  # also model.fp16.onnx, for GPUs, kept where it is faster and decides alike
+    openvino: bool = False  # also OpenVINO's form (needs the package openvino)
+    tiles: list[Place] = field(default_factory=list)  # slides or images to try the files with; empty: the run's own
+    num_tiles: int = 32  # tiles to try them with
+    calibration_tiles: int = 256  # tiles by which int8 is calibrated
+    tile_px: int | None = None  # edge of the tiles; None: as it was trained
+    name: str | None = None  # of the model in its card; None: the run's folder
+    device: str = "cpu"  # where fp16 is measured: cpu or cuda
+    threads: int | None = None  # of the CPU; None: all cores
+    overwrite: bool = False  # replace files in output that no export has made
+
+    def __post_init__(self):
+        for name, least in (("num_tiles", 7), ("calibration_tiles", 7)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        if self.device not in ("cpu", "cuda"):
+            raise ConfigError(f"device is cpu or cuda, not {self.device!r}")
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"threads must be at least 1, not {self.threads}")
