@@ -21,7 +21,7 @@ from workflows.shell.installation import is_installed, python_path
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("csat", "teachers", "workflows")
-OPTIONAL = {"mlflow"}  # imported where a user asks for it, with a sentence where it is missing
+OPTIONAL = {"mlflow", "openvino"}  # imported where a user asks for it, with a sentence where it is missing
 
 
 def pins():
