@@ -37,13 +37,14 @@ def benchmark(config: BenchmarkConfig) -> int:
 
     from csat.tiles.sources import list_slides
     from workflows.rates.metadata import measure_manifest, measure_plan
-    from workflows.rates.stages import describe_device, measure_readers, measure_students, measure_teachers
+    from workflows.rates.stages import describe_device, measure_models, measure_readers, measure_students, measure_teachers
     from workflows.rates.startup import measure_startup
 
     stages = {
         "student": measure_students,
         "teacher": measure_teachers,
         "reader": measure_readers,
+        "model": measure_models,
         "plan": lambda config: measure_plan(config.num_tiles),
         "startup": measure_startup,
         "manifest": lambda config: measure_manifest(config.num_slides, config.num_tiles),

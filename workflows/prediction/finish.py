@@ -103,7 +103,8 @@ def write_throughput(folder: RunFolder, records: Sequence[Mapping[str, Any]]) ->
         "slides_per_hour": 3600 * slides / seconds if seconds else None,
         "wall_s": seconds,
         "attempts": len(attempts),
-        "start_s": longest and longest["start_s"],
+        "start_s": longest and longest["start_s"],  # from the first wish to the first part: actors, the model
+        "steady_tiles_per_s": longest and longest["steady_tiles_per_s"],  # after that, to the last file
         "stages": longest["stages"] if longest else {},
         "object_store_peak_bytes": max((each["object_store_peak_bytes"] for each in attempts), default=None),
         "spilled_bytes": sum(each["spilled_bytes"] or 0 for each in attempts),

@@ -72,6 +72,7 @@ class Flow:
             "mm2": self._mm2,
             "wall_s": wall_s,
             "start_s": self.first_part_s,
+            "steady_tiles_per_s": self.tiles / max(wall_s - self.first_part_s, 1e-9) if self.tiles else None,
             "stream_s": self.stream_s,
             "stages": stages,
         }

@@ -11,8 +11,11 @@ STUDENTS = ("csat", "csat_nano", "convnextv2_atto", "efficientnet_b0", "resnet18
 class BenchmarkConfig:
     """Settings of benchmark.py."""
 
-    stages: Often[list[str]] = field(default_factory=lambda: ["student", "teacher", "reader"])  # or plan, manifest, startup
+    stages: Often[list[str]] = field(
+        default_factory=lambda: ["student", "teacher", "reader"]
+    )  # or model, plan, manifest, startup
     students: list[str] = field(default_factory=lambda: list(STUDENTS))  # backbones
+    models: list[str] = field(default_factory=lambda: ["stain"])  # of the stage model: as predict.py takes one
     slides: Often[list[Place]] = field(default_factory=list)  # slides for the reader; empty: a synthetic one
     tile_px: int = 256  # edge of the tiles
     batch_size: int = 16  # tiles at once

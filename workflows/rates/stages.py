@@ -3,6 +3,7 @@
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -19,6 +20,7 @@ from csat.tiles.grid import TilingConfig
 from csat.tiles.reader import TileReader
 from csat.tiles.sources import list_slides
 from csat.tiles.tiling import tile_slide
+from teachers.answers import open_answers
 from teachers.registry import load_teacher
 from workflows.rates.config import BenchmarkConfig
 from workflows.shell import output
@@ -61,6 +63,19 @@ def measure_teachers(config: BenchmarkConfig) -> dict[str, float]:
         loaded = load_teacher(teacher, None, options, device=config.device)
         candidates[name] = lambda loaded=loaded: loaded.respond(tiles)
     return _compare(f"teacher, {config.tile_px} px, tiles/s", candidates, config, images=len(tiles))
+
+
+def measure_models(config: BenchmarkConfig) -> dict[str, float]:
+    """Whatever answers, on tiles of its own size: the rate that a prediction, which also reads and writes, is held against."""
+    candidates = {}
+    for name in config.models:
+        answers = open_answers(name, device=config.device, threads=config.threads)
+        with tempfile.TemporaryDirectory(prefix="csat-bench-") as scratch:
+            tiles = _tiles(replace(config, tile_px=answers.tile_px), Path(scratch))
+        if len(tiles) < config.batch_size:
+            raise ConfigError(f"{config.slides} give {len(tiles)} tiles of {answers.tile_px} px: lower batch_size")
+        candidates[name] = lambda answers=answers, tiles=tiles: answers.answer(tiles)
+    return _compare("model, tiles/s", candidates, config)
 
 
 def measure_readers(config: BenchmarkConfig) -> dict[str, float]:
