@@ -95,3 +95,12 @@ def test_without_a_seed_positions_are_places_in_the_manifest():
     assert [place for _, place in sorted(tiles_by_position(plan).items())] == list(zip(chunks, rows, strict=True))
     assert plan.first_slot(Intervals([(0, 9)])) == 2
     assert [found.tolist() for found in plan.tiles_at(np.array([10, 0]))] == [[3, 0], [0, 0]]
+
+
+@given(positions_sets, st.lists(st.tuples(st.integers(0, 200), st.integers(1, 30)), min_size=1, max_size=20))
+def test_ranges_that_a_set_covers(positions, ranges):
+    done = Intervals.of(np.array(sorted(positions), dtype=np.int64))
+    starts = np.array([first for first, _ in ranges])
+    stops = starts + [length for _, length in ranges]
+    expected = [set(range(first, stop)) <= positions for first, stop in zip(starts, stops, strict=True)]
+    assert done.cover(starts, stops).tolist() == expected

@@ -239,5 +239,7 @@ def test_without_a_shuffle_the_slides_follow_each_other_as_they_were_cut(tmp_pat
     assert [each.first for each in slides] == [0, 30, 71, 87] and slides[-1].stop == manifest.num_tiles
     assert manifest.chunks["rows"].tolist() == [16, 14, 16, 16, 9, 16, 3], "no chunk has tiles of two slides"
     assert len(manifest.shards) == 2
+    for each, index in zip(slides, good, strict=True):
+        assert manifest.read_slide(each).to_pylist() == table_of(rows[index], sizes[index]).to_pylist()
     with pytest.raises(ConfigError, match="holdout_fraction 0"):
         ManifestConfig(shuffle=False, holdout_fraction=0.1)

@@ -1,12 +1,15 @@
 """What is said of an interrupted run follows from what lies in its folder."""
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
+from csat.prediction.layout import Layout
 from csat.runs.checkpoints import Checkpoint, Checkpoints, Cursor
 from csat.runs.folder import RunFolder
 from csat.runs.plan import Intervals
 from csat.runs.quarantine import QUARANTINE_SCHEMA
-from workflows.shell.kept import kept_of_run, kept_of_sweep
+from workflows.shell.kept import kept_of_prediction, kept_of_run, kept_of_sweep
 
 
 def commit(folder, num_tiles, step):
@@ -60,3 +63,17 @@ def test_runs_of_a_sweep(tmp_path):
     said = kept_of_sweep(folder.uri)
     assert said.startswith("2 runs that have ended; of one that has not, ")
     assert "40 of 5,000 tiles, in the checkpoint of step 5" in said and "nothing yet" in said
+
+
+def test_files_and_tiles_of_a_prediction(tmp_path):
+    folder, layout = RunFolder(str(tmp_path / "out")), Layout(str(tmp_path / "out"))
+    assert kept_of_prediction(folder.uri) == "nothing: it starts from the beginning" and not (tmp_path / "out").exists()
+    folder.write_json("manifest/index.json", {})
+    folder.set_status("running")
+    layout.mark_done(0, {})
+    positions = np.arange(1000, 3500)
+    layout.parts.write(1, {"tiles": pa.table({"position": positions})}, positions=positions)
+    assert kept_of_prediction(folder.uri) == "the files of 1 slides, and what was said of 2,500 tiles of others"
+    assert folder.read_json("status.json") == {"state": "interrupted"}
+    folder.set_status("finished")
+    assert kept_of_prediction(folder.uri) == "all of it, the prediction is finished"
