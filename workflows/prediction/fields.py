@@ -2,10 +2,11 @@
 
 A field is described by a few *figures*, such as how many nuclei it has. Of a slide are kept: fields at even distances, and
 those with the smallest and the largest value of each figure. When all slides are done, each figure is counted from its median
-in robust standard deviations (1.4826 x the median distance from the median): a field is as odd as its oddest figure.
+in robust standard deviations (1.4826 x the median distance from the median, at least half the plain one): a field is as odd
+as its oddest figure.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,10 +27,11 @@ class FieldSample:
 
     Args:
         num_shown: How many of each kind the page shows of all slides; 0: nothing is kept.
+        classes: Answer about a tile → names of its channels; HEAT → those of the map's.
     """
 
-    def __init__(self, num_shown: int):
-        self._most = 4 * num_shown
+    def __init__(self, num_shown: int, classes: Mapping[str, Sequence[str]]):
+        self._most, self._classes = 4 * num_shown, classes
         self._kept: list[dict[str, Any]] = []
         self._stride, self._seen = 1, 0
         self._extremes: dict[tuple[str, int], list[tuple[float, dict[str, Any]]]] = {}
@@ -41,7 +43,7 @@ class FieldSample:
             return
         tiles = tables[TILES]
         tiles = tiles.filter(pa.array(tiles[STATUS].to_numpy() == OK))
-        figures = figures_of(tiles, tables.get(NUCLEI))
+        figures = figures_of(tiles, tables.get(NUCLEI), self._classes)
         if not figures:
             return
         for row, place in enumerate(tiles.select(PLACE).to_pylist()):
@@ -71,12 +73,13 @@ class FieldSample:
                     del entries[self._num_extremes :]
 
 
-def figures_of(tiles: pa.Table, nuclei: pa.Table | None) -> dict[str, np.ndarray]:
+def figures_of(tiles: pa.Table, nuclei: pa.Table | None, classes: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
     """Figure → its value for each tile.
 
     Args:
         tiles: Of a part, those that have an answer.
         nuclei: That were found in them, where any are looked for.
+        classes: As `FieldSample` takes it.
     """
     figures: dict[str, np.ndarray] = {}
     if not len(tiles):
@@ -95,11 +98,11 @@ def figures_of(tiles: pa.Table, nuclei: pa.Table | None) -> dict[str, np.ndarray
         if name == HEAT:
             cells = zip(tiles[HEAT].to_pylist(), tiles[HEAT + AT].to_pylist(), strict=True)
             values = np.array([np.frombuffer(cell, np.uint8).reshape(at[2:]).mean((1, 2)) / 255 for cell, at in cells])
-            figures |= {f"mean of channel {channel}": values[:, channel] for channel in range(values.shape[1])}
+            figures |= {f"mean probability of {name}": column for name, column in zip(classes[HEAT], values.T, strict=True)}
         elif name.startswith(RESPONSE_PREFIX) and tiles[name].type.list_size <= MOST_CHANNELS:
             values = np.array(tiles[name].to_pylist(), np.float64)
-            said = name.removeprefix(RESPONSE_PREFIX)
-            figures |= {f"{said}, channel {channel}": values[:, channel] for channel in range(values.shape[1])}
+            names = classes[name.removeprefix(RESPONSE_PREFIX)]
+            figures |= {f"probability of {each}": column for each, column in zip(names, values.T, strict=True)}
     return figures
 
 
@@ -116,7 +119,8 @@ def rank(fields: Sequence[dict[str, Any]]) -> tuple[np.ndarray, list[str]]:
         return np.zeros(len(fields)), [""] * len(fields)
     usual = values[[bool(field.get(SAMPLED)) for field in fields]]  # extremes were chosen for being far from the middle
     middle = np.nanmedian(usual, axis=0)
-    spread = np.maximum(TO_SD * np.nanmedian(np.abs(usual - middle), axis=0), 1e-3 * np.maximum(np.abs(middle), 1e-3))
+    spread = TO_SD * np.nanmedian(np.abs(usual - middle), axis=0)
+    spread = np.maximum(spread, np.nanstd(values, axis=0) / 2).clip(1e-9)  # most fields may have the same value, such as 0
     distance = np.nan_to_num(np.abs(values - middle) / spread)
     oddest = distance.argmax(axis=1)
     told = [f"{names[column]} {values[row, column]:.4g} (median {middle[column]:.4g})" for row, column in enumerate(oddest)]

@@ -92,6 +92,12 @@ class PredictJob:
         return spec.channel_names or tuple(f"{answer} {channel}" for channel in range(spec.channels))
 
     @property
+    def channel_names(self) -> dict[str, tuple[str, ...]]:
+        """Names of the channels of each answer about a tile as a whole; under HEAT those of the map of probabilities."""
+        names = {answer: self.classes_of(answer) for answer in self.vectors}
+        return names | {each.name: self.classes_of(each.answer) for each in self.maps}
+
+    @property
     def tile_bytes(self) -> int:
         """Of one tile's pixels."""
         return 3 * self.model.tile_px**2

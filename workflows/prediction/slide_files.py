@@ -46,7 +46,7 @@ def write_slide_files(job: PredictJob, slide_index: int) -> dict[str, Any]:
         return layout.parts.read(slide_index, first=slide.first, stop=slide.stop)
 
     status, seen = np.empty(slide.num_tiles, np.uint8), 0
-    bad, fields = QuarantinedTiles(slide.slide), FieldSample(job.config.show)
+    bad, fields = QuarantinedTiles(slide.slide), FieldSample(job.config.show, job.channel_names)
     frame = _find_frame(parts())
     tiles = job.manifest.read_slide(slide)
     with ExitStack() as stack:

@@ -36,7 +36,11 @@ def test_a_prediction_resumes_with_the_weights_that_it_began_with(tmp_path, mode
     [
         ({}, {"CPU": 1.0}, r"needs 1.5 CPUs \(1 readers x 0.25 \+ 1 network x 0.5 .* assembly.max_slides 2 x 0.25\) .* has 1"),
         ({"network": NetworkConfig(gpus_per_actor=1.0)}, {"CPU": 8.0}, r"1 GPUs \(1 network x 1\) and the cluster has 0"),
-        ({"network": NetworkConfig(cpus_per_actor=3.0)}, {"CPU": 8.0}, "more CPUs than the largest node has .2.: lower .*network.cpus_per_actor"),
+        (
+            {"network": NetworkConfig(cpus_per_actor=3.0)},
+            {"CPU": 8.0},
+            "more CPUs than the largest node has .2.: lower .*network.cpus_per_actor",
+        ),
         ({"ray": RayConfig(stream_gb=0.01)}, {"CPU": 8.0}, "stream_gb 0.01 is too little .* set ray.stream_gb 0.2"),
         ({}, {"CPU": 8.0, "object_store_memory": 1e8}, "more than the cluster.s object store holds"),
     ],
