@@ -73,7 +73,7 @@ def quantise(source: Path, path: Path, answers: ModelAnswers, tiles: np.ndarray)
     level = logging.getLogger().level
     try:
         logging.getLogger().setLevel(logging.ERROR)  # it recommends what has just been done
-        quant_pre_process(source, prepared)
+        quant_pre_process(source, prepared, skip_symbolic_shape=True)  # which the batch has no number for
         quantize_static(
             prepared,
             path,
@@ -95,7 +95,12 @@ def to_float16(source: Path, path: Path) -> None:
     """Write the float16 file of a float32 file; what goes in and comes out stays float32."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    onnx.save(convert_float_to_float16(onnx.load(source), keep_io_types=True), path)
+    model = convert_float_to_float16(onnx.load(source), keep_io_types=True)
+    seen: set[str] = set()  # onnxruntime 1.31 writes the cast of a value once for each node that needs it, under one name
+    nodes = [node for node in model.graph.node if not (seen.issuperset(node.output) or seen.update(node.output))]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, path)
     _keep_metadata(source, path)
 
 
