@@ -3,7 +3,7 @@
     import csat
 
     model = csat.load("runs/nuclei")                 # a run, an exported folder or an ONNX file; local or s3://…
-    tile = model.on("slide.svs", 12_000, 9_000)      # the tile at these level-0 pixels, at the model's resolution
+    tile = model.on("slide.svs", 1_200, 900)      # the tile at these level-0 pixels, at the model's resolution
     said = model(tile)                               # {"np": float32 [1, H, W], "hv": …, "tp": …}: the transform is in it
     for nucleus in model.nuclei(tile):
         print(nucleus.type, nucleus.x, nucleus.y, nucleus.area_um2)

@@ -54,7 +54,7 @@ class Loaded:
     """A trained model. Called with a tile it returns what it says of it, by name.
 
         model = csat.load("runs/nuclei")
-        tile = model.on("slide.svs", 12_000, 9_000)
+        tile = model.on("slide.svs", 1_200, 900)
         said = model(tile)              # {"np": float32 [1, H, W], "hv": …, "tp": …}
         nuclei = model.nuclei(tile)     # [Nucleus(type="neoplastic", x=…, y=…, area_um2=…), …]
 

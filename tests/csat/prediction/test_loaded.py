@@ -1,5 +1,6 @@
 """csat.load: a model in the hand, shown tiles in whatever form people have them, and real slides."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -143,3 +144,21 @@ def test_importing_csat_loads_nothing_and_says_what_there_is(tmp_path):
 def test_what_is_not_there_is_told(tmp_path):
     with pytest.raises(ConfigError, match="neither a run folder nor an exported model"):
         csat.load(str(tmp_path))
+
+
+def test_from_a_tile_to_a_picture_as_the_page_says(folder, tmp_path, monkeypatch):
+    """The first lines of docs/export.md, as they stand, on a real slide."""
+    slides = sorted((ROOT / ".." / "shared" / "data" / "slides").glob("*.svs"))
+    if not slides:
+        pytest.skip("no real slide in ../shared/data/slides")
+    lines = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "export.md").read_text(), re.DOTALL)[1]
+    (tmp_path / "slide.svs").symlink_to(slides[0].resolve())
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "nuclei").symlink_to(folder / "nuclei")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    names: dict = {}
+    exec(lines, names)
+    assert len(names["nuclei"]) > 0 and np.asarray(names["tile"]).std() > 5
+    with Image.open(tmp_path / "nuclei.png") as picture:
+        assert picture.size == (640, 480)
