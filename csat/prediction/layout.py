@@ -53,12 +53,17 @@ class Layout:
             int(stem) for stem, dot, ending in (name.partition(".") for name in names) if ending == "json" and stem.isdigit()
         }
 
+    def record(self, slide_index: int) -> dict[str, Any] | None:
+        """What `mark_done` was given of a slide; None: it is not done."""
+        uri = self._mark(slide_index)
+        found = files.insist(lambda: files.read_bytes(uri) if files.exists(uri) else None)
+        return None if found is None else json.loads(found)
+
     def records(self) -> dict[int, dict[str, Any]]:
         """Number → what `mark_done` was given, in order, of every slide that is done."""
         numbers = sorted(self.done())
         with ThreadPoolExecutor(NUM_READERS) as pool:
-            contents = pool.map(lambda number: files.insist(lambda: files.read_bytes(self._mark(number))), numbers)
-            return {number: json.loads(content) for number, content in zip(numbers, contents, strict=True)}
+            return dict(zip(numbers, pool.map(self.record, numbers), strict=True))
 
     def _mark(self, slide_index: int) -> str:
         return files.join(self.uri, DONE, f"{slide_index:06d}.json")

@@ -40,6 +40,8 @@ def write_slide_files(job: PredictJob, slide_index: int) -> dict[str, Any]:
     """
     started = time.perf_counter()
     layout, slide = job.layout, job.slides[slide_index]
+    if (record := layout.record(slide_index)) is not None:  # by a task of a driver that was killed, and lived on for a moment
+        return record
     folder = layout.slide_folder(job.names[slide_index])
 
     def parts() -> Iterable[Tables]:

@@ -22,5 +22,6 @@ def test_a_slide_is_done_once_it_is_marked(tmp_path):
     (tmp_path / "done" / ".000012.json.tmp").write_text("{}")
     (tmp_path / "done" / "notes.json").write_text("{}")
     assert layout.done() == {2, 11}
+    assert layout.record(11) == {"name": "eleven"} and layout.record(3) is None
     assert layout.records() == {2: {"name": "two"}, 11: {"name": "eleven"}}
     assert not (tmp_path / "parts" / "000002").exists(), "its parts are of no use any more"

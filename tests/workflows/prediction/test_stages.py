@@ -71,6 +71,7 @@ def test_the_whole_slide_is_covered_and_its_nuclei_are_found(predicted, painted)
     assert (hit > 0).mean() > 0.75 and 0.6 * known < len(np.unique(hit[hit > 0])) <= known
     assert 1 <= len(record["fields"]) <= 40
     assert job.layout.done() == {0} and job.layout.parts.done() == {}
+    assert write_slide_files(job, 0) == record, "what is done is not done again"
 
 
 def test_a_rerun_in_other_batches_from_where_it_was_killed_gives_the_same_bytes(predicted, painted, tmp_path):
