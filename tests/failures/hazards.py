@@ -15,6 +15,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -31,6 +32,7 @@ from tests.support.verbs import SMALL
 TILE_PX = SMALL["data.tile_px"]
 DISK_BYTES = 48 * 2**20
 SPILL_GB = 0.05
+SPILLS = {"RAY_object_spilling_threshold": "0.001", "RAY_min_spilling_size": "1"}
 
 
 def meet(lab: Lab, hazard: str, seed: int) -> Outcome:
@@ -39,14 +41,15 @@ def meet(lab: Lab, hazard: str, seed: int) -> Outcome:
     Raises:
         AssertionError: the run took longer than it may, or ended otherwise than promised; with the log's end.
     """
-    run, details = HAZARDS[hazard][1](lab, f"{hazard}-{seed}", random.Random(f"{hazard}-{seed}"))
+    meets = MERGED[hazard] if hazard in MERGED else HAZARDS[hazard][1]
+    run, details = meets(lab, f"{hazard}-{seed}", random.Random(f"{hazard}-{seed}"))
     return Outcome(fault=hazard, seed=seed, **run.count(), **details)
 
 
 # ----------------------------------------------------------------------------------------------------------------- the store
 
 
-def busy_store(lab: Lab, name: str, rng: random.Random) -> tuple[SmallRun, dict]:
+def busy_store(lab: Lab, name: str, rng: random.Random, **settings: Any) -> tuple[SmallRun, dict]:
     """Slides and run folder in a bucket of which every tenth answer is a 503, a 500, broken off, or late."""
     bucket, spoiled, lock = lab.bucket(), Counter(), threading.Lock()
     faults = {"503": Fault(status=503), "500": Fault(status=500), "cut": Fault(cut_after=200), "late": Fault(pause_s=1.0)}
@@ -60,10 +63,11 @@ def busy_store(lab: Lab, name: str, rng: random.Random) -> tuple[SmallRun, dict]
             return faults[kind]
 
     slides = [bucket.put(f"{name}/{path.name}", path.read_bytes()) for path in lab.slides]
-    run = lab.run_in_bucket(name, slides=slides)
+    run = lab.run_in_bucket(name, slides=slides, **settings)
+    cluster = lab.cluster(**bucket.variables, **(SPILLS if settings else {}))
     first, bucket.proxy.faults = len(bucket.proxy.requests), decide
     try:
-        run.start(lab.cluster(**bucket.variables), num_workers=rng.choice([1, 2]))
+        run.start(cluster, num_workers=rng.choice([1, 2]))
         run.wait_until_counted()
     finally:
         bucket.proxy.faults = lambda method, path: None
@@ -118,13 +122,17 @@ def store_outage(lab: Lab, name: str, rng: random.Random) -> tuple[SmallRun, dic
 # ----------------------------------------------------------------------------------------------------- disk and memory
 
 
-def full_disk(lab: Lab, name: str, rng: random.Random) -> tuple[SmallRun, dict]:
-    """Others fill the disk that the run folder is on; once there is room the command is given again."""
+def full_disk(lab: Lab, name: str, rng: random.Random, **given: Any) -> tuple[SmallRun, dict]:
+    """Others fill the disk that the run folder is on; once there is room the command is given again.
+
+    Args:
+        given: Slides and settings of the run; those of the lab where there are none.
+    """
     disk = lab.folder / f"{name}-disk"
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(disk)], check=True)
     try:
-        run = lab.run(name, folder=disk / "run", workers__max_failures=0)
+        run = lab.run(name, folder=disk / "run", workers__max_failures=0, **given)
         cluster, num_workers = lab.cluster(), rng.choice([1, 2])
         run.start(cluster, num_workers=num_workers)
         run.wait_until_done(rng.uniform(0.02, 0.5))
@@ -147,13 +155,22 @@ def full_disk(lab: Lab, name: str, rng: random.Random) -> tuple[SmallRun, dict]:
 
 def spilling(lab: Lab, name: str, rng: random.Random) -> tuple[SmallRun, dict]:
     """Memory for objects is short, so that Ray moves tiles on their way to the disk and back."""
-    variables = {"RAY_object_spilling_threshold": "0.001", "RAY_min_spilling_size": "1"}
     run = lab.run(name, ray__stream_gb=SPILL_GB, train__checkpoint_every_steps=8)
-    run.start(lab.cluster(**variables), num_workers=rng.choice([1, 2]))
+    run.start(lab.cluster(**SPILLS), num_workers=rng.choice([1, 2]))
     run.wait_until_counted()
+    return run, dict(note=_spilled(run))
+
+
+def busy_store_and_spilling(lab: Lab, name: str, rng: random.Random) -> tuple[SmallRun, dict]:
+    """Both in one run."""
+    run, details = busy_store(lab, name, rng, ray__stream_gb=SPILL_GB)
+    return run, dict(note=f"{details['note']}; {_spilled(run)}")
+
+
+def _spilled(run: SmallRun) -> str:
     spilled = run.read_json("attempt-001.json")["spilled_bytes"]
     assert spilled, "nothing was spilled"
-    return run, dict(note=f"{spilled / 1e6:.0f} MB spilled")
+    return f"{spilled / 1e6:.0f} MB spilled"
 
 
 # ---------------------------------------------------------------------------------------------------------------- machines
@@ -188,6 +205,22 @@ def warned_node(lab: Lab, name: str, rng: random.Random) -> tuple[SmallRun, dict
 
 def bad_files(lab: Lab, name: str, rng: random.Random) -> tuple[SmallRun, dict]:
     """Images of odd modes, files that are no images, and a teacher that raises on some tiles and is NaN on others."""
+    given, check = _bad_input(lab, name, rng)
+    run = lab.run(name + "-run", **given)
+    run.start(lab.cluster(), num_workers=rng.choice([1, 2]))
+    run.wait_until_counted()
+    return run, dict(note=check(run))
+
+
+def bad_files_on_a_full_disk(lab: Lab, name: str, rng: random.Random) -> tuple[SmallRun, dict]:
+    """Both in one run: what is quarantined is told once, also by a run that ended in the middle and was given again."""
+    given, check = _bad_input(lab, name, rng)
+    run, details = full_disk(lab, name + "-run", rng, **given)
+    return run, details | dict(note=f"{details['note']}; {check(run)}")
+
+
+def _bad_input(lab: Lab, name: str, rng: random.Random) -> tuple[dict[str, Any], Callable[[SmallRun], str]]:
+    """Slides and settings of a run, and what checks its quarantine and says how many files that has."""
     folder = lab.folder / name
     folder.mkdir()
     noise = np.random.default_rng(rng.randrange(2**32))
@@ -204,18 +237,18 @@ def bad_files(lab: Lab, name: str, rng: random.Random) -> tuple[SmallRun, dict]:
 
     settings = dict(teacher__name="torchscript", teacher__weights=save_teacher(Errs(), lab.folder / f"{name}.pt"))
     settings |= dict(data__source_mpp=0.5, data__min_tissue=0, manifest__holdout_fraction=0)
-    run = lab.run(name + "-run", slides=[folder], **settings)
-    run.start(lab.cluster(), num_workers=rng.choice([1, 2]))
-    run.wait_until_counted()
 
-    slides = run.read_json("manifest/index.json")["slides"]
-    assert slides["given"] == good + len(broken) + len(raising) + len(nan) + 1, slides
-    assert len(broken) <= slides["quarantined"] <= len(broken) + 1, slides
-    rows = run.quarantine()
-    reasons = Counter(row["reason"] for row in rows if row["slide"] != str(damaged))
-    assert reasons == {"teacher_error": len(raising) * NUM_EPOCHS, "teacher_nonfinite": len(nan) * NUM_EPOCHS}, reasons
-    assert {row["reason"] for row in rows if row["slide"] == str(damaged)} <= {"unreadable"}, rows
-    return run, dict(note=f"{slides['quarantined']} files quarantined before the start")
+    def check(run: SmallRun) -> str:
+        slides = run.read_json("manifest/index.json")["slides"]
+        assert slides["given"] == good + len(broken) + len(raising) + len(nan) + 1, slides
+        assert len(broken) <= slides["quarantined"] <= len(broken) + 1, slides
+        rows = run.quarantine()
+        reasons = Counter(row["reason"] for row in rows if row["slide"] != str(damaged))
+        assert reasons == {"teacher_error": len(raising) * NUM_EPOCHS, "teacher_nonfinite": len(nan) * NUM_EPOCHS}, reasons
+        assert {row["reason"] for row in rows if row["slide"] == str(damaged)} <= {"unreadable"}, rows
+        return f"{slides['quarantined']} files quarantined before the start"
+
+    return dict(slides=[folder], **settings), check
 
 
 def _write_images(folder: Path, noise: np.random.Generator) -> int:
@@ -295,4 +328,9 @@ HAZARDS: dict[str, tuple[str, Callable[[Lab, str, random.Random], tuple[SmallRun
     "store outage": ("one error; the same command, with another number of workers, resumes", store_outage),
     "spilling": ("the run continues", spilling),
     "warned node": ("the trainers commit before the node goes; the run continues once another node has come", warned_node),
+}
+# Two at once, in runs that have time for both.
+MERGED: dict[str, Callable[[Lab, str, random.Random], tuple[SmallRun, dict]]] = {
+    "bad files, full disk": bad_files_on_a_full_disk,
+    "busy store, spilling": busy_store_and_spilling,
 }
