@@ -38,6 +38,7 @@ def evaluate(config: EvaluateConfig) -> int:
     from csat.evaluation.comparison import check_groups, compare_runs, to_csv, to_text, worst_samples
     from csat.evaluation.reports.comparison import write_comparison_report
     from csat.evaluation.scores import check_metric
+    from workflows.comparison.data import gather
     from workflows.comparison.judge import find_device, judge_on_other_data, make_pictures
     from workflows.comparison.judged import read_judged
     from workflows.shell import cluster
@@ -48,14 +49,16 @@ def evaluate(config: EvaluateConfig) -> int:
     named = name_runs(config.runs)
     groups = {name: [read_judged(each, split, device=config.device) for each in members] for name, members in named.items()}
     check_groups(groups, of_same_classes=config.data is None)
-    first = next(iter(groups.values()))[0]
-    metric = check_metric(first.task, first.classes, config.metric or first.evaluation["metric"])
+    runs = [run for members in groups.values() for run in members]
+    data = gather(runs, config.data, config.split, accept_leakage=config.accept_leakage) if config.data else None
+    task, classes = runs[0].task, data.info.classes if data else runs[0].classes
+    metric = check_metric(task, classes, config.metric or runs[0].evaluation["metric"])
     folder.open(config, overwrite=config.overwrite)
     folder.set_status("running")
     seen = {}  # name → what was judged on
-    if config.data:
+    if data:
         cluster.connect(config.ray, kept_gb=2 * config.data.memory_gb)
-        groups, seen = judge_on_other_data(config, folder, groups, device)
+        groups, seen = judge_on_other_data(config.data, data, folder, groups, device)
     result = compare_runs(groups, split=config.split, metric=metric, num_bootstraps=config.num_bootstraps, seed=config.seed)
     result["worst"] = worst_samples(groups, config.report_samples)
     folder.write_json("evaluation.json", result)

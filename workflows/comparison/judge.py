@@ -10,10 +10,10 @@ import torch
 from csat.errors import ConfigError, DatasetError, SlideError, StorageError
 from csat.evaluation.judged_run import JudgedRun
 from csat.evaluation.predictions import write_predictions
+from csat.labels.sets import LabelledConfig, LabelledData
 from csat.runs.folder import RunFolder
 from csat.tasks import Task
-from workflows.comparison.config import EvaluateConfig
-from workflows.comparison.data import RunData, gather, judge, look, other_data, own_data
+from workflows.comparison.data import RunData, judge, look, other_data, own_data
 from workflows.shell.decode_samples import Prepared
 
 logger = logging.getLogger("evaluate")
@@ -23,17 +23,19 @@ MOST_SHOWN = 3  # groups whose maps stand beside each other in a picture
 
 
 def judge_on_other_data(
-    config: EvaluateConfig, folder: RunFolder, groups: Groups, device: torch.device
+    config: LabelledConfig, data: LabelledData, folder: RunFolder, groups: Groups, device: torch.device
 ) -> tuple[Groups, dict[str, RunData]]:
-    """Every run with predictions of the other data, and the data as the first run of each group sees them."""
-    runs = [run for members in groups.values() for run in members]
-    data = gather(runs, config.data, config.split, accept_leakage=config.accept_leakage)
+    """Every run with predictions of the other data, and the data as the first run of each group sees them.
+
+    Args:
+        config, data: Of the set, see `data.gather`.
+    """
     seen: dict[str, RunData] = {}
     judged: Groups = {}
     decoded: dict[int | None, Prepared] = {}
     for name, members in groups.items():
         for number, run in enumerate(members):
-            mine = other_data(run, data, config.data, decoded)
+            mine = other_data(run, data, config, decoded)
             seen.setdefault(name, mine)
             predictions, rate = judge(run, mine, device=device)
             logger.info("%s: %d images judged, %.1f windows/s", run.uri, len(predictions), rate)
