@@ -139,8 +139,9 @@ def _geometries(outlines: np.ndarray, frame: SlideFrame, shown: Shown) -> list[s
 
 
 def _shifted(polygons: np.ndarray, frame: SlideFrame) -> np.ndarray:
-    """In QuPath's coordinates, with one decimal."""
-    return shapely.transform(polygons, lambda points: np.round(points - frame.origin_px, DECIMALS))
+    """In QuPath's coordinates, with one decimal, and no point twice for that."""
+    moved = shapely.transform(polygons, lambda points: np.round(points - frame.origin_px, DECIMALS))
+    return shapely.remove_repeated_points(moved)
 
 
 def _rounded(values: list[float | None], decimals: int) -> list[float | None]:

@@ -43,6 +43,7 @@ def outlines_of(
     polygons = shapely.from_ragged_array(
         shapely.GeometryType.POLYGON, np.round(points, DECIMALS), (ends, np.arange(len(rings) + 1))
     )
+    polygons = shapely.remove_repeated_points(polygons)  # which rounding made so
     for index in np.flatnonzero(~shapely.is_valid(polygons)):
         polygons[index] = _repaired(polygons[index], boxes[index], left=left, top=top, across=across, down=down)
     return polygons

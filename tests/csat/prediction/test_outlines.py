@@ -67,6 +67,8 @@ def test_whatever_the_pixels_every_instance_has_a_valid_polygon(instances, acros
     assert len(found) == len(present)
     assert shapely.is_valid(found).all() and (shapely.area(found) > 0).all()
     assert (shapely.get_type_id(found) == shapely.GeometryType.POLYGON).all()
+    rings = [shapely.get_coordinates(each)[1:].tolist() for each in found]
+    assert all(len(set(map(tuple, ring))) == len(ring) for ring in rings), "a point twice"
 
 
 def test_no_instance_no_outline():
