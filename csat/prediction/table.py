@@ -64,7 +64,7 @@ class SlideTable:
         arrays = [slide if name == "slide" else table[name] for name in self._schema.names]
         self._waiting.append(pa.table(arrays, schema=self._schema))
         self.num_rows += len(table)
-        if sum(map(len, self._waiting)) >= ROW_GROUP:
+        while sum(map(len, self._waiting)) >= ROW_GROUP:
             self._write_group()
 
     def __exit__(
@@ -79,9 +79,11 @@ class SlideTable:
         return self._stack.__exit__(kind, error, trace)
 
     def _write_group(self) -> None:
+        """The first rows that wait, in one piece: a file's bytes do not depend on the tables in which its rows came."""
         if self._waiting:
-            self._writer.write_table(pa.concat_tables(self._waiting), row_group_size=2 * ROW_GROUP)
-            self._waiting = []
+            rows = pa.concat_tables(self._waiting).combine_chunks()
+            self._writer.write_table(rows.slice(0, ROW_GROUP))
+            self._waiting = [rows.slice(ROW_GROUP)] if len(rows) > ROW_GROUP else []
 
 
 def nuclei_table(uri: str, frame: SlideFrame, *, classes: Sequence[str]) -> SlideTable:

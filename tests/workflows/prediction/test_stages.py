@@ -89,6 +89,16 @@ def test_a_rerun_in_other_batches_from_where_it_was_killed_gives_the_same_bytes(
     assert contents(again) == contents(job)
 
 
+def test_tables_of_tiles_are_the_same_bytes_whatever_batches_they_came_in(fake, painted, tmp_path):
+    written = []
+    for batch_size in (3, 32):
+        data, network = SeenConfig(tile_px=64, mpp=0.5, min_tissue=0.0), NetworkConfig(batch_size=batch_size)
+        job = make(tmp_path / str(batch_size), [painted], fake, data=data, network=network, write=["embeddings"])
+        predict(job)
+        written.append(contents(job))
+    assert written[0] == written[1] and len(written[0]) == 1
+
+
 def test_a_tile_that_fails_is_counted_and_costs_no_other(fake, painted, tmp_path):
     """One tile on which the model fails, one of glass that is filtered, one that cannot be read."""
     model = AnswersConfig(name="fake")
