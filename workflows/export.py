@@ -14,6 +14,7 @@ Every file is tried on real tiles, the run's own or those of `tiles`, and writte
     student.safetensors              for csat.load and for every verb of this project
 """
 
+import logging
 import sys
 import tempfile
 from pathlib import Path
@@ -27,7 +28,9 @@ if __name__ == "__main__":
     interruption.listen()  # before the imports, which take seconds
 
 from workflows.exporting.config import ExportConfig
-from workflows.shell import command_line
+from workflows.shell import command_line, output
+
+logger = logging.getLogger("export")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -59,10 +62,12 @@ def export(config: ExportConfig) -> int:
         measured = make_files(folder, config, answers, facts, tiles, where)
         commit(folder, config.output, {"model": config.model, "tiles": where, "speeds": measured.speeds})
         for name, why in measured.left_out.items():
-            print(f"not written: {name}: {why}")
-        print(f"model: {config.output} ({', '.join(sorted(path.name for path in folder.iterdir()))})")
+            logger.warning("not written: %s: %s", name, why)
+        names = sorted(path.name for path in folder.iterdir())
+        output.result(f"model: {config.output} ({', '.join(names)})", model=config.output, files=names)
         if repository:
-            print(f"pushed: {hub.push(folder, repository, private=config.private)}")
+            place = hub.push(folder, repository, private=config.private)
+            output.result(f"pushed: {place}", pushed=place)
     return 0
 
 

@@ -1,5 +1,6 @@
 """Lines for a person, or JSON objects for a program; a bar, lines, or nothing."""
 
+import ast
 import json
 import os
 import subprocess
@@ -150,3 +151,12 @@ def test_flags_that_cannot_be(arguments, words):
 def test_flags_of_output_are_no_settings():
     given = ["--a", "1", "--log", "json", "--b=2", "--quiet", "--log=text", "c"]
     assert output.without_options(given) == ["--a", "1", "--b=2", "c"]
+
+
+def test_nothing_is_printed_past_these_flags():
+    """Whatever happens is logged, whatever came out is a result: else --quiet and --log json would not have it."""
+    own = {"output.py", "interruption.py", "__main__.py"}
+    for path in sorted(path for package in ("csat", "teachers", "workflows") for path in (ROOT / package).rglob("*.py")):
+        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        printed = [node.lineno for node in calls if isinstance(node.func, ast.Name) and node.func.id == "print"]
+        assert not printed or path.name in own, f"{path}:{printed}"
