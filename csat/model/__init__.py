@@ -11,7 +11,8 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
-BACKBONES = ("csat.model.networks.csat", "csat.model.networks.resnet10")  # modules whose import registers them with timm
+# Modules whose import registers them with timm.
+BACKBONES = ("csat.model.networks.csat_timm", "csat.model.networks.resnet10")
 
 
 class _TimmFinder(MetaPathFinder):

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from csat.model.networks.backbones import architecture_of
 
 WEIGHTS = "model.safetensors"
-# Architecture → the files of the network, in the order in which they depend on each other.
+# Architecture → the files of the network, in the order in which they depend on each other; the last makes it known to timm.
+_CSAT = ("attention.py", "layers.py", "csat.py", "csat_timm.py")
 OWN = {
-    "csat": ("attention.py", "csat.py"),
-    "csat_nano": ("attention.py", "csat.py"),
+    "csat": _CSAT,
+    "csat_nano": _CSAT,
     "resnet10_gn": ("resnet10.py",),
 }
 PACKAGE = "csat"
@@ -95,10 +96,11 @@ def network_source(architecture: str) -> dict[str, str]:
     """File name → text of the one file that makes an architecture of ours known to timm; empty where timm has it."""
     if architecture not in OWN:
         return {}
-    parts = [(Path(__file__).parent / "networks" / name).read_text() for name in OWN[architecture]]
-    docstring = ast.get_docstring(ast.parse(parts[-1]), clean=False)
-    bodies = [_without_own_imports(text) for text in parts]
-    return {f"{OWN[architecture][-1].removesuffix('.py')}_timm.py": "\n\n".join([f'{HEADER}"""{docstring}"""', *bodies])}
+    parts = {name: (Path(__file__).parent / "networks" / name).read_text() for name in OWN[architecture]}
+    network = OWN[architecture][-1].removesuffix(".py").removesuffix("_timm")
+    docstring = ast.get_docstring(ast.parse(parts[f"{network}.py"]), clean=False)
+    bodies = [_without_own_imports(text) for text in parts.values()]
+    return {f"{network}_timm.py": "\n\n".join([f'{HEADER}"""{docstring}"""', *bodies])}
 
 
 def _place_of(

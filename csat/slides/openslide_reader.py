@@ -19,7 +19,7 @@ from csat.slides.raster import on_white
 from csat.storage.node_cache import Lease
 
 OPENSLIDE_VERSION = openslide.__library_version__
-TILE_CACHE_BYTES = 64 * 2**20  # decoded tiles that OpenSlide keeps, per process, not per slide (its default: 32 MiB a slide)
+TILE_CACHE_BYTES = 16 * 2**20  # decoded tiles that OpenSlide keeps, per process, not per slide (its default: 32 MiB a slide)
 THUMBNAIL_BLOCK_PX = 2048  # edge of what is decoded at once for a thumbnail; a single-level slide may have 10 gigapixels
 UNREADABLE_RGB = (190, 110, 170)  # counts as tissue, so that each tile below is tried, and quarantined, by itself
 

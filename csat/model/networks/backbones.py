@@ -8,6 +8,7 @@ import difflib
 from torch import nn
 
 from csat.errors import ConfigError
+from csat.model.networks.csat import VARIANTS, make_csat
 
 FINEST_LEVEL_PX = 4  # feature maps of a finer stride are not used: each would multiply the decoder's cost by four
 
@@ -26,26 +27,8 @@ def create_backbone(
     Raises:
         ConfigError: an unknown name (with those that look like it), an option that it lacks, no feature maps.
     """
-    import timm
-
-    if not timm.is_model(name):
-        known = timm.list_models()
-        close = difflib.get_close_matches(name, known, n=6, cutoff=0.5) or [m for m in known if name and name[:4] in m][:6]
-        hint = f"did you mean {', '.join(close)}?" if close else "see timm.list_models()"
-        raise ConfigError(f"timm {timm.__version__} has no model {name!r}: {hint}")
     options = {"num_classes": 0, **({"drop_path_rate": drop_path} if drop_path > 0 else {})}
-    try:
-        backbone = _create(name, pretrained, options)
-    except Exception as error:  # timm and the hub raise what they like: the cause stays attached
-        raise ConfigError(f"timm cannot make {name!r} with {options}, pretrained={pretrained}: {error}") from error
-    if not hasattr(backbone, "forward_intermediates") or not getattr(backbone, "feature_info", None):
-        raise ConfigError(
-            f"timm's {name!r} has no forward_intermediates and so cannot feed a decoder: choose another backbone"
-        )
-    if all(info["reduction"] < FINEST_LEVEL_PX for info in backbone.feature_info):
-        raise ConfigError(
-            f"timm's {name!r} has no feature map at stride {FINEST_LEVEL_PX} px or coarser: choose another backbone"
-        )
+    backbone = make_csat(name, **options) if name in VARIANTS and not pretrained else _of_timm(name, pretrained, options)
     if grad_checkpointing:
         backbone.set_grad_checkpointing(True)
     return backbone
@@ -72,6 +55,29 @@ def layers_of(backbone: nn.Module, name: str) -> dict[str, int]:
     if len(set(layers.values())) < 2:
         raise ConfigError(f"timm cannot tell the layers of {name!r} apart: leave out train.optim.layer_decay")
     return layers
+
+
+def _of_timm(name: str, pretrained: bool, options: dict) -> nn.Module:
+    import timm
+
+    if not timm.is_model(name):
+        known = timm.list_models()
+        close = difflib.get_close_matches(name, known, n=6, cutoff=0.5) or [m for m in known if name and name[:4] in m][:6]
+        hint = f"did you mean {', '.join(close)}?" if close else "see timm.list_models()"
+        raise ConfigError(f"timm {timm.__version__} has no model {name!r}: {hint}")
+    try:
+        backbone = _create(name, pretrained, options)
+    except Exception as error:  # timm and the hub raise what they like: the cause stays attached
+        raise ConfigError(f"timm cannot make {name!r} with {options}, pretrained={pretrained}: {error}") from error
+    if not hasattr(backbone, "forward_intermediates") or not getattr(backbone, "feature_info", None):
+        raise ConfigError(
+            f"timm's {name!r} has no forward_intermediates and so cannot feed a decoder: choose another backbone"
+        )
+    if all(info["reduction"] < FINEST_LEVEL_PX for info in backbone.feature_info):
+        raise ConfigError(
+            f"timm's {name!r} has no feature map at stride {FINEST_LEVEL_PX} px or coarser: choose another backbone"
+        )
+    return backbone
 
 
 def _create(name: str, pretrained: bool, options: dict) -> nn.Module:

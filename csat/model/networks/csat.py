@@ -21,19 +21,11 @@ from functools import partial
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from timm.layers import (
-    DropPath,
-    LayerNorm2d,
-    NormMlpClassifierHead,
-    calculate_drop_path_rates,
-    get_device_dtype,
-    trunc_normal_,
-)
-from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
-from timm.models._features import feature_take_indices  # timm exports it nowhere else (1.0.31)
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from csat.model.networks.attention import ATTENTION_CELLS, Resampling, SpatialAttention, resampling
+from csat.model.networks.layers import DropPath, LayerNorm2d, PooledHead, drop_path_rates, taken, trunc_normal_
 
 
 class ConvBlock(nn.Module):
@@ -114,7 +106,7 @@ class Stage(nn.Module):
         if in_dim is None:
             self.downsample = nn.Identity()
         else:
-            self.downsample = nn.Sequential(LayerNorm2d(in_dim, **dd), nn.Conv2d(in_dim, dim, 2, stride=2, **dd))
+            self.downsample = nn.Sequential(LayerNorm2d(in_dim, eps=1e-6, **dd), nn.Conv2d(in_dim, dim, 2, stride=2, **dd))
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -122,7 +114,7 @@ class Stage(nn.Module):
         matrices = resampling(x.shape[2], x.shape[3], self.attention_cells, x.device)
         for block in self.blocks:
             if self.grad_checkpointing and not torch.jit.is_scripting():
-                x = checkpoint(block, x, matrices)
+                x = checkpoint(block, x, matrices, use_reentrant=False)
             else:
                 x = block(x, matrices)
         return x
@@ -152,7 +144,7 @@ class CSAT(nn.Module):
         Args:
             num_classes: Classes of the head; 0 for pooled, normalised features.
             in_chans: Channels of the image.
-            global_pool: Pooling of the head, "" for none.
+            global_pool: Pooling of the head: avg, or "" for none.
             stem_dim: Channels at stride 2.
             dims: Channels per stage.
             conv_depths: Convolution blocks per stage.
@@ -177,7 +169,7 @@ class CSAT(nn.Module):
             nn.Conv2d(stem_dim, dims[0], 2, stride=2, **dd),
             LayerNorm2d(dims[0], eps=1e-6, **dd),
         )
-        rates = iter(calculate_drop_path_rates(drop_path_rate, sum(conv_depths) + transformer_depth))
+        rates = iter(drop_path_rates(drop_path_rate, sum(conv_depths) + transformer_depth))
         stages = []
         for i, (dim, depth) in enumerate(zip(dims, conv_depths, strict=True)):
             is_last = i == len(dims) - 1
@@ -188,7 +180,7 @@ class CSAT(nn.Module):
                 blocks += [make_transformer(drop_path=next(rates)) for _ in range(transformer_depth)]
             stages.append(Stage(dims[i - 1] if i else None, dim, blocks, **dd))
         self.stages = nn.Sequential(*stages)
-        self.head = NormMlpClassifierHead(dims[-1], num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
+        self.head = PooledHead(dims[-1], num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -230,8 +222,7 @@ class CSAT(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None, reset_other: bool = False) -> None:
         """A fresh classifier; `reset_other` removes the head's norm as well."""
         self.num_classes = num_classes
-        dd = get_device_dtype(self)
-        self.head.reset(num_classes, global_pool, reset_other=reset_other, in_features=self.num_features, **dd)
+        self.head.reset(num_classes, global_pool, without_norm=reset_other, in_features=self.num_features)
         self.head_hidden_size = self.head.num_features
 
     def forward_intermediates(
@@ -255,11 +246,11 @@ class CSAT(nn.Module):
         """
         if output_fmt != "NCHW":
             raise ValueError(f"csat gives features as NCHW, not {output_fmt}")
-        take_indices, max_index = feature_take_indices(len(self.stages), indices)
+        take_indices = taken(len(self.stages), indices)
         intermediates = []
         x = self.stem(x)
         for index, stage in enumerate(self.stages):
-            if stop_early and index > max_index:
+            if stop_early and index > max(take_indices):
                 break
             x = stage(x)
             if index in take_indices:
@@ -270,7 +261,8 @@ class CSAT(nn.Module):
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Drop the stages that no index asks for, and the head."""
-        take_indices, max_index = feature_take_indices(len(self.stages), indices)
+        take_indices = taken(len(self.stages), indices)
+        max_index = max(take_indices)
         prune_end = max_index < len(self.stages) - 1
         self.stages = self.stages[: max_index + 1]
         if prune_end:
@@ -293,41 +285,30 @@ class CSAT(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
-def _cfg(**kwargs) -> dict:
-    return {
-        "url": "",
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "min_input_size": (3, 64, 64),
-        "pool_size": (14, 14),
-        "crop_pct": 0.9,
-        "interpolation": "bicubic",
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-        "first_conv": "stem.0",
-        "classifier": "head.fc",
-        "license": "apache-2.0",
-        **kwargs,
-    }
+# What timm calls a model's pretrained_cfg: how its images are made. CSAT has no weights.
+PRETRAINED_CFG = {
+    "url": "",
+    "num_classes": 1000,
+    "input_size": (3, 224, 224),
+    "min_input_size": (3, 64, 64),
+    "pool_size": (14, 14),
+    "crop_pct": 0.9,
+    "interpolation": "bicubic",
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+    "first_conv": "stem.0",
+    "classifier": "head.fc",
+    "license": "apache-2.0",
+}
+# Name → sizes: the published design, and one narrowed for demonstrations and tests.
+VARIANTS = {
+    "csat": {},
+    "csat_nano": {"dims": (24, 48, 96), "conv_depths": (2, 2, 2), "transformer_depth": 1, "num_heads": 4, "head_dim": 16},
+}
 
 
-default_cfgs = generate_default_cfgs({"csat.untrained": _cfg(), "csat_nano.untrained": _cfg()})
-
-
-def _create(variant: str, pretrained: bool, **kwargs) -> CSAT:
-    out_indices = kwargs.pop("out_indices", (0, 1, 2))
-    feature_cfg = {"out_indices": out_indices, "flatten_sequential": True}
-    return build_model_with_cfg(CSAT, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
-
-
-@register_model
-def csat(pretrained: bool = False, **kwargs) -> CSAT:
-    """3.038M parameters and 1.090 GMAC with 1000 classes at 224 px; published: 3.0M and 1.08."""
-    return _create("csat", pretrained, **kwargs)
-
-
-@register_model
-def csat_nano(pretrained: bool = False, **kwargs) -> CSAT:
-    """The same design narrowed for demonstrations and tests; not a published model."""
-    sizes = {"dims": (24, 48, 96), "conv_depths": (2, 2, 2), "transformer_depth": 1, "num_heads": 4, "head_dim": 16}
-    return _create("csat_nano", pretrained, **{**sizes, **kwargs})
+def make_csat(variant: str, **options) -> CSAT:
+    """The model that `timm.create_model(variant, **options)` makes, weight for weight, without timm, which takes seconds."""
+    model = CSAT(**{**VARIANTS[variant], **options})
+    model.pretrained_cfg = model.default_cfg = dict(PRETRAINED_CFG)
+    return model

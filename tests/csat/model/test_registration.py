@@ -15,13 +15,23 @@ CHECK = "assert timm.is_model('csat') and timm.is_model('resnet10_gn'), 'not reg
     [
         "import csat.model, timm",
         "import timm, csat.model",
-        "import csat.model.networks.csat, timm",
+        "import csat.model.networks.csat_timm, timm",
         "import csat.model, timm.layers; import timm",
         "import csat.model, importlib.util; assert importlib.util.find_spec('timm'); import timm",
     ],
 )
 def test_timm_knows_the_backbones(imports):
     code = f"{imports}; {CHECK}; import sys; assert not any('csat' in type(f).__module__ for f in sys.meta_path)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)
+
+
+def test_a_student_around_csat_needs_no_timm():
+    code = (
+        "import sys; from csat.model.student import Student, StudentConfig; from csat.responses import Kind, ResponseSpec;"
+        "spec = ResponseSpec(name='np', kind=Kind.PROBABILITY, channels=1);"
+        "student = Student(StudentConfig(backbone='csat_nano'), (spec,)); student.check_tile(64);"
+        "loaded = {'timm', 'torchvision', 'torch._dynamo', 'sympy'} & sys.modules.keys(); assert not loaded, loaded"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)
 
 

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 import csat.model  # noqa: F401  (registers the backbones)
 from csat.model.cost import count_cost
+from csat.model.networks import layers
 from csat.model.networks.attention import ATTENTION_CELLS, resampling
-from csat.model.networks.csat import ConvBlock
+from csat.model.networks.csat import VARIANTS, ConvBlock, make_csat
+from csat.model.networks.layers import taken
 
 
 def make(name="csat_nano", **options) -> torch.nn.Module:
@@ -270,3 +272,46 @@ def test_onnx_has_a_dynamic_batch(nano, tmp_path):
             torch.testing.assert_close(
                 torch.from_numpy(session.run(None, {"images": x.numpy()})[0]), nano(x), atol=1e-4, rtol=1e-4
             )
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_made_without_timm_it_is_the_same_model(name):
+    """Weights from the same seed, how images are normalised, and what comes out of it."""
+    models = []
+    for make_one in (timm.create_model, make_csat):
+        torch.manual_seed(3)
+        models.append(make_one(name, num_classes=0, drop_path_rate=0.2).eval())
+    theirs, ours = models
+    assert theirs.state_dict().keys() == ours.state_dict().keys()
+    assert all(torch.equal(tensor, ours.state_dict()[key]) for key, tensor in theirs.state_dict().items())
+    assert ours.pretrained_cfg.items() <= theirs.pretrained_cfg.items()
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        assert torch.equal(theirs(x), ours(x))
+
+
+@pytest.mark.parametrize(("indices", "meant"), [(None, [0, 1, 2]), (2, [1, 2]), ([-1, 0], [2, 0])])
+def test_indices_mean_what_they_mean_in_timm(indices, meant):
+    from timm.models._features import feature_take_indices
+
+    assert taken(3, indices) == meant == feature_take_indices(3, indices)[0]
+
+
+@pytest.mark.parametrize("indices", [0, 4, [3], [-4], []])
+def test_indices_that_are_not_there_are_refused(indices):
+    with pytest.raises(ValueError, match="3 feature maps"):
+        taken(3, indices)
+
+
+def test_layers_draw_and_compute_what_timms_do():
+    theirs, ours = torch.empty(500), torch.empty(500)
+    torch.manual_seed(0)
+    timm.layers.trunc_normal_(theirs, std=0.7)
+    torch.manual_seed(0)
+    assert torch.equal(theirs, layers.trunc_normal_(ours, std=0.7)) and theirs.abs().max() < 2
+    assert layers.drop_path_rates(0.3, 7) == timm.layers.calculate_drop_path_rates(0.3, 7)
+    x, outputs = torch.randn(8, 4, 3, 3), []
+    for drop in (timm.layers.DropPath(0.4), layers.DropPath(0.4)):
+        torch.manual_seed(1)
+        outputs.append(drop.train()(x))
+    assert torch.equal(*outputs) and not torch.equal(outputs[0], x)
