@@ -82,8 +82,8 @@ def tiles_of_slides(
         if len(found) >= number:
             break
         try:
-            chosen = {} if row.kind == "wsi" else {"min_tissue": 0.0}  # an image is taken whole, glass and all
-            table = tile_slide(row, TilingConfig(mpp=mpp, tile_px=tile_px, source_mpp=mpp, **chosen), cache)
+            least = {} if row.kind == "wsi" else {"min_tissue": 0.0}  # an image is taken whole, glass and all
+            table = tile_slide(row, TilingConfig(mpp=mpp, tile_px=tile_px, source_mpp=mpp, **least), cache)
         except SlideError as error:
             reasons.append(str(error))
             continue

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from csat.errors import ConfigError
-from csat.settings import Place
+from csat.settings import Often, Place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,17 +12,17 @@ class ExportConfig:
 
     model: Place  # run folder of pretrain.py or finetune.py, or the exported folder in it; local or s3://
     output: Place  # folder for the files, local or s3://; a second export replaces what the first has made, and nothing else
-    push: str | None = None  # hf-hub:OWNER/NAME, to upload it too; needs a token (HF_TOKEN)
+    push: Often[str | None] = None  # hf-hub:OWNER/NAME, to upload it too; needs a token (HF_TOKEN)
     private: bool = True  # a repository that push has to make is not public
-    accept_license: bool = False  # write it although a licence behind the model forbids derivatives or commercial use
-    int8: bool = False  # also model.int8.onnx, kept where it is faster and decides alike
+    accept_license: Often[bool] = False  # write it although a licence behind the model forbids derivatives or commercial use
+    int8: Often[bool] = False  # also model.int8.onnx, kept where it is faster and decides alike
     fp16: bool = False  # also model.fp16.onnx, for GPUs, kept where it is faster and decides alike
     openvino: bool = False  # also OpenVINO's form (needs the package openvino)
-    tiles: list[Place] = field(default_factory=list)  # slides or images to try the files with; empty: the run's own
+    tiles: Often[list[Place]] = field(default_factory=list)  # slides or images to try the files with; empty: the run's own
     num_tiles: int = 32  # tiles to try them with
     calibration_tiles: int = 256  # tiles by which int8 is calibrated
     tile_px: int | None = None  # edge of the tiles; None: as it was trained
-    name: str | None = None  # of the model in its card; None: the run's folder
+    name: Often[str | None] = None  # of the model in its card; None: the run's folder
     device: str = "cpu"  # where fp16 is measured: cpu or cuda
     threads: int | None = None  # of the CPU; None: all cores
     overwrite: bool = False  # replace files in output that no export has made

@@ -17,6 +17,7 @@ from csat.settings import (
     UnknownSettingError,
     add_settings,
     no_such_key,
+    settings_of,
     unknown_keys,
     with_places,
 )
@@ -152,7 +153,9 @@ def parse(
     given = map(printable, given)  # a shell's pattern also matches names that are not UTF-8
     arguments = _join_lists(given, config_class)
     neighbours = zip(_with_previous(arguments), [*arguments[1:], ""], strict=False)
-    arguments = [_expand(argument, previous, following) for (argument, previous), following in neighbours]
+    settings = {f"--{setting.name}" for setting in settings_of(config_class)}
+    short = {form: long for form, long in SHORT_FORMS.items() if long in settings}  # a page may have a setting of that name
+    arguments = [_expand(argument, previous, following, short) for (argument, previous), following in neighbours]
     _check_recipes(arguments, config_class)
     try:
         arguments = _set_nested(parser, arguments, nested or {})
@@ -218,7 +221,7 @@ def _with_previous(arguments: Sequence[str]) -> list[tuple[str, str]]:
     return list(zip(arguments, ["", *arguments], strict=False))
 
 
-def _expand(argument: str, previous: str, following: str) -> str:
+def _expand(argument: str, previous: str, following: str, short: Mapping[str, str]) -> str:
     """Short forms of flags, and recipes by name. `--teacher null` is no name: it switches off what a recipe says."""
     if previous == "--config" and argument in recipe_names():
         return str(RECIPES / f"{argument}.yaml")
@@ -226,7 +229,7 @@ def _expand(argument: str, previous: str, following: str) -> str:
     if name == "--config" and value in recipe_names():
         return f"--config={RECIPES / value}.yaml"
     is_off = (value if equals else following) == "null"
-    return (name if is_off else SHORT_FORMS.get(name, name)) + equals + value
+    return (name if is_off else short.get(name, name)) + equals + value
 
 
 def _check_recipes(arguments: Sequence[str], config_class: type) -> None:
