@@ -112,7 +112,7 @@ def _open_teacher(
     settings = build_options(name, options)
     if name == "stain" and mpp is not None:
         options.setdefault("mpp", mpp)  # its lengths follow the resolution
-    if precision != "float32" and hasattr(settings, "precision"):
+    if hasattr(settings, "precision"):
         options.setdefault("precision", precision)
     return TeacherAnswers(load_teacher(name, weights, options, device=device), tile_px=tile_px, mpp=mpp)
 

@@ -24,11 +24,13 @@ from typing import Any
 import numpy as np
 
 from csat.errors import SlideError, StorageError, TeacherError
+from csat.precision import FLOAT32
 from csat.responses import ResponseSpec, TeacherSpec
 from csat.storage.node_cache import SlideCache
 from csat.storage.uris import is_local, local_path
 from csat.words import some
 
+PRECISION = "precision"  # the option of teachers that compute in either number format
 REMOTE_WEIGHTS_CACHE_BYTES = 64 * 2**30  # of downloaded weights kept on a node; the largest public encoders have 5 GB
 
 
@@ -139,6 +141,8 @@ def sha256_of_settings(options: Any, *, version: int) -> str:
         version: A constant that its author raises whenever the same options start to give other responses.
     """
     settings = {"class": type(options).__name__, "version": version, **asdict(options)}
+    if PRECISION in settings:
+        settings[PRECISION] = FLOAT32  # how it computes says not what it is
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 

@@ -86,7 +86,7 @@ class HoverNetOptions:
     licence: str | None = None  # of your own weights; null: the published one's, else "unknown"
     width: float = 1.0  # fraction of the published channels; the published weights need 1
     mpp: float = 0.25  # micrometres per pixel that the weights were trained at
-    precision: Precision = "float32"  # or "bfloat16": autocast
+    precision: Precision = "best"  # best, float32 or bfloat16 (autocast): see docs/teachers.md
     micro_batch: int = 8  # tiles on the device at once
     random_weights: bool = False  # no weights at all: for tests and dry runs, its answers mean nothing
     seed: int = 0  # of the random weights

@@ -1,13 +1,14 @@
 """Which teachers there are. A new one is its file and one line in `TEACHERS`."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from csat.errors import ConfigError
 from csat.responses import TeacherSpec
 from csat.settings import places_in, read_settings, resolve
 from csat.storage import files
-from teachers.contract import Teacher
+from teachers.contract import PRECISION, Teacher
 
 # name → (options dataclass, loader), as "module:attribute": importing the registry imports no teacher and no model library.
 # The objects themselves are accepted in place of the strings.
@@ -81,6 +82,12 @@ def find_teacher(name: str, weights: str | None = None) -> tuple[str, str | None
 def with_places(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Options of a teacher with every path absolute, see `csat.settings`: the actors that load it are in other folders."""
     return places_in(resolve(TEACHERS[name][0]), options) if name in TEACHERS else dict(options)
+
+
+def has_precision(name: str) -> bool:
+    """Whether a teacher, by name or the folder of a run, computes in either number format: its option `precision` says."""
+    options, _ = TEACHERS[name if name in TEACHERS else RUN]
+    return PRECISION in {field.name for field in fields(resolve(options))}
 
 
 def build_options(name: str, options: Mapping[str, Any] | None = None) -> Any:

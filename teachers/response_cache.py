@@ -26,9 +26,11 @@ import pyarrow as pa
 import safetensors.numpy
 
 from csat.errors import ConfigError, StorageError, TeacherError
+from csat.precision import FLOAT32
 from csat.responses import Kind, ResponseSpec, TeacherSpec
 from csat.settings import Free, Often, Place
 from csat.storage import files
+from teachers.contract import PRECISION
 
 logger = logging.getLogger(__name__)
 
@@ -73,13 +75,18 @@ def cache_key(
         "version": VERSION,
         "teacher": teacher.name,
         "weights_sha256": teacher.weights_sha256,
-        "options": dict(options),
+        "options": _told(options),
         "responses": [{**asdict(spec), "dtype": np.dtype(stored_dtype(spec)).name} for spec in responses],
         "manifest": manifest_fingerprint,
         "tile_px": tile_px,
         "mpp": mpp,
         "view": "as scanned",
     }
+
+
+def _told(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as a key has them: float32, which every cache was filled in when there was no choice, goes without saying."""
+    return {name: value for name, value in options.items() if (name, value) != (PRECISION, FLOAT32)}
 
 
 def stored_dtype(spec: ResponseSpec) -> type[np.generic]:

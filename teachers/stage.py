@@ -50,6 +50,7 @@ class TeacherStage:
         wanted: Sequence[str] | None = None,
         *,
         device: str = "cpu",
+        threads: int | None = None,
         expected_sha256: str | None = None,
         view_seed: int | None = None,
         colour: Mapping[str, float] | None = None,
@@ -60,6 +61,7 @@ class TeacherStage:
         Args:
             name, weights, options, device: As `load_teacher` takes them.
             wanted: Responses that become columns; None: all.
+            threads: Of torch in this process; None: as it is.
             expected_sha256: Of the weights that the driver saw; None: not compared.
             view_seed: Tiles are put into their view (`d4_of`) *before* the teacher sees them, and leave the stage in it: for
                 responses that cannot be carried through a transform afterwards. None: tiles stay as they are.
@@ -71,6 +73,10 @@ class TeacherStage:
         Raises:
             ConfigError, TeacherError: as `load_teacher`; and where this node's weights are others than the driver's.
         """
+        if threads is not None:
+            import torch
+
+            torch.set_num_threads(threads)
         cv2.setNumThreads(1)  # OpenCV would take every core of the node, whatever Ray gave this actor
         self.teacher = loader(name, weights, options, device=device, wanted=wanted)
         self.view_seed = view_seed

@@ -65,7 +65,7 @@ class TimmOptions:
     pretrained: bool = False  # download the weights from the hub; gated ones need a token (HF_TOKEN)
     mpp: float | None = None  # micrometres per pixel; null: the known encoder's, else any
     licence: str | None = None  # of the weights; null: what the known encoder or timm's configuration states
-    precision: Precision = "float32"  # or "bfloat16": autocast
+    precision: Precision = "best"  # best, float32 or bfloat16 (autocast): see docs/teachers.md
     micro_batch: int = 32  # tiles on the device at once
     random_weights: bool = False  # no weights at all: for tests and dry runs, its answers mean nothing
     seed: int = 0  # of the random weights

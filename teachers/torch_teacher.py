@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from csat.errors import ConfigError
+from csat.precision import resolve_precision
 from csat.responses import TeacherSpec
 from teachers.contract import Teacher
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["best", "float32", "bfloat16"]  # see csat.precision
 
 
 class TorchTeacher(Teacher):
@@ -20,7 +21,8 @@ class TorchTeacher(Teacher):
     Args:
         spec: What it answers.
         device: Where its module already is.
-        precision: "bfloat16" runs it under autocast: about half the time and memory where the device has bfloat16 units.
+        precision: "bfloat16" runs it under autocast: about half the time and memory where the device has bfloat16 units;
+            "best" does so there, and is "float32" elsewhere. What a run has decided, it says here.
         micro_batch: Tiles that are on the device at once. It bounds the memory, whatever batch arrives.
     """
 
@@ -29,7 +31,7 @@ class TorchTeacher(Teacher):
             raise ConfigError(f"teacher {spec.name!r}: micro_batch is a number of tiles, at least 1, not {micro_batch}")
         self.spec = spec
         self.device = torch.device(device)
-        self.precision = precision
+        self.precision = resolve_precision(precision, device)
         self.micro_batch = micro_batch
 
     @abstractmethod

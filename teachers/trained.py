@@ -54,7 +54,7 @@ LARGEST_PX = 1024  # of the tile sizes that the spec lists; a larger tile would 
 class RunOptions:
     """How a fine-tuned model runs. What it is stands in its folder."""
 
-    precision: Precision = "float32"  # or "bfloat16": autocast
+    precision: Precision = "best"  # best, float32 or bfloat16 (autocast): see docs/teachers.md
     micro_batch: int = 16  # tiles on the device at once
     features: bool = False  # answer the backbone's last feature map too, which method resolution learns
     any_size: bool = False  # answer images of any size (convolutional nets), also where it was trained at one tile size

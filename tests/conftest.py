@@ -12,6 +12,7 @@ from tests.support.verbs import ray_cluster, run_alone, slides  # noqa: F401 (fi
 # Before torch or Ray are imported: tests share a few cores, and a first `ray.init` would write a token to the home folder.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("CSAT_BEST_PRECISION", "float32")  # to the last digit, whatever the machine's best is
 
 hypothesis.settings.register_profile("patient", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("patient")

@@ -15,6 +15,7 @@ from workflows.shell.interruption import COMMAND
 
 # name → what `csat --help` says of it
 VERBS = {
+    "doctor": "say whether a pretraining would run here, how fast, and what mends it where not",
     "pretrain": "distil a teacher into a small student over unlabelled slides",
     "finetune": "train a model on labelled images",
     "tune": "search hyper-parameters on several data sets from several starts, and compare them in one table",

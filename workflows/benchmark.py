@@ -2,6 +2,7 @@
 
     python workflows/benchmark.py --device cpu --threads 2
     python workflows/benchmark.py --stages '["plan", "manifest"]'     # what ten thousand slides cost before pixels are read
+    python workflows/benchmark.py --stages '["forecast"]'              # do plans keep their word, for five pairs
     python workflows/benchmark.py --stages '["startup"]'               # how long a user waits, how large the processes are
 
 Machines are noisy: every figure is the median of several rounds, the candidates of a stage take turns within a round, and a
@@ -36,7 +37,9 @@ def benchmark(config: BenchmarkConfig) -> int:
     import torch
 
     from csat.tiles.sources import list_slides
+    from workflows.rates.forecast import measure_forecasts
     from workflows.rates.metadata import measure_manifest, measure_plan
+    from workflows.rates.precision import measure_precision
     from workflows.rates.stages import describe_device, measure_models, measure_readers, measure_students, measure_teachers
     from workflows.rates.startup import measure_startup
 
@@ -47,6 +50,8 @@ def benchmark(config: BenchmarkConfig) -> int:
         "model": measure_models,
         "plan": lambda config: measure_plan(config.num_tiles),
         "startup": measure_startup,
+        "forecast": measure_forecasts,
+        "precision": measure_precision,
         "manifest": lambda config: measure_manifest(config.num_slides, config.num_tiles),
     }
     if unknown := [stage for stage in config.stages if stage not in stages]:

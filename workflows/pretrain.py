@@ -9,7 +9,6 @@ the DDP workers that train the student. The same command resumes after any inter
 
 import logging
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -45,6 +44,8 @@ def pretrain(config: PretrainConfig) -> int:
     from workflows.pretraining.finish import finish, tell_result
     from workflows.pretraining.first_stage import make_first_job
     from workflows.pretraining.job import make_job
+    from workflows.pretraining.plan import plan_run
+    from workflows.pretraining.precision import as_before, settle
     from workflows.pretraining.start import check_resources, tell_plan, with_cache
     from workflows.pretraining.tiles import as_recorded, cut_tiles, find_slides
     from workflows.shell import cluster
@@ -53,7 +54,8 @@ def pretrain(config: PretrainConfig) -> int:
     folder = RunFolder(config.run_folder)
     teacher = describe(config)
     begun = as_recorded(config, folder)
-    if is_rerun := folder.open(begun, overwrite=config.overwrite):
+    asked = config
+    if is_rerun := folder.open(begun, overwrite=config.overwrite, as_before=as_before):
         config = begun
     if is_rerun and folder.is_finished():
         tell_result(folder, first="this run is finished: nothing to do")
@@ -70,16 +72,21 @@ def pretrain(config: PretrainConfig) -> int:
         check_resources(each)
     cluster.check_run_folder_is_shared(folder.uri)
     manifest, config = cut_tiles(config, folder, slides)
+    job = job.with_config(config).over(manifest)
+    config = settle(asked, job)
+    config = plan_run(job.with_config(config), manifest)
+    job = job.with_config(config)
     folder.write_config(config)
-    job = replace(job, config=config).over(manifest)
     if config.data.whole:
         check_resources(job)  # again: how large the largest image is, only the manifest knows
     tell_plan(job, manifest, slides)
+    if config.plan:
+        return 0
     job = with_cache(job, manifest)
 
     folder.set_status("running")
     if first and not job.is_trained:
-        train_in_group(replace(first, config=config).over(manifest))
+        train_in_group(first.with_config(config).over(manifest))
     if job.is_trained:
         logger.info("every tile is trained: continuing with the results")
     else:

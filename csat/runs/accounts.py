@@ -103,9 +103,30 @@ def write_throughput(
         "object_store_peak_bytes": max((each["object_store_peak_bytes"] for each in attempts), default=None),
         "spilled_bytes": sum(spilled) if spilled else None,
         "student": student,
+        "predicted": _compared(folder, steady_rate(metrics)),
     }
     folder.write_json("throughput.json", throughput)
     return throughput
+
+
+def steady_rate(metrics: list[dict[str, Any]]) -> float | None:
+    """Tiles/s after the first line of metrics.jsonl, which has the start of all stages in it; None: there are no others."""
+    seconds = tiles = 0.0
+    for before, line in zip(metrics, metrics[1:], strict=False):
+        done = line["tiles"] - before["tiles"]
+        if done > 0 and line["tiles_per_s"]:
+            tiles, seconds = tiles + done, seconds + done / line["tiles_per_s"]
+    return tiles / seconds if seconds else None
+
+
+def _compared(folder: RunFolder, measured: float | None) -> dict[str, float] | None:
+    """The plan's tiles/s beside those that came of it, and says so; None where nothing was planned or measured."""
+    plan = (folder.read_json("plan.json") or {}).get("plan")
+    if plan is None or measured is None:
+        return None
+    predicted, ratio = plan["tiles_per_s"], measured / plan["tiles_per_s"]
+    print(f"{measured:.3g} tiles/s once all stages worked; the plan said {predicted:.3g} ({ratio:.2f} x)")
+    return {"tiles_per_s": predicted, "measured_tiles_per_s": measured, "ratio": ratio}
 
 
 def _num_attempts(folder: RunFolder) -> int:

@@ -6,6 +6,8 @@ manifest/            tiles (parquet), index.json, holdout/, quarantine.parquet o
 checkpoints/         committed checkpoints, latest.json names the one in force
 metrics.jsonl        one line per log interval
 tensorboard/         the same figures for TensorBoard
+precision.json       in which number format teacher and student compute, and why
+plan.json            how the run is spread over the cluster, and how fast that should be
 throughput.json      what the run cost: rates per stage, waiting, memory, spilled bytes
 accounting.json      manifest = trained + quarantined + filtered, by epoch
 quarantine.parquet   every slide and tile that was not used, with the reason

@@ -47,12 +47,14 @@ class PlannedReader:
             rows, positions = self.plan.row_order(slot)[todo], positions[todo]
             for start in range(0, len(rows), self.rows_at_once):
                 taken = slice(start, start + self.rows_at_once)
-                batch = {name: column.to_numpy() for name, column in _columns(table.take(rows[taken]))}
+                batch = columns_of(table.take(rows[taken]))
                 batch[POSITION] = positions[taken]
                 yield self.reader(batch)
 
 
-def _columns(table):
-    """Name and column, texts without nulls: of a block that has nothing but nulls nobody could tell that they are texts."""
-    for name, column in zip(table.column_names, table.combine_chunks().columns, strict=True):
-        yield name, pc.fill_null(column, "") if pa.types.is_string(column.type) else column
+def columns_of(table: pa.Table) -> dict[str, np.ndarray]:
+    """A table's columns, texts without nulls: of a block that has nothing but nulls nobody could tell that they are texts."""
+    columns = zip(table.column_names, table.combine_chunks().columns, strict=True)
+    return {
+        name: (pc.fill_null(column, "") if pa.types.is_string(column.type) else column).to_numpy() for name, column in columns
+    }

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from csat.errors import ConfigError
+from csat.precision import check_precision
 from csat.settings import Free, Often
 from csat.training.optim import OptimConfig
 
@@ -14,7 +15,7 @@ class TrainConfig:
     epochs: Often[int] = 1  # visits of every tile
     batch_size: Often[int] = 64  # tiles per optimiser step, over all workers
     accumulate: int = 1  # parts that a worker's share of a step is computed in
-    precision: str = "float32"  # of the student's forward and backward: float32 or bfloat16 (autocast)
+    precision: str = "best"  # of the student's forward and backward: best (for the hardware), float32 or bfloat16 (autocast)
     compile: Free[bool] = False  # torch.compile the student
     seed: int = 0  # of weights, order, views and augmentation
     log_every_steps: Free[int] = 10  # steps between lines of metrics.jsonl
@@ -24,8 +25,7 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)  # optimiser and schedule
 
     def __post_init__(self):
-        if self.precision not in ("float32", "bfloat16"):
-            raise ConfigError(f"train.precision is float32 or bfloat16, not {self.precision!r}")
+        check_precision("train.precision", self.precision)
         for name in ("epochs", "batch_size", "accumulate", "log_every_steps", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name} must be at least 1, not {getattr(self, name)}")

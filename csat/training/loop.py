@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from csat.columns import POSITION
 from csat.errors import NonFiniteLossError, StoppedError
 from csat.methods.contract import Method
+from csat.precision import BFLOAT16, FLOAT32, resolve_precision
 from csat.responses import Batch
 from csat.runs.checkpoints import Checkpoint, Checkpoints, Cursor
 from csat.runs.plan import Plan
@@ -65,6 +66,7 @@ class Trainer:
     ):
         self.method, self.plan, self.context, self.config, self.tile_px = method, plan, context, config, tile_px
         self.validation = validation
+        self._precision = self._agreed_precision()
         self.optimisers = {turn: self._make_optimiser(turn) for turn in method.turns}
         self.average = WeightAverage(method, config.optim) if config.optim.ema_decay is not None else None
         self.checkpoints = Checkpoints(files.join(run_folder, "checkpoints"), keep=config.keep_checkpoints)
@@ -209,7 +211,7 @@ class Trainer:
 
     def _backward(self, batch: Batch, turn: str, weight: float) -> dict[str, Tensor]:
         """Gradients of one part, added up; a batch of weight 0 counts for nothing else."""
-        with torch.autocast(self.context.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+        with torch.autocast(self.context.device.type, torch.bfloat16, enabled=self._precision == BFLOAT16):
             terms = self._model(batch, turn)
         loss = self.method.total(terms)
         (loss.sum() * weight).backward()
@@ -289,6 +291,14 @@ class Trainer:
     def _make_optimiser(self, turn: str) -> torch.optim.Optimizer:
         part, own = self.method.part(turn), self.method.own_optimisers.get(turn)
         return make_optimiser(part, self.config.optim) if own is None else make_own_optimiser(part, own)
+
+    def _agreed_precision(self) -> str:
+        """What the settings say; where that is `best`, what the hardware of every rank can do. Every rank must call it."""
+        mine = resolve_precision(self.config.precision, self.context.device.type)
+        agreed = FLOAT32 if FLOAT32 in self.context.gather(mine) else BFLOAT16
+        if self.context.rank == 0:
+            logger.info("the student computes in %s", agreed)
+        return agreed
 
     def _wrap(self) -> nn.Module:
         if self.config.compile:

@@ -170,6 +170,11 @@ def test_everything_that_a_response_depends_on_is_in_the_key(tmp_path):
     assert ResponseCache(str(tmp_path), key(), SPECS).folder == ResponseCache(str(tmp_path), key(), SPECS).folder
 
 
+def test_float32_goes_without_saying(tmp_path):
+    """A cache that was filled before a teacher had a choice is still found."""
+    assert key(options={"width": 1, "precision": "float32"}) == key(options={"width": 1})
+
+
 def test_the_folder_says_what_it_is_for(cache):
     said = json.loads(files.read_bytes(files.join(cache.folder, "key.json")))
     assert said["weights_sha256"] == "ab" * 32 and said["responses"][0]["dtype"] == "uint8"

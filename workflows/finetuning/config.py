@@ -6,10 +6,13 @@ from typing import Any
 from csat.errors import ConfigError
 from csat.labels.sets import LabelledConfig
 from csat.model.registry import ModelConfig
+from csat.precision import BEST, FLOAT32
 from csat.settings import Free, Often, Place, read_settings
 from csat.training.config import TrainConfig
 from csat.training.validation import ValidationConfig
 from workflows.shell.config import MethodConfig, PoolConfig, RayConfig, ReaderConfig, TeacherConfig, WorkerConfig
+
+TRAIN = TrainConfig(epochs=20, batch_size=32, precision=FLOAT32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +23,7 @@ class FinetuneConfig:
     data: LabelledConfig  # labelled images
     model: ModelConfig = field(default_factory=ModelConfig)  # what is trained, and from where it starts
     method: MethodConfig = field(default_factory=lambda: MethodConfig(name="supervised"))  # how it learns from labels
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=20, batch_size=32))  # for how long, at which rates
+    train: TrainConfig = field(default_factory=lambda: TRAIN)  # for how long, at which rates
     validation: ValidationConfig = field(default_factory=ValidationConfig)  # when it is measured and when it stops
     metric: str | None = None  # that chooses the best weights; None: balanced_accuracy, miou or dice, by task
     test_time_views: int = 1  # views of each test image that predictions are averaged over: 1 or 8
@@ -36,6 +39,11 @@ class FinetuneConfig:
     overwrite: Often[Free[bool]] = False  # delete a run of another configuration in run_folder
 
     def __post_init__(self):
+        if self.train.precision == BEST:
+            raise ConfigError(
+                "train.precision of a fine-tuning is float32 or bfloat16: its figures are compared with those of other "
+                "machines, and must not depend on what each does best"
+            )
         if self.test_time_views not in (1, 8):
             raise ConfigError(f"test_time_views is 1 or 8 (the symmetries of the square), not {self.test_time_views}")
         if self.num_bootstraps < 1:

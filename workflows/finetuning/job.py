@@ -10,10 +10,13 @@ from csat.labels.order import SampleOrder, visits_an_epoch
 from csat.labels.reader import LabelledReader, read_here
 from csat.methods.contract import Method
 from csat.methods.registry import wanted_responses
+from csat.precision import FLOAT32
 from csat.responses import ResponseSpec, TeacherSpec
 from csat.runs.checkpoints import Checkpoints
 from csat.runs.plan import Plan
 from csat.training.context import Columns, TrainContext
+from teachers.contract import PRECISION
+from teachers.registry import has_precision
 from teachers.stage import TeacherStage
 from workflows.finetuning.build import build_method
 from workflows.finetuning.config import FinetuneConfig
@@ -47,10 +50,11 @@ class LabelledJob(RunJob):
         if not self.responses:
             return None
         asked = self.config.teacher
+        exact = {PRECISION: FLOAT32} if has_precision(asked.name) else {}  # where the user says no other
         return {
             "name": asked.name,
             "weights": asked.weights,
-            "options": asked.options,
+            "options": exact | asked.options,
             "wanted": [spec.name for spec in self.responses],
             "expected_sha256": self.teacher.weights_sha256,
         }

@@ -49,7 +49,7 @@ class LabelledStream:
             fn_constructor_args=(self.make_reader,),
             batch_size=None,
             num_cpus=self.readers.cpus_per_actor,
-            compute=ActorPoolStrategy(min_size=self.readers.min_actors, max_size=self.readers.max_actors),
+            compute=ActorPoolStrategy(min_size=self.readers.min_actors, max_size=self.readers.most_actors),
         )
         if self.teacher is None:
             return rows
@@ -59,7 +59,7 @@ class LabelledStream:
             batch_size=self.pool.batch_size,
             num_cpus=self.pool.cpus_per_actor,
             num_gpus=self.pool.gpus_per_actor or None,
-            compute=ActorPoolStrategy(min_size=self.pool.min_actors, max_size=self.pool.max_actors),
+            compute=ActorPoolStrategy(min_size=self.pool.min_actors, max_size=self.pool.most_actors),
         )
 
 

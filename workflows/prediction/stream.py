@@ -42,7 +42,7 @@ def make_stream(job: PredictJob, done: Intervals) -> ray.data.Dataset:
         fn_constructor_kwargs={"rows_at_once": max(1, BLOCK_BYTES // 4 // job.tile_bytes)},
         batch_size=None,
         num_cpus=config.readers.cpus_per_actor,
-        compute=ActorPoolStrategy(min_size=config.readers.min_actors, max_size=config.readers.max_actors),
+        compute=ActorPoolStrategy(min_size=config.readers.min_actors, max_size=config.readers.most_actors),
     )
     network = config.network
     answered = pixels.map_batches(

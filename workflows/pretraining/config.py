@@ -42,6 +42,7 @@ class PretrainConfig:
     workers: Free[WorkerConfig] = field(default_factory=WorkerConfig)  # processes that train
     ray: Free[RayConfig] = field(default_factory=RayConfig)  # the cluster
     student_pixels: str = "tile"  # tile: the student sees the tile shrunk; pyramid: the slide's own lower level
+    plan: Often[Free[bool]] = False  # only measure and say what the run would take, on which actors and threads; then stop
     report_tiles: Free[int] = 8  # held-out tiles shown in the report
     overwrite: Often[Free[bool]] = False  # delete a run of another configuration in run_folder
 

@@ -49,6 +49,12 @@ class PretrainJob(RunJob):
         largest_px = None if self.stream.largest_px is None else manifest.largest_px or self.stream.largest_px
         return replace(self, stream=replace(self.stream, plan=plan, largest_px=largest_px))
 
+    def with_config(self, config: PretrainConfig) -> "PretrainJob":
+        """The job with what was decided about how it computes: settings that change nothing about what it learns."""
+        teacher = replace(self.stream.teacher, options=teacher_options(config))
+        stream = replace(self.stream, teacher=teacher, readers=config.readers, pool=config.pool)
+        return replace(self, config=config, stream=stream)
+
     def with_cache(self, cache: ResponseCache) -> "PretrainJob":
         """The job with the teacher's responses kept: then there are two streams."""
         return replace(self, stream=replace(self.stream, cache=cache))
@@ -68,6 +74,8 @@ class PretrainJob(RunJob):
 
     def work(self, context: TrainContext) -> dict[str, Any]:
         context.begin(self.config.train.rows_per_worker(context.world_size))  # readers and teacher start while this builds
+        if self.workers.threads is not None:
+            torch.set_num_threads(self.workers.threads)
         method = self.build_method()
         if stage := method.first_stage():
             stage.load(stage.folder(self.run_folder))

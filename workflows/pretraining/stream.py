@@ -7,6 +7,7 @@ row is asked for and ends them after its last: the teacher's GPUs are free from 
 
 import math
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -72,6 +73,35 @@ class StreamConfig:
         return max(1, min(BLOCK_BYTES, int(0.9 * self.pool.batch_size * self.bytes_per_tile())))
 
 
+def make_reader(config: StreamConfig) -> TileReader:
+    """What reads the stream's pixels."""
+    return TileReader(
+        tile_px=config.tile_px,
+        cache=slide_cache(config.readers),
+        max_open_slides=config.readers.max_open_slides,
+        max_background=config.readers.max_background,
+        crashes=CrashLog(config.manifest_uri),
+        whole=config.largest_px is not None,
+        student_factor=config.student_factor,
+    )
+
+
+def teacher_arguments(config: StreamConfig, *, has_gpus: bool = True) -> dict[str, Any]:
+    """Of the stream's `TeacherStage`, on the GPUs that the pool has."""
+    return dict(
+        name=config.teacher.name,
+        weights=config.teacher.weights,
+        options=config.teacher.options,
+        wanted=[spec.name for spec in config.responses],
+        device="cuda" if has_gpus and config.pool.gpus_per_actor else "cpu",
+        threads=config.pool.threads,
+        expected_sha256=config.teacher_sha256,
+        view_seed=config.view_seed,
+        colour=None if config.colour is None else asdict(config.colour),  # plain: its class needs torch
+        colour_seed=config.colour_seed,
+    )
+
+
 def make_stream(
     config: StreamConfig, done: Intervals, *, epochs: tuple[int, int] | None = None, has_pool: bool = True
 ) -> ray.data.Dataset:
@@ -81,15 +111,7 @@ def make_stream(
         epochs: The first of them, and the first that is left out; None: all.
         has_pool: The teacher stage has the actors, and GPUs, of the teacher pool; else only its CPUs, for what a cache lacks.
     """
-    reader = TileReader(
-        tile_px=config.tile_px,
-        cache=slide_cache(config.readers),
-        max_open_slides=config.readers.max_open_slides,
-        max_background=config.readers.max_background,
-        crashes=CrashLog(config.manifest_uri),
-        whole=config.largest_px is not None,
-        student_factor=config.student_factor,
-    )
+    reader = make_reader(config)
     rows_at_once = {} if config.largest_px is None else {"rows_at_once": max(1, BLOCK_BYTES // 4 // config.bytes_per_tile())}
     first, stop = (0, config.plan.num_epochs) if epochs is None else epochs
     slots = np.arange(
@@ -103,7 +125,7 @@ def make_stream(
         fn_constructor_kwargs=rows_at_once,
         batch_size=None,
         num_cpus=config.readers.cpus_per_actor,
-        compute=ActorPoolStrategy(min_size=config.readers.min_actors, max_size=config.readers.max_actors),
+        compute=ActorPoolStrategy(min_size=config.readers.min_actors, max_size=config.readers.most_actors),
     )
     return _with_responses(pixels, config, has_pool=has_pool)
 
@@ -111,21 +133,11 @@ def make_stream(
 def _with_responses(pixels: ray.data.Dataset, config: StreamConfig, *, has_pool: bool) -> ray.data.Dataset:
     """The teacher stage behind the reader; with a cache, it takes whole chunks, as they are kept."""
     gpus = config.pool.gpus_per_actor if has_pool else 0.0
-    teacher = dict(
-        name=config.teacher.name,
-        weights=config.teacher.weights,
-        options=config.teacher.options,
-        wanted=[spec.name for spec in config.responses],
-        device="cuda" if gpus else "cpu",
-        expected_sha256=config.teacher_sha256,
-        view_seed=config.view_seed,
-        colour=None if config.colour is None else asdict(config.colour),  # plain: its class needs torch
-        colour_seed=config.colour_seed,
-    )
+    teacher = teacher_arguments(config, has_gpus=has_pool)
     pool = dict(
         num_cpus=config.pool.cpus_per_actor,
         num_gpus=gpus or None,
-        compute=ActorPoolStrategy(min_size=config.pool.min_actors, max_size=config.pool.max_actors),
+        compute=ActorPoolStrategy(min_size=config.pool.min_actors, max_size=config.pool.most_actors),
     )
     if config.cache is None:
         rows = pixels.map_batches(TeacherStage, fn_constructor_kwargs=teacher, batch_size=config.pool.batch_size, **pool)

@@ -10,6 +10,7 @@ from csat.storage import files
 from csat.tiles.manifest import Manifest
 from csat.tiles.manifest_writer import as_begun
 from csat.tiles.sources import SlideRow, list_slides
+from workflows.pretraining import precision
 from workflows.pretraining.config import DEMO, PretrainConfig
 from workflows.shell.tile_slides import build_manifest, slide_cache
 
@@ -17,7 +18,8 @@ logger = logging.getLogger("pretrain")
 
 
 def as_recorded(config: PretrainConfig, folder: RunFolder) -> PretrainConfig:
-    """The settings with what an earlier attempt held out, where they leave that open."""
+    """The settings with what an earlier attempt held out and how it computed, where they leave that open."""
+    config = precision.as_begun(config, folder)
     recorded = (folder.config() or {}).get("manifest", {})
     return replace(config, manifest=as_begun(config.manifest, recorded, whole=bool(config.data.whole)))
 

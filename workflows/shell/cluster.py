@@ -10,6 +10,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from csat.errors import ConfigError, StorageError
+from csat.precision import BEST, BFLOAT16, resolve_precision
 from csat.storage import files
 from workflows.shell import meters, terminal
 from workflows.shell.config import PoolConfig, RayConfig, ReaderConfig, WorkerConfig
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 LEAST_BLOCKS_IN_FLIGHT = 4  # of one slot each: one being read, one queued, one at the teacher, one at a worker
 NODE_CHECK_TIMEOUT_S = 120.0
+LEAST_GPU = 0.01  # of a GPU, to see what it is: without any Ray hides it
 
 
 class Stage(Protocol):
@@ -264,6 +266,33 @@ def check_is_shared(what: str, folder: str, *, file: str) -> None:
     blind = [address for address, check in checks.items() if not ray.get(check, timeout=NODE_CHECK_TIMEOUT_S)]
     if blind:
         raise StorageError(f"node {', '.join(blind)} cannot see the {what} {folder}: use an s3:// URI or a shared file system")
+
+
+def without_bfloat16(device: str) -> list[str]:
+    """Nodes where `precision: best` is float32, of those that have such a device; [] where it is bfloat16 on all of them.
+
+    Args:
+        device: "cpu" or "cuda".
+    """
+    nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    if device == "cuda":
+        having = {node["NodeID"] for node in ray.nodes() if node["Resources"].get("GPU")}
+        nodes = {name: address for name, address in nodes.items() if name in having}
+    if device == "cpu" and list(nodes) == [ray.get_runtime_context().get_node_id()]:
+        return [] if resolve_precision(BEST, device) == BFLOAT16 else list(nodes.values())  # no process has to be started
+    checks = {
+        address: _best_precision.options(
+            num_gpus=LEAST_GPU if device == "cuda" else None,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(name, soft=False),
+        ).remote(device)
+        for name, address in nodes.items()
+    }
+    return [address for address, check in checks.items() if ray.get(check, timeout=NODE_CHECK_TIMEOUT_S) != BFLOAT16]
+
+
+@ray.remote(num_cpus=0)
+def _best_precision(device: str) -> str:
+    return resolve_precision(BEST, device)
 
 
 @ray.remote(num_cpus=0)

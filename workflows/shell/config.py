@@ -7,6 +7,8 @@ from csat.errors import ConfigError
 from csat.settings import Often, Place, places_in
 from teachers.registry import find_teacher, with_places
 
+MOST_ACTORS = 2  # of a stage whose number is neither set nor planned
+
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
@@ -49,12 +51,17 @@ class ReaderConfig:
     """The actors that read and decode tiles."""
 
     min_actors: int = 1  # actors at least
-    max_actors: int = 2  # actors at most; fewer where reading is faster than the teacher
+    max_actors: int | None = None  # actors at most; None: planned, or 2 where no plan was made
     cpus_per_actor: float = 0.25  # CPUs reserved for each
     max_open_slides: int = 64  # slide handles that one actor keeps open; best no fewer than manifest.slides_per_window
     max_background: float | None = None  # filter tiles with a larger share of near-white pixels; None: keep every tile
     cache_folder: str = "~/.cache/csat-on-ray/slides"  # on every node's disk; only slides in a bucket are cached
     cache_gb: float = 50.0  # most disk that the cache takes on a node
+
+    @property
+    def most_actors(self) -> int:
+        """Actors at most, also where that is left open."""
+        return MOST_ACTORS if self.max_actors is None else self.max_actors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +69,16 @@ class PoolConfig:
     """The teacher actor pool."""
 
     min_actors: int = 1  # actors at least; all of them must fit beside the workers
-    max_actors: Often[int] = 2  # teacher actors at most; Ray adds and removes them with the demand
+    max_actors: Often[int | None] = None  # teacher actors at most, Ray adds and removes them; None: planned, or 2 without plan
     cpus_per_actor: float = 0.5  # CPUs reserved for each
+    threads: int | None = None  # of torch in each; None: planned, or one for each reserved CPU
     gpus_per_actor: Often[float] = 0.0  # GPUs reserved for each teacher actor; 0.5 lets two share one
     batch_size: int = 32  # tiles that the teacher sees at once
+
+    @property
+    def most_actors(self) -> int:
+        """Actors at most, also where that is left open."""
+        return MOST_ACTORS if self.max_actors is None else self.max_actors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +87,7 @@ class WorkerConfig:
 
     num_workers: Often[int] = 1  # processes that train
     cpus_per_worker: float = 1.0  # CPUs reserved for each
+    threads: int | None = None  # of torch in each; None: planned, or one for each reserved CPU
     gpus_per_worker: Often[float] = 0.0  # GPUs reserved for each process that trains: 0 or 1
     max_failures: int = 3  # times that a lost worker or node restarts the group from the last checkpoint
     prefetch_batches: int = 2  # batches fetched ahead by each worker
@@ -91,8 +105,9 @@ class RayConfig:
 def check_counts(**configs: Any) -> None:
     """Refuse actor counts (min_actors, max_actors) that contradict each other. Raises ConfigError."""
     for name, config in configs.items():
-        if not 1 <= config.min_actors <= config.max_actors:
+        most = MOST_ACTORS if config.max_actors is None else config.max_actors
+        if not 1 <= config.min_actors <= most:
             raise ConfigError(
-                f"{name}.min_actors {config.min_actors} and {name}.max_actors {config.max_actors}: the least must be 1 or "
+                f"{name}.min_actors {config.min_actors} and {name}.max_actors {most}: the least must be 1 or "
                 "more and no more than the most"
             )

@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -139,7 +139,8 @@ def field_notes(config_class: type) -> dict[str, str]:
     sections |= {f"{each.name}.": each.section for each in settings_of(config_class) if each.section is not None}
     notes = {}
     for prefix, section in sections.items():
-        for line in inspect.getsource(section).splitlines():
+        own = [base for base in section.__mro__ if is_dataclass(base)]  # what it inherits, too
+        for line in "".join(map(inspect.getsource, own)).splitlines():
             if found := re.match(r"    (\w+): .*?  # (.+)$", line):
                 notes[prefix + found[1]] = found[2]
     return notes

@@ -1,6 +1,7 @@
 """Where the project runs from, a checkout or the packages of an interpreter, and how its workers find the same code."""
 
 import os
+from hashlib import sha256
 from pathlib import Path
 
 from csat.errors import ConfigError
@@ -33,6 +34,14 @@ def python_path(root: Path = ROOT) -> str:
 def is_installed(root: Path = ROOT) -> bool:
     """Whether the project is a package among the packages of an interpreter: no checkout, and no copy of one."""
     return root.name in ("site-packages", "dist-packages")
+
+
+def fingerprint(root: Path = ROOT) -> str:
+    """A hash over the project's code: equal where two nodes run the same."""
+    digest = sha256()
+    for path, content in sorted(_sources(root).items()):
+        digest.update(f"{path} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
 
 
 def _sources(root: Path) -> dict[Path, bytes]:

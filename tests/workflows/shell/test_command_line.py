@@ -8,6 +8,7 @@ from ray.exceptions import WorkerCrashedError
 from csat.errors import ConfigError, NonFiniteLossError
 from csat.settings import UnknownSettingError, free_keys, valid_keys
 from workflows.comparison.config import EvaluateConfig
+from workflows.diagnosis.config import DoctorConfig
 from workflows.finetuning.config import FinetuneConfig
 from workflows.prediction.config import PredictConfig
 from workflows.pretraining.config import PretrainConfig
@@ -127,7 +128,8 @@ def test_wrong_recipes(tmp_path, text, message):
 
 
 def test_every_setting_of_the_verbs_is_explained():
-    for config_class in (PretrainConfig, FinetuneConfig, BenchmarkConfig, EvaluateConfig, SweepConfig, PredictConfig):
+    pages = (PretrainConfig, DoctorConfig, FinetuneConfig, BenchmarkConfig, EvaluateConfig, SweepConfig, PredictConfig)
+    for config_class in pages:
         notes = field_notes(config_class)
         assert [key for key in valid_keys(config_class) if key not in notes] == []
 
@@ -135,7 +137,7 @@ def test_every_setting_of_the_verbs_is_explained():
 @pytest.mark.parametrize(
     ("config_class", "free"),
     [
-        (PretrainConfig, {"readers", "pool", "workers", "cache.budget_gb", "report_tiles", *FREE_OF_TRAINING}),
+        (PretrainConfig, {"readers", "pool", "workers", "cache.budget_gb", "report_tiles", "plan", *FREE_OF_TRAINING}),
         (
             FinetuneConfig,
             {"readers", "pool", "workers", "report_samples", "prepare_only", "data.memory_gb", *FREE_OF_TRAINING},

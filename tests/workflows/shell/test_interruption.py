@@ -125,7 +125,7 @@ def test_what_a_shell_has_told_it_to_ignore_stays_ignored(tmp_path):
     assert end_of(process, log)[0] == 143
 
 
-@pytest.mark.parametrize("verb", ["pretrain", "finetune", "tune", "evaluate", "predict", "benchmark"])
+@pytest.mark.parametrize("verb", ["doctor", "pretrain", "finetune", "tune", "evaluate", "predict", "benchmark"])
 def test_every_verb_listens_before_its_imports(tmp_path, verb):
     with (tmp_path / "log").open("wb") as log:
         command = [sys.executable, "-v", f"workflows/{verb}.py", "--help"]

@@ -1,0 +1,32 @@
+"""`plan true` measures, says what the run would take and stops; the run that follows uses it, and is compared with it."""
+
+import json
+
+import pytest
+import yaml
+
+from tests.support.verbs import arguments
+from workflows import pretrain
+
+
+@pytest.mark.ray
+@pytest.mark.thorough
+def test_a_plan_and_the_run_that_follows(ray_cluster, slides, tmp_path, capsys):
+    folder = tmp_path / "run"
+    settings = {"readers__max_actors": None, "train__log_every_steps": 1, "train__epochs": 2}
+    assert pretrain.main(arguments(slides, folder, **settings, plan="true")) == 0
+    said = capsys.readouterr().out
+    record = json.loads((folder / "plan.json").read_text())
+    assert "the plan (" in said and f"limited by {record['plan']['bottleneck']}" in said
+    assert not (folder / "status.json").exists() and not (folder / "checkpoints").exists()
+    assert record["plan"]["cpus"] <= 4
+
+    assert pretrain.main(arguments(slides, folder, **settings)) == 0
+    assert json.loads((folder / "plan.json").read_text())["calibration"] == record["calibration"], "nothing is measured again"
+    used = yaml.safe_load((folder / "config.yaml").read_text())
+    assert used["pool"]["max_actors"] >= 1 and used["pool"]["threads"] >= 1 and used["workers"]["threads"] >= 1
+    compared = json.loads((folder / "throughput.json").read_text())["predicted"]
+    assert compared["tiles_per_s"] > 0 and compared["ratio"] == pytest.approx(
+        compared["measured_tiles_per_s"] / compared["tiles_per_s"]
+    )
+    assert "the plan said" in capsys.readouterr().out

@@ -1,0 +1,156 @@
+"""How a run is spread over its cluster: measured, planned, said, kept in plan.json, and compared with what came of it.
+
+What the settings leave open (`pool.max_actors`, `readers.max_actors`, `pool.threads`, `workers.threads`) is planned; what they
+say stands. Measuring costs some fifteen seconds, so that a run does it by itself from `PLANNED_FROM` tiles on; `plan true`
+does it for any. A resumed run measures nothing again: it plans from the figures in plan.json, on the cluster that is there.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import ray
+
+from csat.errors import ConfigError
+from csat.runs.folder import RunFolder
+from csat.runs.forecast import Costs, Forecast, Machines, Shares, as_record, make_plan
+from csat.tiles.manifest import Manifest
+from csat.tiles.sample import sample_rows
+from workflows.pretraining.calibration import calibrate
+from workflows.pretraining.config import PretrainConfig
+from workflows.pretraining.job import PretrainJob
+
+RECORD = "plan.json"
+PLANNED_FROM = 20_000  # tiles to train, of a run that is measured without being asked to
+NUM_TILES = 32  # that are measured with
+
+
+def plan_run(job: PretrainJob, manifest: Manifest) -> PretrainConfig:
+    """The settings with what they left open about actors and threads; unchanged where the run is too short to be measured.
+
+    Raises:
+        ConfigError: it was asked to be planned, and could not be measured, or the cluster cannot hold it.
+    """
+    config, folder = job.config, RunFolder(job.run_folder)
+    record: dict[str, Any] = folder.read_json(RECORD) or {}
+    is_asked, positions = config.plan, job.num_positions
+    if config.plan or (not record and positions >= PLANNED_FROM):
+        rows = sample_rows(manifest, NUM_TILES)
+        try:
+            calibration = calibrate(job, rows, node_cpus=int(machines().node_cpus), is_brief=not is_asked)
+        except ConfigError as error:
+            if is_asked:
+                raise
+            print(f"no plan: {error}")
+            return config
+        record = {"calibration": calibration.as_record()}
+    if not record:
+        return config
+    costs = costs_of(record["calibration"])
+    record |= plan_record(costs, shares_of(config), positions)
+    folder.write_json(RECORD, record)
+    print(in_words(record))
+    return planned(config, record["plan"])
+
+
+def machines() -> Machines:
+    """The cluster that this process is connected to, as it is now."""
+    has, nodes = ray.cluster_resources(), [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return Machines(
+        cpus=has.get("CPU", 0.0),
+        gpus=has.get("GPU", 0.0),
+        node_cpus=max((node.get("CPU", 0.0) for node in nodes), default=0.0),
+        memory_bytes=has.get("memory", 0.0),
+        store_bytes=has.get("object_store_memory", 0.0),
+    )
+
+
+def shares_of(config: PretrainConfig) -> Shares:
+    """What the settings say of actors and threads, and what they leave open."""
+    pool, readers, workers = config.pool, config.readers, config.workers
+    return Shares(
+        reader_cpus=readers.cpus_per_actor,
+        teacher_cpus=pool.cpus_per_actor,
+        teacher_gpus=pool.gpus_per_actor,
+        worker_cpus=workers.cpus_per_worker,
+        worker_gpus=workers.gpus_per_worker,
+        workers=workers.num_workers,
+        chunk_tiles=config.manifest.chunk_tiles,
+        readers=readers.max_actors,
+        actors=pool.max_actors,
+        teacher_threads=pool.threads,
+        student_threads=workers.threads,
+    )
+
+
+def planned(config: PretrainConfig, plan: dict[str, Any]) -> PretrainConfig:
+    """The settings with what a plan says of the actors and threads that they left open."""
+    pool, readers, workers = config.pool, config.readers, config.workers
+    if pool.max_actors is None:
+        pool = replace(pool, max_actors=max(pool.min_actors, plan["actors"]))
+    if pool.threads is None:
+        pool = replace(pool, threads=plan["teacher_threads"])
+    if readers.max_actors is None:
+        readers = replace(readers, max_actors=max(readers.min_actors, plan["readers"]))
+    if workers.threads is None:
+        workers = replace(workers, threads=plan["student_threads"])
+    return replace(config, pool=pool, readers=readers, workers=workers)
+
+
+def plan_record(costs: Costs, shares: Shares, positions: int) -> dict[str, Any]:
+    """The plan for so many tiles, what it takes, and what one more GPU or node would make of it.
+
+    Raises:
+        ConfigError: the cluster cannot hold it.
+    """
+    have = machines()
+    plan = make_plan(have, costs, shares)
+    more = {"one more node": have.with_node()}
+    if shares.teacher_gpus or shares.worker_gpus:
+        more["one more GPU"] = have.with_gpu()
+    # What is settled now was settled for this cluster: with more, as many would be set.
+    free = replace(shares, actors=None, readers=None)
+    return {
+        "positions": positions,
+        "plan": as_record(plan),
+        "takes": plan.over(positions, costs.bytes_per_tile),
+        "with": {name: _changed(plan, make_plan(larger, costs, free)) for name, larger in more.items()},
+    }
+
+
+def costs_of(calibration: dict[str, Any]) -> Costs:
+    """As `Calibration.as_record` has them, from JSON, whose keys are text."""
+    costs = calibration["costs"]
+    by_threads = {name: {int(number): rate for number, rate in costs[name].items()} for name in ("teacher", "student")}
+    return Costs(**{**costs, **by_threads})
+
+
+def in_words(record: dict[str, Any]) -> str:
+    """Lines for a terminal."""
+    plan, takes, calibration = record["plan"], record["takes"], record["calibration"]
+    best = max(calibration["teacher_tiles_per_s"], key=lambda each: (each["threads"] == 1, each["tiles_per_s"]))
+    stages = ", ".join(f"{name} {rate:,.4g}" for name, rate in plan["stages"].items())
+    lines = [
+        f"the plan ({calibration['seconds']:.0f} s of measuring), which settings may change:",
+        f"  readers     {plan['readers']} (readers.max_actors)",
+        f"  teacher     actors: {plan['actors']} (pool.max_actors), threads: {plan['teacher_threads']} (pool.threads); "
+        f"fastest with tiles at once: {best['tiles']} (teacher.options.micro_batch)",
+        f"  student     workers: {plan['workers']}, threads: {plan['student_threads']} (workers.threads)",
+        f"  reserved    {plan['cpus']:g} CPUs, {plan['gpus']:g} GPUs; {plan['stream_bytes'] / 1e9:.2f} GB on their way are "
+        "enough (ray.stream_gb)",
+        f"  tiles/s     {plan['tiles_per_s']:,.4g}, limited by {plan['bottleneck']} (each by itself: {stages})",
+        f"  the run     {record['positions']:,} tiles: {_span(takes['hours'])}, {takes['gb_moved']:,.3g} GB between "
+        f"processes, {takes['gpu_hours']:.3g} GPU-hours",
+    ]
+    for name, change in record["with"].items():
+        told = f"{change['tiles_per_s']:,.4g} tiles/s ({change['times']:.2f} x), limited by {change['bottleneck']}"
+        lines.append(f"  {name:11} {told}")
+    return "\n".join(lines)
+
+
+def _span(hours: float) -> str:
+    return f"{hours * 60:.2g} minutes" if hours < 1 else f"{hours:.3g} hours"
+
+
+def _changed(now: Forecast, then: Forecast) -> dict[str, Any]:
+    times = then.tiles_per_s / now.tiles_per_s
+    return {"tiles_per_s": then.tiles_per_s, "times": times, "bottleneck": then.bottleneck, "actors": then.actors}
