@@ -5,16 +5,14 @@ from dataclasses import dataclass, field
 from csat.settings import Often, Place
 
 STUDENTS = ("csat", "csat_nano", "convnextv2_atto", "efficientnet_b0", "resnet18")
-FIRST = ("student", "teacher", "reader")
+FIRST = ["student", "teacher", "reader"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkConfig:
     """Settings of benchmark.py."""
 
-    stages: Often[list[str]] = field(
-        default_factory=lambda: [*FIRST]
-    )  # or model, plan, manifest, startup, forecast, precision
+    stages: Often[list[str]] = field(default_factory=FIRST.copy)  # or model, plan, manifest, startup, forecast, precision
     students: list[str] = field(default_factory=lambda: list(STUDENTS))  # backbones
     models: list[str] = field(default_factory=lambda: ["stain"])  # of the stage model: as predict.py takes one
     slides: Often[list[Place]] = field(default_factory=list)  # slides for the reader; empty: a synthetic one
