@@ -51,14 +51,15 @@ def test_a_run_computes_in_what_its_machines_do_best_and_keeps_to_it(ray_cluster
 @pytest.mark.ray
 @pytest.mark.thorough
 def test_where_answers_would_differ_too_much_the_teacher_stays_exact(ray_cluster, slides, tmp_path, monkeypatch, capsys):
-    """A classifier whose logits are large: bfloat16 moves its probabilities."""
+    """A classifier whose logits all lie about 1,000, where bfloat16 has steps of 4: its probabilities become others."""
     import torch
     from safetensors.torch import save_file
 
     from teachers.registry import load_teacher
 
     state = load_teacher("timm", None, TEACHER).net.state_dict()
-    state["fc.weight"] = 4000 * torch.randn(state["fc.weight"].shape, generator=torch.Generator().manual_seed(0))
+    state["fc.weight"] = torch.randn(state["fc.weight"].shape, generator=torch.Generator().manual_seed(0))
+    state["fc.bias"] = torch.full_like(state["fc.bias"], 1000.0)
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "steep.safetensors")
     options = json.dumps({name: value for name, value in TEACHER.items() if name != "random_weights"})
     steep = {**SETTINGS, "teacher__options": options, "teacher__weights": tmp_path / "steep.safetensors"}
