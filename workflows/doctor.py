@@ -23,7 +23,7 @@ if __name__ == "__main__":
     interruption.listen()  # before the imports, which take seconds
 
 from workflows.diagnosis.config import DoctorConfig
-from workflows.shell import command_line
+from workflows.shell import command_line, output
 from workflows.shell.flags import with_flags
 
 
@@ -42,16 +42,16 @@ def doctor(config: DoctorConfig) -> int:
 
     is_text = config.format == "text"
     spell = partial(with_flags, config_class=DoctorConfig)
-    findings = Findings(say=print if is_text else None, spell=lambda text: command_line.as_called(spell(text)))
+    findings = Findings(say=output.result if is_text else None, spell=lambda text: command_line.as_called(spell(text)))
     with tempfile.TemporaryDirectory(prefix="csat-doctor-") as scratch:
         subject = examine(config, findings, scratch=scratch)
         plan = plan_from(subject, findings) if config.calibrate and not findings.has_failed else None
     if not is_text:
-        print(findings.as_json(plan=plan))
+        output.result(findings.as_json(plan=plan))
     elif findings.has_failed:
-        print("\nthe run would not work: see what mends it above")
+        output.result("\nthe run would not work: see what mends it above")
     elif plan is not None:
-        print(f"\n{spell(in_words(plan))}")
+        output.result(f"\n{spell(in_words(plan))}", plan=plan)
     return int(findings.has_failed)
 
 

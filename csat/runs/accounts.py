@@ -125,7 +125,7 @@ def _compared(folder: RunFolder, measured: float | None) -> dict[str, float] | N
     if plan is None or measured is None:
         return None
     predicted, ratio = plan["tiles_per_s"], measured / plan["tiles_per_s"]
-    print(f"{measured:.3g} tiles/s once all stages worked; the plan said {predicted:.3g} ({ratio:.2f} x)")
+    logger.info("%.3g tiles/s once all stages worked; the plan said %.3g (%.2f x)", measured, predicted, ratio)
     return {"tiles_per_s": predicted, "measured_tiles_per_s": measured, "ratio": ratio}
 
 

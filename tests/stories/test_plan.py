@@ -11,7 +11,7 @@ from workflows import pretrain
 
 @pytest.mark.ray
 @pytest.mark.thorough
-def test_a_plan_and_the_run_that_follows(ray_cluster, slides, tmp_path, capsys):
+def test_a_plan_and_the_run_that_follows(ray_cluster, slides, tmp_path, capsys, caplog):
     folder = tmp_path / "run"
     settings = {"readers__max_actors": None, "train__log_every_steps": 1, "train__epochs": 2}
     assert pretrain.main(arguments(slides, folder, **settings, plan="true")) == 0
@@ -29,4 +29,4 @@ def test_a_plan_and_the_run_that_follows(ray_cluster, slides, tmp_path, capsys):
     assert compared["tiles_per_s"] > 0 and compared["ratio"] == pytest.approx(
         compared["measured_tiles_per_s"] / compared["tiles_per_s"]
     )
-    assert "the plan said" in capsys.readouterr().out
+    assert "the plan said" in caplog.text

@@ -24,12 +24,14 @@ def decided(folder):
 
 @pytest.mark.ray
 @pytest.mark.thorough
-def test_a_run_computes_in_what_its_machines_do_best_and_keeps_to_it(ray_cluster, slides, tmp_path, monkeypatch, capsys):
+def test_a_run_computes_in_what_its_machines_do_best_and_keeps_to_it(
+    ray_cluster, slides, tmp_path, monkeypatch, capsys, caplog
+):
     folder = tmp_path / "run"
     monkeypatch.setenv("CSAT_BEST_PRECISION", "bfloat16")
     assert pretrain.main(arguments(slides, folder, **SETTINGS)) == 0
     assert decided(folder) == ("bfloat16", "bfloat16")
-    assert "teacher in bfloat16 (" in capsys.readouterr().out
+    assert "teacher in bfloat16 (" in caplog.text
     record = json.loads((folder / "precision.json").read_text())
     assert 16 <= record["teacher"]["tiles"] <= 32  # of one slide a chunk
     assert {each["response"] for each in record["teacher"]["deviations"]} == {"tokens", "logits"}
@@ -50,7 +52,7 @@ def test_a_run_computes_in_what_its_machines_do_best_and_keeps_to_it(ray_cluster
 
 @pytest.mark.ray
 @pytest.mark.thorough
-def test_where_answers_would_differ_too_much_the_teacher_stays_exact(ray_cluster, slides, tmp_path, monkeypatch, capsys):
+def test_where_answers_would_differ_too_much_the_teacher_stays_exact(ray_cluster, slides, tmp_path, monkeypatch, caplog):
     """A classifier whose logits all lie about 1,000, where bfloat16 has steps of 4: its probabilities become others."""
     import torch
     from safetensors.torch import save_file
@@ -67,8 +69,7 @@ def test_where_answers_would_differ_too_much_the_teacher_stays_exact(ray_cluster
     folder = tmp_path / "run"
     assert pretrain.main(arguments(slides, folder, **steep)) == 0
     assert decided(folder) == ("float32", "bfloat16")
-    said = capsys.readouterr().out
-    assert "teacher in float32 (logits: " in said and "more than 0.02 allowed" in said
+    assert "teacher in float32 (logits: " in caplog.text and "more than 0.02 allowed" in caplog.text
 
 
 def test_a_run_of_an_earlier_version_goes_on_in_float32(tmp_path):

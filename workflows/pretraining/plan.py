@@ -5,6 +5,7 @@ say stands. Measuring costs some fifteen seconds, so that a run does it by itsel
 does it for any. A resumed run measures nothing again: it plans from the figures in plan.json, on the cluster that is there.
 """
 
+import logging
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,9 @@ from csat.tiles.sample import sample_rows
 from workflows.pretraining.calibration import calibrate
 from workflows.pretraining.config import PretrainConfig
 from workflows.pretraining.job import PretrainJob
+from workflows.shell import output
+
+logger = logging.getLogger("pretrain")
 
 RECORD = "plan.json"
 PLANNED_FROM = 20_000  # tiles to train, of a run that is measured without being asked to
@@ -40,7 +44,7 @@ def plan_run(job: PretrainJob, manifest: Manifest) -> PretrainConfig:
         except ConfigError as error:
             if is_asked:
                 raise
-            print(f"no plan: {error}")
+            logger.warning("no plan: %s", error)
             return config
         record = {"calibration": calibration.as_record()}
     if not record:
@@ -48,7 +52,10 @@ def plan_run(job: PretrainJob, manifest: Manifest) -> PretrainConfig:
     costs = costs_of(record["calibration"])
     record |= plan_record(costs, shares_of(config), positions)
     folder.write_json(RECORD, record)
-    print(in_words(record))
+    if is_asked:
+        output.result(in_words(record), plan=record["plan"], takes=record["takes"])
+    else:
+        logger.info("%s", in_words(record))
     return planned(config, record["plan"])
 
 

@@ -5,6 +5,7 @@ tiles both ways, and stays in float32 where that makes more of a difference than
 decided stands in config.yaml, as if it had been asked for, and how in precision.json.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -20,6 +21,8 @@ from workflows.pretraining.config import PretrainConfig
 from workflows.pretraining.job import PretrainJob
 from workflows.pretraining.rehearsal import on_actor, rehearse
 from workflows.shell import cluster
+
+logger = logging.getLogger("pretrain")
 
 RECORD = "precision.json"
 NUM_TILES = 32  # that a teacher answers both ways
@@ -63,7 +66,7 @@ def settle(asked: PretrainConfig, job: PretrainJob) -> PretrainConfig:
     some = lambda: sample_rows(read_manifest(job.stream.manifest_uri), NUM_TILES)  # noqa: E731
     config, record, told = decide(asked, job, some, folder.read_json(RECORD) or {})
     folder.write_json(RECORD, record)
-    print(told)
+    logger.info("%s", told)
     return config
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from csat.errors import ConfigError
 from csat.slides.synthetic import make_slides
 from workflows.rates.config import BenchmarkConfig
+from workflows.shell import output
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 1800.0  # of one command
@@ -83,4 +84,5 @@ def _run(arguments: list[str]) -> None:
 
 def _print(name: str, figures: dict[str, Any]) -> None:
     planned, measured, ratio = (figures[key] for key in ("tiles_per_s", "measured_tiles_per_s", "ratio"))
-    print(f"  {name:34} planned {planned:8.2f}  measured {measured:8.2f} tiles/s  x{ratio:.2f}  ({figures['bottleneck']})")
+    told = f"  {name:34} planned {planned:8.2f}  measured {measured:8.2f} tiles/s  x{ratio:.2f}  ({figures['bottleneck']})"
+    output.result(told, title=name, figures=figures)

@@ -35,6 +35,7 @@ from csat.training.optim import OptimConfig
 from teachers.registry import load_teacher
 from teachers.stage import TeacherStage
 from workflows.rates.config import BenchmarkConfig
+from workflows.shell import output
 
 SEEDS, EPOCHS, BATCH = (0, 1, 2), 3, 16
 MAX_TILES, HELD_OUT = 256, 4  # tiles in all; every so many-th is held out
@@ -125,12 +126,13 @@ def _judge(method: Method, rows: Rows, device: str) -> float:
 
 
 def _print(name: str, figures: dict[str, Any]) -> None:
-    print(f"\n{name}, {len(SEEDS)} seeds, {EPOCHS} epochs")
+    lines = [f"\n{name}, {len(SEEDS)} seeds, {EPOCHS} epochs"]
     first = median(figures["student_tiles_per_s"][FLOAT32])
     for precision in (FLOAT32, BFLOAT16):
         rates, losses = figures["student_tiles_per_s"][precision], figures["held_out_loss"][precision]
         each = ", ".join(f"{loss:.4f}" for loss in losses)
-        print(
+        lines.append(
             f"  {precision:9} student {median(rates):7.1f} tiles/s (x{median(rates) / first:.2f})   held-out loss "
             f"{mean(losses):.4f} ± {stdev(losses):.4f}   ({each})"
         )
+    output.result("\n".join(lines), title=name, figures=figures)
