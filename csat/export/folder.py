@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from csat.methods.contract import Method
-from csat.model.files import exported_folder, load_exported, save_model  # noqa: F401 (two that have moved there)
+from csat.model.files import save_model
 
 
 def export_student(method: Method, state: dict[str, Tensor], folder: str, metadata: dict[str, Any]) -> None:

@@ -48,7 +48,8 @@ class Verdict:
 
     def __str__(self) -> str:
         return f"{self.speed:.2f} times as fast as float32; {self.agreement.decisions:.2%} of decisions as before, values " + (
-            f"{self.agreement.mean_difference:.1e} apart on average, at most {self.agreement.difference:.1e}"
+            f"{self.agreement.mean_difference:.1e} apart on average, at most {self.agreement.difference:.1e} "
+            f"(to be kept: {LEAST_SPEED:g} times, {LEAST_DECISIONS:.0%})"
         )
 
 

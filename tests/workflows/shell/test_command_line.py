@@ -9,6 +9,7 @@ from csat.errors import ConfigError, NonFiniteLossError
 from csat.settings import UnknownSettingError, free_keys, valid_keys
 from workflows.comparison.config import EvaluateConfig
 from workflows.diagnosis.config import DoctorConfig
+from workflows.exporting.config import ExportConfig
 from workflows.finetuning.config import FinetuneConfig
 from workflows.prediction.config import PredictConfig
 from workflows.pretraining.config import PretrainConfig
@@ -129,7 +130,7 @@ def test_wrong_recipes(tmp_path, text, message):
 
 def test_every_setting_of_the_verbs_is_explained():
     pages = (PretrainConfig, DoctorConfig, FinetuneConfig, BenchmarkConfig, EvaluateConfig, SweepConfig, PredictConfig)
-    for config_class in pages:
+    for config_class in (*pages, ExportConfig):
         notes = field_notes(config_class)
         assert [key for key in valid_keys(config_class) if key not in notes] == []
 
