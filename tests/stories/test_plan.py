@@ -12,6 +12,7 @@ from workflows import pretrain
 @pytest.mark.ray
 @pytest.mark.thorough
 def test_a_plan_and_the_run_that_follows(ray_cluster, slides, tmp_path, capsys, caplog):
+    caplog.set_level("INFO")
     folder = tmp_path / "run"
     settings = {"readers__max_actors": None, "train__log_every_steps": 1, "train__epochs": 2}
     assert pretrain.main(arguments(slides, folder, **settings, plan="true")) == 0

@@ -24,9 +24,8 @@ def decided(folder):
 
 @pytest.mark.ray
 @pytest.mark.thorough
-def test_a_run_computes_in_what_its_machines_do_best_and_keeps_to_it(
-    ray_cluster, slides, tmp_path, monkeypatch, capsys, caplog
-):
+def test_a_run_computes_in_what_its_machines_do_best(ray_cluster, slides, tmp_path, monkeypatch, capsys, caplog):
+    caplog.set_level("INFO")
     folder = tmp_path / "run"
     monkeypatch.setenv("CSAT_BEST_PRECISION", "bfloat16")
     assert pretrain.main(arguments(slides, folder, **SETTINGS)) == 0
@@ -66,6 +65,7 @@ def test_where_answers_would_differ_too_much_the_teacher_stays_exact(ray_cluster
     options = json.dumps({name: value for name, value in TEACHER.items() if name != "random_weights"})
     steep = {**SETTINGS, "teacher__options": options, "teacher__weights": tmp_path / "steep.safetensors"}
     monkeypatch.setenv("CSAT_BEST_PRECISION", "bfloat16")
+    caplog.set_level("INFO")
     folder = tmp_path / "run"
     assert pretrain.main(arguments(slides, folder, **steep)) == 0
     assert decided(folder) == ("float32", "bfloat16")
