@@ -1,4 +1,4 @@
-"""Look at a pretraining before it starts: would it run on this cluster, with these slides, and how long would it take.
+r"""Look at a pretraining before it starts: would it run on this cluster, with these slides, and how long would it take.
 
     python workflows/doctor.py --config rckd --slides 's3://bucket/slides/*.svs' --teacher.weights hovernet_fast.pth \
         --run_folder s3://bucket/runs/csat-1

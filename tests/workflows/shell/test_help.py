@@ -9,15 +9,21 @@ import pytest
 
 from csat.settings import Often, settings_of
 from workflows.comparison.config import EvaluateConfig
+from workflows.diagnosis.config import DoctorConfig
+from workflows.exporting.config import ExportConfig
 from workflows.finetuning.config import FinetuneConfig
 from workflows.prediction.config import PredictConfig
 from workflows.pretraining.config import PretrainConfig
 from workflows.rates.config import BenchmarkConfig
 from workflows.shell import command_line
 from workflows.shell.config import TeacherConfig
+from workflows.shell.help import SHORT_FORMS
 from workflows.sweep.config import SweepConfig
 
-CONFIGS = (PretrainConfig, FinetuneConfig, BenchmarkConfig, EvaluateConfig, SweepConfig, PredictConfig)
+CONFIGS = (
+    *(PretrainConfig, FinetuneConfig, BenchmarkConfig, EvaluateConfig, SweepConfig, PredictConfig, ExportConfig),
+    DoctorConfig,
+)
 MOST_OFTEN = 25  # settings that a verb may call often said: more are not read
 
 
@@ -111,8 +117,8 @@ def test_exit_codes_are_told(capsys):
 def test_every_setting_is_shown_once(config_class, capsys):
     groups = groups_of(help_of(capsys, config_class, "all"))
     shown = [option.split(" ")[0] for title, options in groups.items() if title != "Of every verb" for option in options]
-    short = {"--teacher": "--teacher.name", "--method": "--method.name", "--model": "--model.name"}
     names = [f"--{each.name}" for each in settings_of(config_class) if each.section is None]
+    short = {form: long for form, long in SHORT_FORMS.items() if long in names}  # a verb may have a setting of that name
     assert sorted(short.get(each, each) for each in shown) == sorted(names)
     often = groups_of(help_of(capsys, config_class))["You often say"]
     assert 1 <= len(often) <= MOST_OFTEN
