@@ -18,8 +18,7 @@ from tests.support.alone import run_alone
 
 MODELS = {
     "nuclei": lambda: answers_of(student(NUCLEI, downsample=2)),
-    "label": lambda: answers_of(student(LABEL)),
-    "embedding": lambda: answers_of(student(EMBEDDING, backbone="resnet10_gn")),
+    "label": lambda: answers_of(student((*LABEL, *EMBEDDING), backbone="resnet10_gn")),
     "unet": lambda: answers_of(net("unet", Task.SEGMENTATION, width=4, depth=2)),
 }
 
@@ -91,7 +90,7 @@ def test_it_tells_nothing_of_the_machine_that_made_it(exported):
 
 def test_a_file_that_says_something_else_is_refused(exported):
     folder, models, _ = exported
-    other = student(LABEL)
+    other = student((*LABEL, *EMBEDDING), backbone="resnet10_gn")
     with torch.no_grad():
         other.heads["label"].fc.weight *= 0.99
     with pytest.raises(ConfigError, match="does not say what the model says: at most .* apart"):
