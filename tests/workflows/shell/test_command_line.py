@@ -47,6 +47,16 @@ def test_short_forms_and_overrides():
     assert config.teacher.options == {"mode": "fast"}
 
 
+def test_what_is_a_short_form_elsewhere_may_be_a_setting():
+    @dataclass(frozen=True, kw_only=True)
+    class Of:
+        """A verb that is about one model."""
+
+        model: str  # which one
+
+    assert command_line.parse(Of, "", ["--model", "runs/x"]).model == "runs/x"
+
+
 @pytest.mark.parametrize("arguments", [["--teacher", "null"], ["--teacher=null"]])
 def test_null_switches_off_what_a_recipe_says(tmp_path, arguments):
     @dataclass(frozen=True, kw_only=True)
