@@ -19,7 +19,7 @@ from workflows.shell import output
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 1800.0  # of one command
-NUM_SLIDES, SLIDE_PX = 4, 2048  # synthetic ones, where none are given
+NUM_SLIDES, SLIDE_PX = 4, 3072  # synthetic ones, where none are given
 VIT = {"model": "vit_small_patch16_224", "num_classes": 0, "random_weights": True}
 RESNET = {"model": "resnet50", "num_classes": 0, "random_weights": True}
 # name → teacher, its options, student
