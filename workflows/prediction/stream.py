@@ -4,6 +4,8 @@ Each stage has actors of its own, and the object store holds what is on its way 
 pipeline's rows say which parts were written; what they say of tiles is in the parts.
 """
 
+import warnings
+
 import numpy as np
 import pyarrow as pa
 import ray.data
@@ -75,7 +77,9 @@ def configure(job: PredictJob) -> None:
     configure_data(job.config.ray)
     assembly = job.config.assembly
     options = execution_options(job.config.ray)
-    options.exclude_resources = ExecutionResources(cpu=assembly.max_slides * assembly.cpus_per_slide)
+    with warnings.catch_warnings():  # Ray 2.60 deprecates it for labels of nodes, which keep no share of a node free
+        warnings.simplefilter("ignore", DeprecationWarning)
+        options.exclude_resources = ExecutionResources(cpu=assembly.max_slides * assembly.cpus_per_slide)
     ray.data.DataContext.get_current().execution_options = options
 
 
