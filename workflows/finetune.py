@@ -34,17 +34,21 @@ def finetune(config: FinetuneConfig) -> int:
     """All of it, top to bottom."""
     config.train.rows_per_worker(config.workers.num_workers)
     # Not above: they take seconds to load, and `--help` or a refused setting needs none of them.
+    import torch
+
     from workflows.finetuning.check import check
     from workflows.finetuning.fit import fit, open_folder
     from workflows.finetuning.records import tell_data, tell_result, write_samples
     from workflows.shell import cluster
     from workflows.shell.decode_samples import decode
 
+    torch.set_num_threads(1)  # this process only builds and checks: its threads would wait for each other while Ray starts
     folder = RunFolder(config.run_folder)
     open_folder(folder, config)
     if folder.is_finished():
         tell_result(folder, first="this run is finished: nothing to do")
         return 0
+    cluster.start_meanwhile(config.ray, kept_gb=2 * config.data.memory_gb)
     data = check(config)
     cluster.connect(config.ray, kept_gb=2 * config.data.memory_gb)
     cluster.check_workers(config.workers, pool=config.pool if config.teacher else None, readers=config.readers)

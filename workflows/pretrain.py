@@ -41,18 +41,24 @@ def pretrain(config: PretrainConfig) -> int:
     check_counts(readers=config.readers, pool=config.pool)
     config.train.rows_per_worker(config.workers.num_workers)
     # Not above: they take seconds to load, and `--help` or a refused setting needs none of them.
-    from workflows.pretraining.finish import finish, tell_result
+    import torch
+
+    from workflows.shell import cluster
+
+    torch.set_num_threads(1)  # this process only builds and checks: its threads would wait for each other while Ray starts
+
+    folder = RunFolder(config.run_folder)
+    teacher = describe(config)
+    if not folder.is_finished():
+        cluster.start_meanwhile(config.ray)
     from workflows.pretraining.first_stage import make_first_job
     from workflows.pretraining.job import make_job
     from workflows.pretraining.plan import plan_run
     from workflows.pretraining.precision import as_before, settle
-    from workflows.pretraining.start import check_resources, tell_plan, with_cache
+    from workflows.pretraining.start import check_resources, load_finish, tell_plan, tell_result, with_cache
     from workflows.pretraining.tiles import as_recorded, cut_tiles, find_slides
-    from workflows.shell import cluster
     from workflows.shell.group import train_in_group
 
-    folder = RunFolder(config.run_folder)
-    teacher = describe(config)
     begun = as_recorded(config, folder)
     asked = config
     if is_rerun := folder.open(begun, overwrite=config.overwrite, as_before=as_before):
@@ -61,12 +67,12 @@ def pretrain(config: PretrainConfig) -> int:
         tell_result(folder, first="this run is finished: nothing to do")
         return 0
     check_same_teacher(folder, teacher)
+    slides = find_slides(config, folder)
     job, method = make_job(config, teacher)  # settings of student and method that cannot work are met here, on the driver
     Checkpoints(folder.path("checkpoints")).check_fits(method)
     check_method(config, method)
     first = make_first_job(job, method)
 
-    slides = find_slides(config, folder)
     cluster.connect(config.ray)
     for each in filter(None, (first, job)):
         check_resources(each)
@@ -90,8 +96,10 @@ def pretrain(config: PretrainConfig) -> int:
     if job.is_trained:
         logger.info("every tile is trained: continuing with the results")
     else:
-        train_in_group(job)
+        train_in_group(job, meanwhile=lambda: load_finish(job))
         assert job.is_trained, "the workers ended before the plan's end"
+    from workflows.pretraining.finish import finish  # loaded by now, while the workers trained
+
     finish(folder, job, holdout=manifest.holdout())
     folder.set_status("finished")
     tell_result(folder)

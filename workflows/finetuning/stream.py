@@ -44,7 +44,7 @@ class LabelledStream:
         ]
         rest = np.concatenate(rest)
         blocks = [pa.table({POSITION: block}) for block in np.array_split(rest, max(1, len(rest) // self.rows_at_once))]
-        rows = ray.data.from_arrow(blocks).map_batches(
+        rows = ray.data.from_blocks(blocks).map_batches(
             _ReaderStage,
             fn_constructor_args=(self.make_reader,),
             batch_size=None,

@@ -21,10 +21,14 @@ from csat.runs.recorder import read_metrics
 from csat.tiles.manifest import Manifest
 from workflows.pretraining.job import PretrainJob
 from workflows.pretraining.stream import make_stream
-from workflows.shell import output
 from workflows.shell.data import configure_data
 
 logger = logging.getLogger(__name__)
+
+
+def load(job: PretrainJob) -> None:
+    """Load what `finish` will need beside this module, which takes a second: to be called while the workers train."""
+    _cost(job)
 
 
 def finish(folder: RunFolder, job: PretrainJob, *, holdout: Manifest | None) -> None:
@@ -33,10 +37,7 @@ def finish(folder: RunFolder, job: PretrainJob, *, holdout: Manifest | None) -> 
     assert checkpoint is not None, "training ended without a checkpoint"
     told = write_accounts(folder, job.plan, checkpoint)
     _export(folder, job, checkpoint)
-    height, width = (edge // job.config.student.downsample for edge in job.stream.largest_size())
-    input_px = height if height == width else f"{width} x {height}"
-    cost = {"input_px": input_px, **count_cost(job.build_method().part("student"), (1, 3, height, width))}
-    throughput = write_throughput(folder, checkpoint, num_workers=job.workers.num_workers, student=cost)
+    throughput = write_throughput(folder, checkpoint, num_workers=job.workers.num_workers, student=_cost(job))
     evaluation: dict[str, Any] = {}
     pictures: list[dict[str, np.ndarray]] = []
     if holdout is not None and holdout.num_tiles:
@@ -53,19 +54,11 @@ def finish(folder: RunFolder, job: PretrainJob, *, holdout: Manifest | None) -> 
     )
 
 
-def tell_result(folder: RunFolder, *, first: str | None = None) -> None:
-    """How faithful the student is on held-out tiles, and where a user finds it.
-
-    Args:
-        first: Said before that.
-    """
-    figures, places = folder.read_json("evaluation.json") or {}, (folder.path("exported"), folder.path("report.html"))
-    lines = [
-        f"held out: {name} {figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}] over {figure['tiles']} tiles"
-        for name, figure in figures.items()
-    ]
-    lines = [*([first] if first else []), *lines, f"student: {places[0]}", f"report:  {places[1]}"]
-    output.result("\n".join(lines), run_folder=folder.uri, model=places[0], report=places[1], figures=figures)
+def _cost(job: PretrainJob) -> dict[str, Any]:
+    """Parameters and MACs of one forward pass of the student, by the largest tile."""
+    height, width = (edge // job.config.student.downsample for edge in job.stream.largest_size())
+    input_px = height if height == width else f"{width} x {height}"
+    return {"input_px": input_px, **count_cost(job.build_method().part("student"), (1, 3, height, width))}
 
 
 def _export(folder: RunFolder, job: PretrainJob, checkpoint: Checkpoint) -> None:

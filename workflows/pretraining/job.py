@@ -10,7 +10,6 @@ from ray.data import Dataset
 from csat.methods.contract import Method, Setting
 from csat.methods.registry import build_method, build_student
 from csat.responses import TeacherSpec
-from csat.runs.checkpoints import Checkpoints
 from csat.runs.folder import RunFolder
 from csat.runs.plan import Plan
 from csat.tiles.manifest import Manifest
@@ -36,11 +35,6 @@ class PretrainJob(RunJob):
     @property
     def plan(self) -> Plan:
         return self.stream.plan
-
-    @property
-    def is_trained(self) -> bool:
-        """Whether the committed checkpoint has the whole plan."""
-        return len(Checkpoints(self.checkpoints).latest_cursor().done) >= self.num_positions
 
     def over(self, manifest: Manifest) -> "PretrainJob":
         """The job over these tiles, in an order that follows from the seed."""
@@ -73,7 +67,6 @@ class PretrainJob(RunJob):
             self.stream.cache.mark_complete()  # an epoch has been through the teacher stage
 
     def work(self, context: TrainContext) -> dict[str, Any]:
-        context.begin(self.config.train.rows_per_worker(context.world_size))  # readers and teacher start while this builds
         if self.workers.threads is not None:
             torch.set_num_threads(self.workers.threads)
         method = self.build_method()

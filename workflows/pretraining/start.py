@@ -1,13 +1,14 @@
-"""The last things before the workers start: can the cluster hold the run, are responses kept, and what will it take."""
+"""The last things before the workers start: can the cluster hold the run, are responses kept, what will it take, and where."""
 
 import logging
 
+from csat.runs.folder import RunFolder
 from csat.tiles.manifest import Manifest
 from csat.tiles.resolutions import resolution_summary
 from csat.tiles.sources import SlideRow
 from teachers.response_cache import KEY, cache_key, open_cache
 from workflows.pretraining.job import PretrainJob
-from workflows.shell import cluster
+from workflows.shell import cluster, output
 
 logger = logging.getLogger("pretrain")
 
@@ -44,6 +45,28 @@ def with_cache(job: PretrainJob, manifest: Manifest) -> PretrainJob:
     size = f"{num_bytes / 1e9:.4g} GB of {settings.budget_gb:g} GB"
     logger.info("response cache %s: at most %s, %s", cache.folder, size, state)
     return job.with_cache(cache)
+
+
+def load_finish(job: PretrainJob) -> None:
+    """Load what comes after the training, which takes two seconds: to be called while the workers train."""
+    from workflows.pretraining import finish
+
+    finish.load(job)
+
+
+def tell_result(folder: RunFolder, *, first: str | None = None) -> None:
+    """How faithful the student is on held-out tiles, and where a user finds it.
+
+    Args:
+        first: Said before that.
+    """
+    figures, places = folder.read_json("evaluation.json") or {}, (folder.path("exported"), folder.path("report.html"))
+    lines = [
+        f"held out: {name} {figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}] over {figure['tiles']} tiles"
+        for name, figure in figures.items()
+    ]
+    lines = [*([first] if first else []), *lines, f"student: {places[0]}", f"report:  {places[1]}"]
+    output.result("\n".join(lines), run_folder=folder.uri, model=places[0], report=places[1], figures=figures)
 
 
 def tell_plan(job: PretrainJob, manifest: Manifest, slides: list[SlideRow]) -> None:

@@ -119,7 +119,7 @@ def make_stream(
         min(stop, config.plan.num_epochs) * config.plan.num_chunks,
     )
     blocks = [pa.table({SLOT: block}) for block in np.array_split(slots, min(len(slots), MAX_BLOCKS) or 1)]
-    pixels = ray.data.from_arrow(blocks).map_batches(
+    pixels = ray.data.from_blocks(blocks).map_batches(
         PlannedReader,
         fn_constructor_args=(config.manifest_uri, config.plan, done, reader),
         fn_constructor_kwargs=rows_at_once,

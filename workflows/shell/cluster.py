@@ -2,9 +2,11 @@
 
 import logging
 import os
+import threading
 from collections.abc import Mapping
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -12,7 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from csat.errors import ConfigError, StorageError
 from csat.precision import BEST, BFLOAT16, resolve_precision
 from csat.storage import files
-from workflows.shell import meters, terminal
+from workflows.shell import interruption, meters, terminal
 from workflows.shell.config import PoolConfig, RayConfig, ReaderConfig, WorkerConfig
 from workflows.shell.installation import python_path
 
@@ -21,6 +23,31 @@ logger = logging.getLogger(__name__)
 LEAST_BLOCKS_IN_FLIGHT = 4  # of one slot each: one being read, one queued, one at the teacher, one at a worker
 NODE_CHECK_TIMEOUT_S = 120.0
 LEAST_GPU = 0.01  # of a GPU, to see what it is: without any Ray hides it
+
+_started: Future[None] | None = None  # by `start_meanwhile`, until `connect` has waited for it
+
+
+def start_meanwhile(config: RayConfig, *, kept_gb: float = 0.0) -> None:
+    """Start Ray on this machine by a thread, where `connect` will start it: that takes seconds, and the caller has other work.
+
+    Args:
+        kept_gb: As `connect` takes it.
+    """
+    global _started
+    if ray.is_initialized() or _address(config) is not None or _started is not None:
+        return
+    _started = Future()
+    # Its processes die with the thread that started them, by their own wish: it stays.
+    threading.Thread(target=_start_and_stay, args=(_started, config, kept_gb), daemon=True, name="ray").start()
+
+
+def _start_and_stay(started: Future, config: RayConfig, kept_gb: float) -> None:
+    try:
+        _start(config, kept_gb)
+        started.set_result(None)
+    except BaseException as error:
+        started.set_exception(error)
+    threading.Event().wait()
 
 
 class Stage(Protocol):
@@ -36,42 +63,64 @@ def connect(config: RayConfig, *, kept_gb: float = 0.0) -> None:
     Args:
         kept_gb: Object-store memory that a store started here should have for what stays in it, beside the stream.
     """
-    if ray.is_initialized():
-        return
+    global _started
+    begun, _started = _started, None
     try:
-        context = _connect(config, kept_gb)
+        if begun is not None:
+            begun.result()
+        elif ray.is_initialized():
+            return
+        elif (address := _address(config)) is not None:
+            _join(address)
+        else:
+            _start(config, kept_gb)
     except BaseException:
         terminal.show_what_no_file_has()
         raise
-    if log := terminal.put_aside(Path(context.address_info["session_dir"], "logs")):
-        logger.info("what Ray says by itself goes to %s", log)
 
 
-def _connect(config: RayConfig, kept_gb: float) -> ray.runtime_context.RuntimeContext:
+def _address(config: RayConfig) -> str | None:
+    """Of the cluster to join; None: Ray is started here."""
     address = config.address or os.environ.get("RAY_ADDRESS")
-    # Ray Data tells of every pipeline that starts and ends; ours has one, and its progress is shown.
-    variables = {"RAY_DATA_LOG_LEVEL": os.environ.setdefault("RAY_DATA_LOG_LEVEL", "WARNING")}
-    variables |= {"PYTHONPATH": path} if (path := python_path()) else {}
-    logging.getLogger("ray.data").setLevel(os.environ["RAY_DATA_LOG_LEVEL"])
-    common = dict(log_to_driver=True, logging_level=logging.WARNING)
-    if address and address != "local":
-        try:
-            return ray.init(address=address, runtime_env={"env_vars": variables}, **common)
-        except ConnectionError as error:
-            raise ConfigError(
-                f"no Ray cluster answers at {address!r}: start one with `ray start --head`, or leave out ray.address to use "
-                f"this machine ({error})"
-            ) from error
+    return None if not address or address == "local" else address
+
+
+def _join(address: str) -> None:
+    try:
+        _initialise(address=address, runtime_env={"env_vars": _variables()})
+    except ConnectionError as error:
+        raise ConfigError(
+            f"no Ray cluster answers at {address!r}: start one with `ray start --head`, or leave out ray.address to use "
+            f"this machine ({error})"
+        ) from error
+
+
+def _start(config: RayConfig, kept_gb: float) -> None:
+    interruption.starts_processes()
     # Tiles on their way are bounded by stream_gb; the store gets room for the copies that workers hold beside it.
     store_bytes = int(max(256e6, (2 * config.stream_gb + kept_gb) * 1e9))
     # Its processes inherit the variables from this one. An agent would first have to make a runtime environment of them, and
     # the processes that Ray starts ahead would be of no use. The dashboard is ten more processes, which nobody looks at.
-    os.environ.update(variables)
-    context = ray.init(
-        address="local", num_cpus=available_cpus(), object_store_memory=store_bytes, include_dashboard=False, **common
-    )
+    os.environ.update(_variables())
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # one more process, and nobody takes this machine away
+    _initialise(address="local", num_cpus=available_cpus(), object_store_memory=store_bytes, include_dashboard=False)
     meters.nothing_spilled_yet()
-    return context
+
+
+def _initialise(**arguments: Any) -> None:
+    context = ray.init(log_to_driver=True, logging_level=logging.WARNING, **arguments)
+    if log := terminal.put_aside(Path(context.address_info["session_dir"], "logs")):
+        logger.info("what Ray says by itself goes to %s", log)
+
+
+def _variables() -> dict[str, str]:
+    """Environment variables that Ray's processes have, and this one, too."""
+    # Ray Data tells of every pipeline that starts and ends; ours has one, and its progress is shown.
+    variables = {"RAY_DATA_LOG_LEVEL": os.environ.setdefault("RAY_DATA_LOG_LEVEL", "WARNING")}
+    logging.getLogger("ray.data").setLevel(os.environ["RAY_DATA_LOG_LEVEL"])
+    # How long Ray Train may not see that its workers have begun, or ended: 2 s, unless it is told otherwise.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    return variables | ({"PYTHONPATH": path} if (path := python_path()) else {})
 
 
 def available_cpus() -> int:

@@ -67,6 +67,8 @@ def run(
     read = partial(parse, config_class, description, argv, nested=nested)
     code = _run(work, read=read, say=say, kept=kept)
     interruption.end()  # where a signal came, whatever it made of the run
+    if argv is None:
+        interruption.leave(code)
     return code
 
 

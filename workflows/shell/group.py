@@ -8,6 +8,7 @@ import logging
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 import ray
@@ -19,6 +20,7 @@ from ray.train.torch import TorchTrainer
 
 from csat.errors import NonFiniteLossError, StoppedError
 from csat.runs.accounts import begin_attempt, write_attempt
+from csat.runs.checkpoints import Checkpoints
 from csat.runs.folder import RunFolder
 from csat.runs.plan import Plan
 from csat.storage import files
@@ -70,6 +72,10 @@ class Job(Protocol):
         """This rank's rows, read by this process; of a job without streams, and of any that is worked on by one process."""
         raise NotImplementedError(f"{type(self).__name__} has streams")
 
+    def rows_ahead(self, world_size: int) -> int | None:
+        """Rows of the first step of one rank, which are made while `work` builds what they are for; None: when it asks."""
+        return None
+
     def on_stream(self, name: str) -> None:
         """Called on every rank before it takes the first row of a stream; all ranks are through with what came before."""
 
@@ -118,11 +124,22 @@ class RunJob(Job):
         """URI of the folder that this job's checkpoints are committed to."""
         return RunFolder(self.folder).path("checkpoints")
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether the committed checkpoint has the whole plan."""
+        return len(Checkpoints(self.checkpoints).latest_cursor().done) >= self.num_positions
 
-def train_in_group(job: Job, *, is_stopped: Callable[[], bool] = lambda: False) -> None:
+    def rows_ahead(self, world_size: int) -> int | None:
+        return None if self.is_trained else self.config.train.rows_per_worker(world_size)
+
+
+def train_in_group(
+    job: Job, *, is_stopped: Callable[[], bool] = lambda: False, meanwhile: Callable[[], object] = lambda: None
+) -> None:
     """Ray Train over the job's streams, from the last committed checkpoint to the end.
 
     Args:
+        meanwhile: Called by a thread once the workers train: what comes next may be loaded then, which takes seconds.
         is_stopped: Whether this process was asked to end the training, by something else than a signal.
 
     Raises:
@@ -134,10 +151,11 @@ def train_in_group(job: Job, *, is_stopped: Callable[[], bool] = lambda: False) 
     attempt, board = begin_attempt(folder), make_board()
     trainer = _make_trainer(job, folder, attempt, board)
     started = time.monotonic()
-    display = ProgressDisplay(board, total=job.num_positions)
+    meter = StoreMeter()
+    display = ProgressDisplay(board, total=job.num_positions, on_first=meanwhile, on_last=meter.ask)
     stoppable = interruption.stoppable(lambda: ray.get(board.stop.remote()))
     try:
-        with StoreMeter() as meter, display, stoppable, passes_on(is_stopped, board):
+        with meter, display, stoppable, passes_on(is_stopped, board):
             fit_watched(trainer.fit, board, job.workers, limit_s=job.ray.stall_timeout_s)
     except TrainingFailedError as error:
         folder.set_status(FAILED, error=reason(error), kind=type(error).__name__)
@@ -182,8 +200,7 @@ def _make_trainer(job: Job, folder: RunFolder, attempt: int, board: ray.actor.Ac
     gpus = {"GPU": workers.gpus_per_worker} if workers.gpus_per_worker else {}
     store, path = files.arrow_filesystem(folder.path("ray"))
     return TorchTrainer(
-        _work_on_rank,
-        train_loop_config={"job": job, "board": board, "streams": list(streams)},
+        partial(_work_on_rank, job, board, list(streams)),  # no train_loop_config: Ray's controller would load all of the job
         datasets=dict(streams) or None,
         dataset_config=WholeSplit(execution_options=execution_options(job.ray)),
         scaling_config=ScalingConfig(
@@ -201,11 +218,8 @@ def _make_trainer(job: Job, folder: RunFolder, attempt: int, board: ray.actor.Ac
     )
 
 
-def _work_on_rank(config: dict[str, Any]) -> None:
-    """The function that Ray Train runs on every rank. `config` holds the job, the board and the names of the streams."""
-    job: Job = config["job"]
-    board: ray.actor.ActorHandle = config["board"]
-    streams: list[str] = config["streams"]
+def _work_on_rank(job: Job, board: ray.actor.ActorHandle, streams: list[str]) -> None:
+    """What Ray Train runs on every rank, with the names of the job's streams."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     waiting = iter(streams)
 
@@ -221,6 +235,8 @@ def _work_on_rank(config: dict[str, Any]) -> None:
         is_stopped=StopWatch(board).is_stopped,
         is_leaving=_is_leaving,
     )
+    if streams and (rows := job.rows_ahead(context.world_size)):
+        context.begin(rows)  # readers and teacher start now
     try:
         figures = job.work(context)
     except StoppedError:

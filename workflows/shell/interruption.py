@@ -42,6 +42,7 @@ class _Listener:
         self.signum: int | None = None
         self.stop: Callable[[], bool] | None = None
         self.kept: Callable[[], str] | None = None
+        self.has_started = False  # processes of its own
         self._ending = threading.Lock()
 
     def wait(self, signals: set[int]) -> None:
@@ -91,6 +92,25 @@ def listen() -> None:
 def keeps(kept: Callable[[], str]) -> None:
     """Say here what a verb that is interrupted keeps: read from its run folder when that happens."""
     _listener.kept = kept
+
+
+def starts_processes() -> None:
+    """Say here that the verb starts a Ray of its own: it ends with the verb."""
+    _listener.has_started = True
+
+
+def leave(code: int) -> None:
+    """End the process of a verb that is done, with what it has started, at once. Returns where it has started nothing.
+
+    Ray would end its processes one after the other and wait a second for each to hear SIGTERM, which they have blocked as this
+    process has. All that counts is in the run folder by now.
+    """
+    if not _listener.has_started:
+        return
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    _kill_children()
+    os._exit(code)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import ray
@@ -35,6 +36,7 @@ class StoreMeter:
 
     def __init__(self):
         self.peak_bytes = 0.0
+        self._answer: Future[float] | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
         self._spilled_before = 0.0
@@ -47,9 +49,15 @@ class StoreMeter:
         self._stop.set()
         self._thread.join(timeout=10)
 
+    def ask(self) -> None:
+        """Ask now what was spilled: Ray takes seconds to say it. For the end of a training, while its processes end."""
+        if self._answer is None:
+            self._answer = ThreadPoolExecutor(1).submit(spilled_bytes)
+
     def figures(self) -> dict[str, Any]:
         """Peak bytes in the object stores of all nodes together, their capacity, and bytes spilled to disk since the start."""
-        _spilled.known = None if math.isnan(spilled := spilled_bytes()) else spilled
+        self.ask()
+        _spilled.known = None if math.isnan(spilled := self._answer.result()) else spilled
         spilled -= self._spilled_before
         return {
             "object_store_peak_bytes": int(self.peak_bytes),

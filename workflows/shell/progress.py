@@ -3,7 +3,7 @@
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import ray
@@ -69,11 +69,26 @@ def progress_over(items: Iterable[T], what: str, *, total: int, unit: str) -> It
 
 
 class ProgressDisplay:
-    """Shows a board's figures until the context ends."""
+    """Shows a board's figures until the context ends.
 
-    def __init__(self, board: ray.actor.ActorHandle, *, total: int):
+    Args:
+        board: A `ProgressBoard`.
+        total: Tiles.
+        on_first: Called once, by a thread, when there are figures: then the workers train, and this process waits.
+        on_last: Called when every tile is trained, and the workers have yet to end; must return at once.
+    """
+
+    def __init__(
+        self,
+        board: ray.actor.ActorHandle,
+        *,
+        total: int,
+        on_first: Callable[[], object] = lambda: None,
+        on_last: Callable[[], object] = lambda: None,
+    ):
         self.board = board
         self.total = total
+        self.on_first, self.on_last = on_first, on_last
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._show, daemon=True)
 
@@ -86,6 +101,7 @@ class ProgressDisplay:
         self._thread.join(timeout=10)
 
     def _show(self) -> None:
+        is_begun = False
         with Progress("training", total=self.total, unit="tile") as progress:
             while True:
                 is_last = self._stop.wait(1.0)
@@ -94,6 +110,11 @@ class ProgressDisplay:
                 except Exception:  # the display must never end a run: the board may be gone with its node
                     figures = {}
                 if figures:
+                    if not is_begun:
+                        threading.Thread(target=self.on_first, daemon=True).start()
+                        is_begun = True
+                    if figures["tiles"] >= self.total:
+                        self.on_last()
                     progress.show(figures["tiles"], describe(figures), is_last=is_last, figures=figures)
                 if is_last:
                     return

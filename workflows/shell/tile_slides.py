@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 # Ray ends a worker that is idle for a second and then starts another: 252 small images took 152 s with 4, and 20 s with 16.
 SLIDES_PER_CPU = 16
 TASK_CPUS = 0.5
+FEW_SLIDES_PER_CPU = 8  # up to here a task has a CPU for itself: to start another process takes longer than a slide
 TASK_TIMEOUT_S = 3600.0  # for one slide, its download included, once those before it are done; then the run ends with an error
 TASK_RETRIES = 2  # of a slide whose task died with its node or of memory; then the slide is quarantined
 
@@ -62,9 +63,12 @@ def build_manifest(
 
 def _build(uri: str, slides: Sequence[SlideRow], tiling: TilingConfig, config: ManifestConfig, cache: SlideCache) -> Manifest:
     writer = ManifestWriter(uri, config, fingerprint(slides, tiling, config), slides=slides, tiling=tiling)
-    task = ray.remote(num_cpus=TASK_CPUS, max_retries=TASK_RETRIES)(_tile_one)
+    cpus = ray.cluster_resources().get("CPU", 1)
+    are_few = len(slides) <= FEW_SLIDES_PER_CPU * cpus and ray.available_resources().get("CPU", 0) >= 1
+    task_cpus = 1 if are_few else TASK_CPUS
+    task = ray.remote(num_cpus=task_cpus, max_retries=TASK_RETRIES)(_tile_one)
     shared = ray.put((tiling, cache))
-    in_flight = max(4, int(SLIDES_PER_CPU * ray.cluster_resources().get("CPU", 1)))
+    in_flight = max(4, int(SLIDES_PER_CPU * cpus))
     in_order = _shuffled(slides, config.seed) if config.shuffle else slides
     outcomes = _in_order(lambda slide: task.remote(slide, shared), in_order, in_flight)
     for slide, outcome in progress_over(outcomes, "tiling", total=len(slides), unit="slide"):

@@ -145,3 +145,28 @@ def _own(terminal: int) -> None:
     """The terminal becomes that of this process, the leader of a session of its own."""
     os.setsid()
     fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+
+
+DONE = """
+import signal, subprocess, sys
+sys.path.insert(0, {root!r})
+from workflows.shell import interruption
+interruption.listen()
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(200)"])  # deaf to SIGTERM, as this process is
+if {has_started}:
+    interruption.starts_processes()
+print(child.pid)
+interruption.leave(3)
+print("returned", flush=True)
+child.kill()
+child.wait()
+"""
+
+
+@pytest.mark.parametrize("has_started", [True, False])
+def test_a_verb_that_is_done_leaves_at_once_with_what_it_has_started(has_started):
+    text = DONE.format(root=str(ROOT), has_started=has_started)
+    ended = subprocess.run([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True, timeout=60)
+    child, *rest = ended.stdout.split()
+    assert (ended.returncode, rest) == ((3, []) if has_started else (0, ["returned"]))
+    assert not psutil.pid_exists(int(child))
