@@ -67,12 +67,12 @@ def pretrain(config: PretrainConfig) -> int:
         tell_result(folder, first="this run is finished: nothing to do")
         return 0
     check_same_teacher(folder, teacher)
-    slides = find_slides(config, folder)
     job, method = make_job(config, teacher)  # settings of student and method that cannot work are met here, on the driver
     Checkpoints(folder.path("checkpoints")).check_fits(method)
     check_method(config, method)
     first = make_first_job(job, method)
 
+    slides = find_slides(config, folder)
     cluster.connect(config.ray)
     for each in filter(None, (first, job)):
         check_resources(each)

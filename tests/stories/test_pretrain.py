@@ -32,7 +32,7 @@ pytestmark = pytest.mark.ray
 
 LIGHT_ROLES = ("PlannedReader", "SplitCoordinator")  # by the titles that Ray gives their processes
 ROLES = (*LIGHT_ROLES, "RayTrainWorker")
-LIGHT_BYTES = 320e6  # torch alone would add 500 MB
+LIGHT_BYTES = 275e6  # 240 to 250 MB are Ray's worker with Ray Data, which loads pandas; torch alone would add 500
 
 
 def read_json(folder, name):

@@ -15,6 +15,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -182,7 +183,18 @@ def _kill_children() -> None:
     for child in children:
         with suppress(psutil.Error):  # it is gone
             child.kill()
-    psutil.wait_procs(children, timeout=2)
+    deadline = time.monotonic() + 2
+    while any(map(_lives, children)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def _lives(process) -> bool:
+    """Whether a psutil.Process is there, and does not merely wait for whoever inherited it to take note of its end."""
+    import psutil
+
+    with suppress(psutil.Error):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def _say(text: str) -> None:

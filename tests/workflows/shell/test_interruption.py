@@ -8,6 +8,7 @@ import subprocess
 import sys
 import termios
 import time
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -169,4 +170,5 @@ def test_a_verb_that_is_done_leaves_at_once_with_what_it_has_started(has_started
     ended = subprocess.run([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True, timeout=60)
     child, *rest = ended.stdout.split()
     assert (ended.returncode, rest) == ((3, []) if has_started else (0, ["returned"]))
-    assert not psutil.pid_exists(int(child))
+    with suppress(psutil.NoSuchProcess):
+        assert psutil.Process(int(child)).status() == psutil.STATUS_ZOMBIE, "it waits for nobody but whoever inherited it"
