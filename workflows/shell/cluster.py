@@ -87,12 +87,29 @@ def _address(config: RayConfig) -> str | None:
 
 def _join(address: str) -> None:
     try:
-        _initialise(address=address, runtime_env={"env_vars": _variables()})
+        _initialise(address=address, runtime_env={"env_vars": _variables() | _named(address)})
     except ConnectionError as error:
         raise ConfigError(
             f"no Ray cluster answers at {address!r}: start one with `ray start --head`, or leave out ray.address to use "
             f"this machine ({error})"
         ) from error
+
+
+def _named(address: str) -> dict[str, str]:
+    """The variable by which Ray's processes know which Ray is theirs: see `_own_folder`. "auto" names none."""
+    return {"RAY_ADDRESS": address} if ":" in address and "://" not in address else {}
+
+
+def _own_folder() -> str:
+    """Where the Ray that is started here keeps its session; `RAY_TMPDIR` and `TMPDIR` say another place than /tmp.
+
+    Ray Train asks every few seconds whether a run's controller lives. It asks the Ray that is named in `ray_current_cluster`,
+    in the common folder the one that was started last on the machine. Where that was another one, and it has a dashboard, it
+    does not know the controller: the run's workers lose their places and start again, or never do (Ray 2.60,
+    train/v2/_internal/execution/controller/placement_group_cleaner.py). In a folder of its own nobody else is named.
+    """
+    common = os.environ.get("TMPDIR") or "/tmp"
+    return os.environ.get("RAY_TMPDIR") or str(Path(common, f"csat-ray-{os.getpid()}"))
 
 
 def _start(config: RayConfig, kept_gb: float) -> None:
@@ -101,7 +118,7 @@ def _start(config: RayConfig, kept_gb: float) -> None:
     store_bytes = int(max(256e6, (2 * config.stream_gb + kept_gb) * 1e9))
     # Its processes inherit the variables from this one. An agent would first have to make a runtime environment of them, and
     # the processes that Ray starts ahead would be of no use. The dashboard is ten more processes, which nobody looks at.
-    os.environ.update(_variables())
+    os.environ.update(_variables(), RAY_TMPDIR=_own_folder())
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # one more process, and nobody takes this machine away
     _initialise(address="local", num_cpus=available_cpus(), object_store_memory=store_bytes, include_dashboard=False)
     meters.nothing_spilled_yet()
