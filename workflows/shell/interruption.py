@@ -4,7 +4,8 @@ The signals are blocked in all of a verb's threads, and one thread waits for the
 nothing is raised in the midst of something else. Ray's own processes inherit the mask: a signal to the whole process group, as
 a terminal or `timeout` sends it, does not take them away while they are needed. While a verb trains, the first signal asks its
 workers to finish their step and commit. At any other time a run may simply end, since every step can be repeated. A second
-signal ends it at once.
+signal ends it at once. What comes within a second of the first is no second one: `timeout` signals its command, and then the
+command's whole process group.
 
 Only the standard library is loaded here: a page listens before its imports, which take seconds.
 """
@@ -27,6 +28,7 @@ EXIT_CODES = {
     signal.SIGHUP: 129,  # the terminal went away
 }
 STOP_WITHIN_S = 22.0  # for the workers to finish a step and commit; after that the run ends as if it had been killed
+ONE_WITHIN_S = 1.0  # signals that come together
 ASK_WITHIN_S = 5.0  # for the run folder to answer what it holds
 IN_WORDS = """Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP end a run within 30 seconds: what is done is committed, and the same command
 resumes. A second signal ends it at once."""
@@ -52,8 +54,8 @@ class _Listener:
         if self.stop is not None:
             _say(f"{self.name}: finishing the step and writing a checkpoint; a second signal ends at once")
             threading.Thread(target=self._ask, daemon=True).start()
-            if again := signal.sigtimedwait(signals, STOP_WITHIN_S):
-                self.signum = again.si_signo
+            if (again := _second(signals)) is not None:
+                self.signum = again
             else:
                 _say(f"the workers have not stopped within {STOP_WITHIN_S:.0f} s")
         self.end()
@@ -156,6 +158,18 @@ def command() -> str:
     found = shutil.which(COMMAND)
     is_on_path = found is not None and os.path.realpath(found) == os.path.realpath(called[0])
     return shlex.join([COMMAND if is_on_path else called[0], *called[1:]])
+
+
+def _second(signals: set[int]) -> int | None:
+    """The next signal that is one of its own; None where none comes in the time that the workers have."""
+    began = time.monotonic()
+    while (left := began + STOP_WITHIN_S - time.monotonic()) > 0:
+        again = signal.sigtimedwait(signals, left)
+        if again is None:
+            return None
+        if time.monotonic() - began > ONE_WITHIN_S:
+            return again.si_signo
+    return None
 
 
 def _within(seconds: float, ask: Callable[[], object]) -> object | None:
