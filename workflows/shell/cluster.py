@@ -86,6 +86,7 @@ def _address(config: RayConfig) -> str | None:
 
 
 def _join(address: str) -> None:
+    interruption.has_ray()
     try:
         _initialise(address=address, runtime_env={"env_vars": _variables() | _named(address)})
     except ConnectionError as error:
@@ -113,7 +114,7 @@ def _own_folder() -> str:
 
 
 def _start(config: RayConfig, kept_gb: float) -> None:
-    interruption.starts_processes()
+    interruption.has_ray()
     # Tiles on their way are bounded by stream_gb; the store gets room for the copies that workers hold beside it.
     store_bytes = int(max(256e6, (2 * config.stream_gb + kept_gb) * 1e9))
     # Its processes inherit the variables from this one. An agent would first have to make a runtime environment of them, and

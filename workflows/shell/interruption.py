@@ -10,6 +10,7 @@ command's whole process group.
 Only the standard library is loaded here: a page listens before its imports, which take seconds.
 """
 
+import logging
 import os
 import shlex
 import shutil
@@ -45,7 +46,7 @@ class _Listener:
         self.signum: int | None = None
         self.stop: Callable[[], bool] | None = None
         self.kept: Callable[[], str] | None = None
-        self.has_started = False  # processes of its own
+        self.has_ray = False  # started, or joined
         self._ending = threading.Lock()
 
     def wait(self, signals: set[int]) -> None:
@@ -97,19 +98,21 @@ def keeps(kept: Callable[[], str]) -> None:
     _listener.kept = kept
 
 
-def starts_processes() -> None:
-    """Say here that the verb starts a Ray of its own: it ends with the verb."""
-    _listener.has_started = True
+def has_ray() -> None:
+    """Say here that the verb starts a Ray of its own, which ends with it, or joins one."""
+    _listener.has_ray = True
 
 
 def leave(code: int) -> None:
-    """End the process of a verb that is done, with what it has started, at once. Returns where it has started nothing.
+    """End the process of a verb that is done, with what it has started, at once. Returns where it has no Ray.
 
     Ray would end its processes one after the other and wait a second for each to hear SIGTERM, which they have blocked as this
-    process has. All that counts is in the run folder by now.
+    process has. And on its own way out of a cluster that was joined, beside threads that still wait for an answer, the process
+    now and then aborts instead of giving its exit code (Ray 2.60). All that counts is in the run folder by now.
     """
-    if not _listener.has_started:
+    if not _listener.has_ray:
         return
+    logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     _kill_children()

@@ -111,7 +111,8 @@ class ProgressDisplay:
                     figures = {}
                 if figures:
                     if not is_begun:
-                        threading.Thread(target=self.on_first, daemon=True).start()
+                        # No daemon: a process that ended in the midst of loading a library would abort.
+                        threading.Thread(target=self.on_first).start()
                         is_begun = True
                     if figures["tiles"] >= self.total:
                         self.on_last()

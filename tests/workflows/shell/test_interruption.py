@@ -171,8 +171,8 @@ sys.path.insert(0, {root!r})
 from workflows.shell import interruption
 interruption.listen()
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(200)"])  # deaf to SIGTERM, as this process is
-if {has_started}:
-    interruption.starts_processes()
+if {has_ray}:
+    interruption.has_ray()
 print(child.pid)
 interruption.leave(3)
 print("returned", flush=True)
@@ -181,11 +181,11 @@ child.wait()
 """
 
 
-@pytest.mark.parametrize("has_started", [True, False])
-def test_a_verb_that_is_done_leaves_at_once_with_what_it_has_started(has_started):
-    text = DONE.format(root=str(ROOT), has_started=has_started)
+@pytest.mark.parametrize("has_ray", [True, False])
+def test_a_verb_that_is_done_leaves_at_once_with_what_it_has_started(has_ray):
+    text = DONE.format(root=str(ROOT), has_ray=has_ray)
     ended = subprocess.run([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True, timeout=60)
     child, *rest = ended.stdout.split()
-    assert (ended.returncode, rest) == ((3, []) if has_started else (0, ["returned"]))
+    assert (ended.returncode, rest) == ((3, []) if has_ray else (0, ["returned"]))
     with suppress(psutil.NoSuchProcess):
         assert psutil.Process(int(child)).status() == psutil.STATUS_ZOMBIE, "it waits for nobody but whoever inherited it"
