@@ -41,7 +41,7 @@ class TestWhoeverIsKilled:
     def test_it_goes_on_as_promised(self, lab, struck, fault):
         run, came_of_it = struck
         came_of_it[fault] = strike(lab, run, fault, random.Random(fault), num_workers=2 if fault == "head" else 1)
-        assert 0 < came_of_it[fault]["done_at_kill"] < run.committed()[1]
+        assert 0 < came_of_it[fault]["done_at_kill"] < run.committed()[1], run.said()
 
     def test_no_tile_is_lost_or_doubled(self, struck):
         run, came_of_it = struck

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import ray
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from csat.errors import ConfigError, StorageError
@@ -324,13 +325,8 @@ def check_is_shared(what: str, folder: str, *, file: str) -> None:
     if len(nodes) < 2:
         return
     marker = files.join(folder, file)
-    checks = {
-        node["NodeManagerAddress"]: _exists.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote(marker)
-        for node in nodes
-    }
-    blind = [address for address, check in checks.items() if not ray.get(check, timeout=NODE_CHECK_TIMEOUT_S)]
+    sees = _ask_each({node["NodeID"]: node["NodeManagerAddress"] for node in nodes}, _exists, marker)
+    blind = [address for address, is_there in sees.items() if not is_there]
     if blind:
         raise StorageError(f"node {', '.join(blind)} cannot see the {what} {folder}: use an s3:// URI or a shared file system")
 
@@ -347,14 +343,31 @@ def without_bfloat16(device: str) -> list[str]:
         nodes = {name: address for name, address in nodes.items() if name in having}
     if device == "cpu" and list(nodes) == [ray.get_runtime_context().get_node_id()]:
         return [] if resolve_precision(BEST, device) == BFLOAT16 else list(nodes.values())  # no process has to be started
-    checks = {
-        address: _best_precision.options(
-            num_gpus=LEAST_GPU if device == "cuda" else None,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(name, soft=False),
-        ).remote(device)
+    best = _ask_each(nodes, _best_precision, device, num_gpus=LEAST_GPU if device == "cuda" else None)
+    return [address for address, precision in best.items() if precision != BFLOAT16]
+
+
+def _ask_each(nodes: Mapping[str, str], task: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
+    """Address → what the task answers there. A node that dies meanwhile, or has died and is still listed, has no say.
+
+    Args:
+        nodes: Id → address.
+    """
+    asked = {
+        address: task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(name, soft=False), **options).remote(
+            *arguments
+        )
         for name, address in nodes.items()
     }
-    return [address for address, check in checks.items() if ray.get(check, timeout=NODE_CHECK_TIMEOUT_S) != BFLOAT16]
+    answers = {}
+    for address, answer in asked.items():
+        try:
+            answers[address] = ray.get(answer, timeout=NODE_CHECK_TIMEOUT_S)
+        except (GetTimeoutError, RayTaskError):
+            raise
+        except RayError as error:
+            logger.warning("node %s does not answer and is left out: %s", address, type(error).__name__)
+    return answers
 
 
 @ray.remote(num_cpus=0)
