@@ -15,7 +15,8 @@ REASON = "reason"  # str, "" where the status is OK, else "code: message"
 TILE = "tile"  # uint8 [tile_px, tile_px, 3], RGB; of a whole image [height, width, 3]; zeros where the status is not OK
 STUDENT_TILE = "student_tile"  # the same field in the student's own pixels; only where they are read by themselves
 READ_S = "read_s"  # float32, seconds of reading spent on this tile
-TEACHER_S = "teacher_s"  # float32, seconds of the teacher spent on this tile
+TEACHER_S = "teacher_s"  # float32, seconds of the teacher spent on this tile; of one of several: TEACHER_S.NAME
+UNANSWERED_PREFIX = "unanswered_"  # + teacher, where there are several: str, why it has no answer, "code: message"; "" else
 RESPONSE_PREFIX = "response_"  # float16 [C, n, n] or [C], one column per response
 TARGET_PREFIX = "target_"  # what a person labelled, one column per TargetSpec
 

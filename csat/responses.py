@@ -178,6 +178,9 @@ class Batch:
         student_tiles: uint8, `tiles` at the student's resolution where it was read by itself; None: shrink `tiles`.
         kept: name → what an earlier turn of this step left for a later one, detached: a part is computed once a step. Emptied
             after the step.
+        answered: Of several teachers: name → bool `[B]`, whether it has an answer; where it has none, its responses are zeros.
+        shares: Of several teachers: name → float `[B]`, what its terms of a tile are multiplied with, see
+            `csat.training.shares`; without the teachers that have answered every tile of the step.
     """
 
     tiles: Tensor
@@ -186,6 +189,8 @@ class Batch:
     targets: dict[str, Tensor] = field(default_factory=dict)
     student_tiles: Tensor | None = None
     kept: dict[str, Tensor] = field(default_factory=dict)
+    answered: dict[str, Tensor] = field(default_factory=dict)
+    shares: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.tiles.shape[0]

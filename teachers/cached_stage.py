@@ -5,15 +5,17 @@ read in every later epoch, whenever and wherever the run is killed.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from csat.columns import OK, POSITION, QUARANTINED, REASON, RESPONSE_PREFIX, STATUS, TEACHER_S, TILE
+from csat.columns import OK, POSITION, REASON, RESPONSE_PREFIX, STATUS, TEACHER_S, TILE
+from csat.panel import on_tile
 from csat.runs.plan import Plan
 from teachers.response_cache import Answer, ResponseCache
-from teachers.stage import TeacherStage, response_column
+from teachers.rows import with_answers
+from teachers.stage import TeacherStage
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +28,7 @@ class CachedTeacherStage:
         plan: Says which tile of the manifest a position is.
         batch_size: Tiles that the teacher sees at once.
         has_pool: The teacher is expected to be needed; else it is told when it is.
+        label, shrink, closes: As `TeacherStage` takes them. What is kept goes by the teacher's own names.
         make_stage: Makes the teacher stage.
         teacher: What it is given, see `TeacherStage`. The tiles stay as they were scanned.
     """
@@ -37,12 +40,18 @@ class CachedTeacherStage:
         *,
         batch_size: int,
         has_pool: bool = True,
+        label: str | None = None,
+        shrink: int = 1,
+        closes: Sequence[str] = (),
         make_stage: Callable[..., TeacherStage] = TeacherStage,
         **teacher: Any,
     ):
         assert teacher.get("view_seed") is None and teacher.get("colour") is None, "a tile's response would differ each epoch"
         self.cache, self.plan, self.batch_size = cache, plan, batch_size
-        self._make_stage, self._teacher = make_stage, teacher
+        self.label, self.closes = label, tuple(closes)
+        self.responses = tuple(on_tile(spec, label, shrink) for spec in cache.responses)  # as columns have them
+        # To the cache it is the only teacher, whatever the run calls it: others' names are not in what is kept.
+        self._make_stage, self._teacher = make_stage, {**teacher, "shrink": shrink}
         self._level = logging.INFO if has_pool else logging.WARNING
         self._stage: TeacherStage | None = None
 
@@ -100,16 +109,15 @@ class CachedTeacherStage:
     def _with_answers(
         self, columns: dict[str, np.ndarray], rows: np.ndarray, known: dict[int, Answer], seconds: dict[int, float]
     ) -> dict[str, np.ndarray]:
-        status, reasons = np.array(columns[STATUS]), np.array(columns[REASON], dtype=object)
         answers: dict[int, dict[str, np.ndarray]] = {}
-        for index in np.flatnonzero(status == OK).tolist():
+        failures: dict[int, str] = {}
+        for index in np.flatnonzero(np.asarray(columns[STATUS]) == OK).tolist():
             answer = known[int(rows[index])]
             if isinstance(answer, str):
-                status[index], reasons[index] = QUARANTINED, answer
+                failures[index] = answer
             else:
-                answers[index] = answer
-        responses = {
-            RESPONSE_PREFIX + spec.name: response_column(spec, columns[TILE], answers) for spec in self.cache.responses
-        }
+                answers[index] = {
+                    spec.name: answer[own.name] for spec, own in zip(self.responses, self.cache.responses, strict=True)
+                }
         spent = np.array([seconds.get(row, 0.0) for row in rows.tolist()], np.float32)
-        return {**columns, STATUS: status, REASON: reasons, **responses, TEACHER_S: spent}
+        return with_answers(columns, self.responses, answers, failures, spent, label=self.label, closes=self.closes)

@@ -2,7 +2,9 @@
 
 Ray Data makes the actors (`workflows/pretraining/stream.py` sets how many, their CPUs or GPUs and the batch size); nothing
 here needs Ray. torch is loaded where it computes: Ray's coordinator of the stream imports this file too, and does without.
-One bad tile costs one quarantine row. A broken teacher stops the run: else it would quarantine the whole data set.
+One bad tile costs one quarantine row. A broken teacher stops the run: else it would quarantine the whole data set. Several
+teachers are stages that follow each other. The first one puts the tiles in their view, and what one of them cannot answer the
+others still do.
 """
 
 import logging
@@ -16,22 +18,18 @@ import numpy as np
 from csat.columns import (
     OK,
     POSITION,
-    QUARANTINED,
-    REASON,
-    RESPONSE_PREFIX,
     STATUS,
     STUDENT_TILE,
-    TEACHER_S,
     TILE,
-    of_arrays,
     rows_by_size,
     take_rows,
 )
 from csat.errors import ConfigError, TeacherError
-from csat.responses import ResponseSpec
+from csat.panel import on_tile
 from csat.words import printable
 from teachers.contract import Teacher, check_responses
 from teachers.registry import load_teacher
+from teachers.rows import shrunk, with_answers
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +53,9 @@ class TeacherStage:
         view_seed: int | None = None,
         colour: Mapping[str, float] | None = None,
         colour_seed: int = 0,
+        label: str | None = None,
+        shrink: int = 1,
+        closes: Sequence[str] = (),
         loader: Callable[..., Teacher] = load_teacher,
     ):
         """
@@ -68,6 +69,10 @@ class TeacherStage:
             colour: Fields of a `ColourConfig`: colours of tiles are changed by it before the teacher sees them, and they leave
                 the stage so, for methods that show teacher and student the same colours. None: they stay as they are.
             colour_seed: Says how, with the position of the tile.
+            label: This teacher's name, where there are several: its columns carry it, and a tile on which it fails goes on to
+                the others. None: it is the only one.
+            shrink: Tiles are averaged over squares of so many pixels before the teacher sees them; they leave as they came.
+            closes: The last of several stages: names of all teachers. A tile that none of them has answered is quarantined.
             loader: `load_teacher`, or a stand-in of the same signature.
 
         Raises:
@@ -79,11 +84,12 @@ class TeacherStage:
             torch.set_num_threads(threads)
         cv2.setNumThreads(1)  # OpenCV would take every core of the node, whatever Ray gave this actor
         self.teacher = loader(name, weights, options, device=device, wanted=wanted)
-        self.view_seed = view_seed
+        self.view_seed, self.label, self.shrink, self.closes = view_seed, label, shrink, tuple(closes)
         self.colour, self.colour_seed = None if colour is None else _recolouring(colour), colour_seed
         self._good_tile: np.ndarray | None = None  # one that this teacher has answered
         self._num_failed = 0
         spec = self.teacher.spec
+        self.responses = tuple(on_tile(each, label, shrink) for each in spec.responses)  # as columns have them
         if expected_sha256 is not None and spec.weights_sha256 != expected_sha256:
             raise TeacherError(
                 f"teacher {name!r}: this node's weights {weights} have the hash {spec.weights_sha256[:16]} and the driver's "
@@ -101,7 +107,7 @@ class TeacherStage:
         Returns:
             The same columns and rows, in order, and `RESPONSE_PREFIX + name` float16 per response (zeros where the status is
             not OK; an object array for dense ones of whole images) and TEACHER_S. A tile on which the teacher raised, or
-            answered NaN or infinity, is QUARANTINED.
+            answered NaN or infinity, is QUARANTINED. Of one of several teachers see `teachers.rows`.
 
         Raises:
             TeacherError: the answer does not fit the teacher's spec; or the teacher fails on everything.
@@ -109,19 +115,18 @@ class TeacherStage:
         start = time.perf_counter()
         seen = {name: self._as_seen(columns[name], columns[POSITION]) for name in (TILE, STUDENT_TILE) if name in columns}
         tiles = seen[TILE]
-        status, reasons = np.array(columns[STATUS]), np.array(columns[REASON], dtype=object)
-        rows = np.flatnonzero(status == OK)
+        rows = np.flatnonzero(np.asarray(columns[STATUS]) == OK)
         answers: dict[int, dict[str, np.ndarray]] = {}  # by row
+        failures: dict[int, str] = {}
         for group in rows_by_size(tiles, rows):
-            answered, failures = self._answer(np.ascontiguousarray(take_rows(tiles, group)))
+            answered, failed = self._answer(np.ascontiguousarray(shrunk(take_rows(tiles, group), self.shrink)))
             answers |= {int(group[index]): answer for index, answer in answered.items()}
-            for index, reason in failures.items():
-                status[group[index]], reasons[group[index]] = QUARANTINED, reason
-        specs = self.teacher.spec.responses
-        responses = {RESPONSE_PREFIX + spec.name: response_column(spec, tiles, answers) for spec in specs}
+            failures |= {int(group[index]): reason for index, reason in failed.items()}
         seconds = np.zeros(len(tiles), np.float32)
         seconds[rows] = (time.perf_counter() - start) / max(len(rows), 1)
-        return {**columns, **seen, STATUS: status, REASON: reasons, **responses, TEACHER_S: seconds}
+        return with_answers(
+            {**columns, **seen}, self.responses, answers, failures, seconds, label=self.label, closes=self.closes
+        )
 
     def _as_seen(self, tiles: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """The tiles in their view and colours, where this stage gives them any."""
@@ -153,7 +158,8 @@ class TeacherStage:
         except (ConfigError, TeacherError):  # not about one tile
             raise
         except Exception as error:  # a teacher is anybody's code; whatever it raises, one tile may be the cause
-            logger.warning("the teacher failed on a batch of %d tiles: trying them one by one", len(tiles), exc_info=error)
+            who = f"the teacher {self.label}" if self.label else "the teacher"
+            logger.warning("%s failed on a batch of %d tiles: trying them one by one", who, len(tiles), exc_info=error)
             batches, reasons = self._respond_one_by_one(tiles)
         answers = {}
         for first, responses in batches:
@@ -163,7 +169,8 @@ class TeacherStage:
                 if bad:
                     reasons[first + row] = f"teacher_nonfinite: NaN or infinity in {', '.join(bad)}"
                 else:
-                    answers[first + row] = {name: values[row] for name, values in responses.items()}
+                    named = zip(self.responses, responses.values(), strict=True)
+                    answers[first + row] = {spec.name: values[row] for spec, values in named}
         self._check_not_broken(tiles, answers, reasons)
         return answers, reasons
 
@@ -201,7 +208,7 @@ class TeacherStage:
                 self._good_tile = tiles[next(iter(answers))].copy()
             return
         self._num_failed += len(tiles)
-        name, reason = self.teacher.spec.name, reasons[0]
+        name, reason = self.label or self.teacher.spec.name, reasons[0]
         if self._good_tile is None:
             if (len(tiles) > 1 and len(set(reasons.values())) == 1) or self._num_failed >= MAX_FIRST_FAILURES:
                 raise TeacherError(
@@ -216,18 +223,6 @@ class TeacherStage:
                 f"teacher {name!r} failed on a whole batch, and now on a tile that it answered before: {error}. Its device or "
                 "its memory is lost; run the same command again to resume from the last checkpoint"
             ) from error
-
-
-def response_column(spec: ResponseSpec, tiles: np.ndarray, answers: Mapping[int, Mapping[str, np.ndarray]]) -> np.ndarray:
-    """One response of every row, float16, zeros where there is no answer."""
-    if spec.is_dense and tiles.dtype == object:
-        empty = (np.zeros(spec.shape(tile.shape[:2]), np.float16) for tile in tiles)
-        return of_arrays([answers[row][spec.name] if row in answers else zeros for row, zeros in enumerate(empty)])
-    size = tiles.shape[1:3] if spec.is_dense else 0
-    column = np.zeros((len(tiles), *spec.shape(size)), np.float16)
-    for row, answer in answers.items():
-        column[row] = answer[spec.name]
-    return column
 
 
 def _recolouring(colour: Mapping[str, float]) -> Callable:

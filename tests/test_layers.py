@@ -18,7 +18,7 @@ FLOORS = (
     ("columns", "instances", "licences", "losses", "nuclei", "words"),
     ("errors",),
     ("precision", "responses", "storage"),
-    ("settings",),
+    ("panel", "settings"),
     ("runs", "slides", "tasks", "views"),
     ("labels", "model", "sweeps", "tiles"),
     ("methods", "prediction"),

@@ -31,12 +31,13 @@ class Logits(nn.Module):
     def __init__(self, answers: ModelAnswers):
         super().__init__()
         self.model = answers.model
+        self.name = next(raw.name for raw, spec in zip(answers.raw, answers.specs, strict=True) if spec.name == LABEL)
         mean, std = normalisation_of(answers)
         self.register_buffer("tile_mean", 255 * torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("tile_std", 255 * torch.tensor(std).view(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.model(self.model.see(images * self.tile_std + self.tile_mean))[LABEL]
+        return self.model(self.model.see(images * self.tile_std + self.tile_mean))[self.name]
 
 
 def why_no_bundle(answers: ModelAnswers, config: dict[str, Any]) -> str | None:

@@ -9,7 +9,7 @@ wants of a teacher, its parts and turns, and its named loss terms per tile.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Flag, auto
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -20,6 +20,7 @@ from csat import nuclei
 from csat.errors import ConfigError, TeacherError
 from csat.model.contract import Model
 from csat.model.student import Student, StudentConfig
+from csat.panel import names_of, split_name
 from csat.responses import Batch, Kind, ResponseSpec, TargetSpec, TeacherSpec
 from csat.storage import files
 from csat.tasks import DatasetInfo, targets_of
@@ -45,6 +46,7 @@ class Setting:
     class_counts: tuple[int, ...] | None = None  # training samples by class; None where a sample has no class
     whole: bool = False  # images of any size come, not tiles
     seed: int = 0  # of the run
+    teacher_weights: Mapping[str, float] = field(default_factory=dict)  # of several teachers: all of one's terms times this
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +90,8 @@ class Method(nn.Module, ABC):
         responses: The responses that it reads from the teacher (`wanted`); empty for one without a teacher.
         targets: The targets that it reads from the labels; empty for one without labels.
         weights: Weight of every term that `forward` returns, by name.
+        teachers: Names of the teachers, where there are several; see `csat.panel`.
+        teacher_of_term: Term → teacher, where there are several: `weigh` finds it.
         own_optimisers: Turn → its optimiser, where that is not the run's own.
         view_in_pool: The teacher pool puts tiles in their spatial view before the teacher sees them (`seed` says which
             view), and the method therefore transforms nothing.
@@ -129,6 +133,8 @@ class Method(nn.Module, ABC):
         self.responses: tuple[ResponseSpec, ...] = ()
         if Source.RESPONSES in self.learns_from:
             self.responses = tuple(self.wanted(config, setting.teacher))
+        self.teachers = names_of(setting.teacher) if self.responses else ()
+        self.teacher_of_term: dict[str, str] = {}
         self.targets: tuple[TargetSpec, ...] = targets_of(setting.data) if Source.LABELS in self.learns_from else ()
         for spec in self.responses:
             spec.shape(setting.tile_px)
@@ -163,16 +169,24 @@ class Method(nn.Module, ABC):
         """Weighted sum of the terms, `[B]`."""
         return sum(self.weights[name] * term for name, term in terms.items())
 
-    def weigh(self, terms: Sequence[str]) -> dict[str, float]:
-        """The weight of every term: as `config.weights` has it by name, else 1.
+    def weigh(self, terms: Sequence[str], learned: Mapping[str, str] | None = None) -> dict[str, float]:
+        """The weight of every term: as `config.weights` has it by name, else 1; times that of its teacher.
+
+        Args:
+            learned: Term → the response that it compares; all of them, where there may be several teachers.
 
         Raises:
-            ConfigError: a weight without a term, or every weight is 0.
+            ConfigError: a weight without a term, or every weight is 0; several teachers, and nothing is said of terms.
         """
         weights: Mapping[str, float] = self.config.weights
         if unknown := [name for name in weights if name not in terms]:
             raise ConfigError(f"weights name no term of this run: {', '.join(unknown)}; its terms are: {', '.join(terms)}")
-        weighed = {term: float(weights.get(term, DEFAULT_WEIGHT)) for term in terms}
+        if self.teachers and learned is None:
+            raise ConfigError(f"{type(self).__name__} learns from one teacher: give it by teacher, not by teachers")
+        if self.teachers:
+            self.teacher_of_term = {term: split_name(learned[term])[0] for term in terms}
+        of_teachers = {term: self.setting.teacher_weights.get(name, 1.0) for term, name in self.teacher_of_term.items()}
+        weighed = {term: float(weights.get(term, DEFAULT_WEIGHT)) * of_teachers.get(term, 1.0) for term in terms}
         if not any(weighed.values()):
             raise ConfigError("every weight is 0: nothing would be learned")
         return weighed

@@ -28,6 +28,7 @@ from csat.losses.probability import soft_bce, soft_dice
 from csat.losses.regression import squared_error
 from csat.methods.contract import Method, Setting, check_weights
 from csat.model.contract import Model
+from csat.panel import SEPARATOR, split_name
 from csat.responses import Batch, Kind, ResponseSpec, Symmetry, TeacherSpec
 from csat.views.colour import ColourAugment, ColourConfig
 from csat.views.grid import align
@@ -80,10 +81,13 @@ class RCKD(Method):
         self.student = model
         self.view_in_pool = config.flips_and_rotations and needs_view_in_pool(self.responses)
         self.augment = ColourAugment(config.augment)
-        nucleus = next((spec for spec in self.responses if spec.name == config.nucleus), None)
-        self.losses = {spec.name: _list_losses(spec, nucleus) for spec in self.responses}
-        terms = [f"{name}_{loss}" for name, losses in self.losses.items() for loss in losses]
-        self.weights = self.weigh(terms)
+        by_name = {spec.name: spec for spec in self.responses}
+        # Of several teachers each has its own: nuclei that another one sees say nothing of this one's distances.
+        own = {name: f"{split_name(name)[0]}{SEPARATOR}" if self.teachers else "" for name in by_name}
+        self.nuclei = {name: own[name] + config.nucleus for name in by_name}
+        self.losses = {name: _list_losses(spec, by_name.get(self.nuclei[name])) for name, spec in by_name.items()}
+        terms = {f"{name}_{loss}": name for name, losses in self.losses.items() for loss in losses}
+        self.weights = self.weigh(list(terms), terms)
 
     @classmethod
     def wanted(cls, config: RCKDConfig, teacher: TeacherSpec) -> tuple[ResponseSpec, ...]:
@@ -161,7 +165,7 @@ class RCKD(Method):
             case "mse":
                 return squared_error(prediction, response)
             case "gradient":
-                return hv_gradient_error(prediction, response, responses[self.config.nucleus])
+                return hv_gradient_error(prediction, response, responses[self.nuclei[spec.name]])
             case "cosine":
                 return cosine_distance(prediction, response)
         raise AssertionError(loss)

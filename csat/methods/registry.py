@@ -8,6 +8,7 @@ from csat.errors import ConfigError
 from csat.methods.contract import Method, Setting, Source
 from csat.model.contract import Model
 from csat.model.student import Student, StudentConfig
+from csat.panel import names_of, of_teacher
 from csat.responses import ResponseSpec, TeacherSpec
 from csat.settings import read_settings, resolve
 
@@ -67,12 +68,19 @@ def wanted_responses(
         has_labels: The tiles have labels.
 
     Raises:
-        ConfigError: as `read_options`; a method that does not learn from just what there is.
+        ConfigError: as `read_options`; a method that does not learn from just what there is, or not from all teachers.
         TeacherError: the teacher does not give what the method needs.
     """
     method_class = _find_fitting(name, teacher, has_labels=has_labels)
     config = read_options(name, options)
-    return tuple(method_class.wanted(config, teacher)) if Source.RESPONSES in method_class.learns_from else ()
+    wanted = tuple(method_class.wanted(config, teacher)) if Source.RESPONSES in method_class.learns_from else ()
+    if idle := [each for each in names_of(teacher) if not of_teacher(wanted, each)]:
+        learned = ", ".join(spec.name for spec in wanted)
+        raise ConfigError(
+            f"teachers.{idle[0]} would be asked for nothing: method {name} learns {learned}. Leave that teacher out, or name "
+            "its responses in method.options"
+        )
+    return wanted
 
 
 def build_student(name: str, options: Mapping[str, Any], config: StudentConfig, teacher: TeacherSpec) -> Student:

@@ -88,7 +88,7 @@ class Resolution(Method):
         self.logits, self.features = self.responses
         self.view_in_pool = config.flips_and_rotations and (setting.whole or needs_view_in_pool(self.responses))
         self.colour_in_pool = None if config.augment.is_identity else config.augment
-        self.weights = self.weigh(TERMS)
+        self.weights = self.weigh(TERMS, {"soft": self.logits.name, "pix": self.features.name})
 
     @classmethod
     def wanted(cls, config: ResolutionConfig, teacher: TeacherSpec) -> tuple[ResponseSpec, ...]:

@@ -11,6 +11,11 @@ from csat.model.networks.pointwise import guard_pointwise
 BACKBONE, DECODER, HEADS = "backbone", "decoder", "heads"
 
 
+def head_key(response: str) -> str:
+    """What the head of a response is called among modules, whose names have no dots: `nuclei__np` of `nuclei.np`."""
+    return response.replace(".", "__")
+
+
 class PartedModel(nn.Module, ABC):
     """A network whose backbone, decoder and heads are told apart.
 
@@ -47,7 +52,7 @@ class PartedModel(nn.Module, ABC):
 
     def tensors_of_head(self, name: str) -> dict[str, Tensor]:
         """Of the head that answers under that name, as `tensors_of`."""
-        return {key: tensor for key, tensor in self.tensors_of(HEADS).items() if f".{name}." in key}
+        return {key: tensor for key, tensor in self.tensors_of(HEADS).items() if f".{head_key(name)}." in key}
 
     def freeze(self, parts: Iterable[str]) -> None:
         """From now on these parts do not train."""

@@ -23,7 +23,7 @@ from csat.model.networks.feature_maps import (
     without_trace,
 )
 from csat.model.networks.heads import DenseDecoder, DenseHead, GlobalHead
-from csat.model.parts import BACKBONE, DECODER, HEADS
+from csat.model.parts import BACKBONE, DECODER, HEADS, head_key
 from csat.model.timm_form import TimmForm, timm_form
 from csat.responses import Kind, ResponseSpec
 from csat.settings import Often, read_settings
@@ -58,7 +58,7 @@ class Student(Model):
 
     Attributes:
         config: As given.
-        heads: One module for each response, under its name.
+        heads: One module for each response, under its `head_key`.
         last_map: Names of the dense features that are the backbone's last map.
         stride_px: Coarsest stride in use. Images are padded to multiples of it, and predictions cut back.
         step_px: The student's image edges must be multiples of it: the coarsest stride of its dense predictions.
@@ -99,7 +99,7 @@ class Student(Model):
         self.stride_px = self._maps.strides_px[-1]
         self.decoder = DenseDecoder(self._maps.channels, self._maps.strides_px, config.decoder_channels)
         self.last_map = tuple(last_map)
-        self.heads = nn.ModuleDict({spec.name: self._make_head(spec) for spec in responses})
+        self.heads = nn.ModuleDict({head_key(spec.name): self._make_head(spec) for spec in responses})
         self._needs_decoder = any(spec.is_dense and spec.name not in self.last_map for spec in self.responses)
         self._needs_global = any(not spec.is_dense for spec in self.responses)
         self.step_px = max((self.prediction_stride_px(spec) for spec in self.responses if spec.is_dense), default=1)
@@ -148,7 +148,7 @@ class Student(Model):
             mean=self.mean.flatten().tolist(),
             std=self.std.flatten().tolist(),
             input_px=tile_px // self.downsample if tile_px else None,
-            classifier=self.heads[spec.name].fc if is_classifier else None,
+            classifier=self.heads[head_key(spec.name)].fc if is_classifier else None,
             class_names=spec.channel_names,
             licence=licence_of(metadata),
         )
@@ -185,7 +185,7 @@ class Student(Model):
         predictions = {}
         for spec in self.responses:
             source = features[-1] if spec.name in self.last_map else decoded if spec.is_dense else pooled
-            predictions[spec.name] = self.heads[spec.name](source)
+            predictions[spec.name] = self.heads[head_key(spec.name)](source)
             if spec.is_dense:
                 predictions[spec.name] = self._maps.cut(predictions[spec.name], images, self.prediction_stride_px(spec))
         finest_px = self.decoder.stride_px
@@ -292,7 +292,9 @@ class Student(Model):
 
 def _check_names(names: Sequence[str]) -> None:
     for name in names:
-        if "." in name or not name:
-            raise ConfigError(f"response {name!r}: a head's name is not empty and has no dot")
-    if not names or len(set(names)) < len(names):
+        if not all(name.split(".")) or name.count(".") > 1:
+            raise ConfigError(
+                f"response {name!r}: a head's name is not empty, and has a dot at most behind its teacher's name"
+            )
+    if not names or len(set(map(head_key, names))) < len(names):
         raise ConfigError(f"a student needs at least one response, and their names must differ; got {names}")

@@ -7,7 +7,8 @@ from torch import Tensor
 from csat import nuclei
 from csat.errors import ConfigError
 from csat.model.contract import Model
-from csat.model.parts import BACKBONE, DECODER, HEADS
+from csat.model.parts import BACKBONE, DECODER, HEADS, head_key
+from csat.panel import plain_names
 from csat.responses import Kind, ResponseSpec
 
 logger = logging.getLogger(__name__)
@@ -70,14 +71,19 @@ def _of_one_size(source: Model, model: Model, part: str, source_name: str) -> di
 
 
 def _fitting_heads(source: Model, model: Model) -> dict[str, dict[str, Tensor]]:
-    """Name of each head that means the same in both → its tensors."""
-    stored = {spec.name: spec for spec in source.responses}
+    """Name of each head that means the same in both → its tensors, as the model calls them.
+
+    A source that learned of several teachers calls its heads by them, too: its `nuclei.np` is a `np`.
+    """
+    plain = plain_names(spec.name for spec in source.responses)
+    stored = {plain[spec.name]: spec for spec in source.responses}
     own = model.tensors_of(HEADS)
     fitting = {}
     for spec in model.responses:
         if spec.name not in stored or not _mean_the_same(spec, stored[spec.name]):
             continue
-        tensors = source.tensors_of_head(spec.name)
+        there, here = (f".{head_key(name)}." for name in (stored[spec.name].name, spec.name))
+        tensors = {name.replace(there, here): each for name, each in source.tensors_of_head(stored[spec.name].name).items()}
         if all(name in own and own[name].shape == tensor.shape for name, tensor in tensors.items()):
             fitting[spec.name] = tensors
     return fitting

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from csat.model.contract import Model
+from csat.panel import plain_names
 from csat.responses import Kind, ResponseSpec
 from csat.tasks import Task
 from csat.views.grid import align
@@ -90,7 +91,8 @@ class ModelAnswers:
         self.device = torch.device(device)
         self.model, self.precision = model.to(self.device), precision
         self.raw = [spec for spec in model.responses if is_answer(spec)]
-        self.specs = tuple(map(finished, self.raw))
+        plain = plain_names(spec.name for spec in self.raw)  # several teachers' answers go by what they mean
+        self.specs = tuple(replace(finished(spec), name=plain[spec.name]) for spec in self.raw)
         self.tile_px, self.mpp = tile_px, metadata.get("mpp")
         self.task, self.classes = task_of(self.specs), classes_of(self.specs)
         self.about = about or About(name=type(model).__name__)
@@ -100,7 +102,8 @@ class ModelAnswers:
         images = torch.tensor(tiles).to(self.device).permute(0, 3, 1, 2)  # a copy: tiles may be read-only
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             said = self.model(self.model.see(images))
-        return {spec.name: finish(said[spec.name], spec, self.tile_px).cpu().numpy() for spec in self.raw}
+        pairs = zip(self.specs, self.raw, strict=True)
+        return {spec.name: finish(said[raw.name], raw, self.tile_px).cpu().numpy() for spec, raw in pairs}
 
 
 def is_answer(spec: ResponseSpec) -> bool:

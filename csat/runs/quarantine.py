@@ -17,8 +17,8 @@ QUARANTINE_SCHEMA = pa.schema(
         ("slide", pa.string()),
         ("x_px", pa.int64()),  # level 0
         ("y_px", pa.int64()),
-        ("status", pa.string()),  # quarantined or filtered
-        ("reason", pa.string()),
+        ("status", pa.string()),  # quarantined, filtered, or unanswered: by one of several teachers, and trained by the others
+        ("reason", pa.string()),  # of an unanswered one "TEACHER.code"
         ("message", pa.string()),
     ]
 )

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from csat.columns import FILTERED, OK, POSITION, QUARANTINED, READ_S, REASON, STATUS, TEACHER_S
+from csat.columns import FILTERED, OK, POSITION, QUARANTINED, READ_S, REASON, STATUS, TEACHER_S, UNANSWERED_PREFIX
 from csat.runs.checkpoints import Cursor
 from csat.runs.plan import Intervals, Plan
 from csat.runs.quarantine import QUARANTINE_SCHEMA
@@ -13,6 +13,7 @@ from csat.training.context import Columns, TrainContext
 from csat.words import printable
 
 STATUS_NAMES = {QUARANTINED: "quarantined", FILTERED: "filtered"}
+UNANSWERED = "unanswered"  # by one of several teachers: the others' answers are trained
 
 
 class Accounts:
@@ -44,22 +45,37 @@ class Accounts:
         for epoch, code in zip(self.plan.epochs_of(positions).tolist(), status.tolist(), strict=True):
             self._counts.setdefault(epoch, [0, 0, 0])[code] += 1
         for index in np.flatnonzero(status != OK).tolist():
-            reason, _, message = str(rows[REASON][index]).partition(": ")
-            self._bad_rows.append(
-                {
-                    "position": int(positions[index]),
-                    "slide": printable(rows["slide"][index]),
-                    "x_px": int(rows["x_px"][index]),
-                    "y_px": int(rows["y_px"][index]),
-                    "status": STATUS_NAMES[int(status[index])],
-                    "reason": printable(reason),
-                    "message": printable(message),
-                }
-            )
+            self._add_bad_row(rows, index, STATUS_NAMES[int(status[index])], rows[REASON][index])
+        self._add_teachers(rows)
         self.meter("read_s", float(rows[READ_S].sum()))
         self.meter("teacher_s", float(rows[TEACHER_S].sum()))
         self.meter("rows", len(positions))
         self.meter("answered", int((rows[TEACHER_S] > 0).sum()))  # by a teacher, now; the others had no need of it
+
+    def _add_teachers(self, rows: Columns) -> None:
+        """Of several teachers: who has not answered which of the tiles that are trained, and what each of them cost."""
+        for teacher in [name.removeprefix(UNANSWERED_PREFIX) for name in rows if name.startswith(UNANSWERED_PREFIX)]:
+            reasons, seconds = rows[UNANSWERED_PREFIX + teacher], rows[f"{TEACHER_S}.{teacher}"]
+            lacking = np.flatnonzero((rows[STATUS] == OK) & (reasons != ""))
+            for index in lacking.tolist():
+                self._add_bad_row(rows, index, UNANSWERED, f"{teacher}.{reasons[index]}")
+            self.meter(f"unanswered.{teacher}", len(lacking))
+            self.meter(f"teacher_s.{teacher}", float(seconds.sum()))
+            self.meter(f"answered.{teacher}", int((seconds > 0).sum()))
+
+    def _add_bad_row(self, rows: Columns, index: int, status: str, why: object) -> None:
+        reason, _, message = str(why).partition(": ")
+        self._bad_rows.append(
+            {
+                "position": int(rows[POSITION][index]),
+                "slide": printable(rows["slide"][index]),
+                "x_px": int(rows["x_px"][index]),
+                "y_px": int(rows["y_px"][index]),
+                "status": status,
+                "reason": printable(reason),
+                "message": printable(message),
+            }
+        )
 
     def meter(self, name: str, value: float) -> None:
         """Add to one of the run's sums."""

@@ -6,7 +6,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from csat.columns import OK, POSITION, RESPONSE_PREFIX, STATUS, STUDENT_TILE, TARGET_PREFIX, TILE, rows_by_size, take_rows
+from csat.columns import (
+    OK,
+    POSITION,
+    RESPONSE_PREFIX,
+    STATUS,
+    STUDENT_TILE,
+    TARGET_PREFIX,
+    TILE,
+    UNANSWERED_PREFIX,
+    rows_by_size,
+    take_rows,
+)
 from csat.methods.contract import Method
 from csat.responses import Batch
 from csat.training.context import Columns
@@ -25,6 +36,9 @@ def to_batches(rows: Columns, method: Method, device: torch.device) -> Iterator[
             responses={spec.name: there(RESPONSE_PREFIX + spec.name) for spec in method.responses},
             targets={spec.name: there(TARGET_PREFIX + spec.name) for spec in method.targets},
             student_tiles=there(STUDENT_TILE).permute(0, 3, 1, 2) if STUDENT_TILE in rows else None,
+            answered={
+                name: torch.from_numpy(rows[UNANSWERED_PREFIX + name][good] == "").to(device) for name in method.teachers
+            },
         )
 
 

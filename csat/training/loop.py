@@ -32,6 +32,7 @@ from csat.training.config import TrainConfig
 from csat.training.context import Columns, TrainContext
 from csat.training.log_window import LogWindow
 from csat.training.optim import WeightAverage, get_lr, make_optimiser, make_own_optimiser, set_lr
+from csat.training.shares import share_out, shared
 from csat.training.stoppable import StoppableStream, Waiting
 from csat.training.validation import Validation
 
@@ -172,6 +173,7 @@ class Trainer:
                     self.accounts.add(rows)
             self._is_saved = False
             if tiles_all:
+                share_out(batches, self.method.teachers, int(tiles_all), self.context)
                 self._update(batches, int(tiles_all))
             self._window.rows += int(rows_all)  # after the step: its learning rate is that of the tiles done before it
             parts = []
@@ -212,7 +214,7 @@ class Trainer:
     def _backward(self, batch: Batch, turn: str, weight: float) -> dict[str, Tensor]:
         """Gradients of one part, added up; a batch of weight 0 counts for nothing else."""
         with torch.autocast(self.context.device.type, torch.bfloat16, enabled=self._precision == BFLOAT16):
-            terms = self._model(batch, turn)
+            terms = shared(self._model(batch, turn), self.method.teacher_of_term, batch)
         loss = self.method.total(terms)
         (loss.sum() * weight).backward()
         if not weight:

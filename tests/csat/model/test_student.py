@@ -227,8 +227,9 @@ def test_bad_settings_are_refused():
         make(responses=())
     with pytest.raises(ConfigError, match="names must differ"):
         make(responses=(NP, NP))
-    with pytest.raises(ConfigError, match="no dot"):
-        make(responses=(ResponseSpec(name="a.b", kind=Kind.LOGITS, channels=2),))
+    for name in ("a.b.c", ".b", ""):
+        with pytest.raises(ConfigError, match="a dot at most"):
+            make(responses=(ResponseSpec(name=name, kind=Kind.LOGITS, channels=2),))
     with pytest.raises(ConfigError, match="downsample"):
         StudentConfig(downsample=0)
     with pytest.raises(ConfigError, match="drop_path"):
