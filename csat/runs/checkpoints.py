@@ -14,6 +14,7 @@ import copy
 import io
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ import pyarrow.parquet as pq
 from csat.errors import ConfigError
 from csat.runs.plan import Intervals
 from csat.runs.quarantine import read_quarantine
+from csat.runs.students import STUDENTS
 from csat.storage import files
 
 if TYPE_CHECKING:
@@ -66,6 +68,10 @@ class Checkpoint:
     state: dict[str, Any]  # tensors and plain values only: it is read back with weights_only=True
     quarantine: pa.Table
 
+    def state_of(self, student: str | None) -> dict[str, Any]:
+        """One student's of several; of the only one (None) it is the whole state."""
+        return self.state if student is None else self.state[STUDENTS][student]
+
 
 class Checkpoints:
     """The checkpoints of one run.
@@ -79,23 +85,26 @@ class Checkpoints:
         self.folder = folder
         self.keep = keep
 
-    def check_fits(self, method: nn.Module) -> None:
-        """Whether the committed checkpoint, if any, can be resumed with this method, which stays as it is.
+    def check_fits(self, methods: nn.Module | Mapping[str, nn.Module]) -> None:
+        """Whether the committed checkpoint, if any, can be resumed with the only method, or with each student's by its name.
+
+        They stay as they are.
 
         Raises:
             ConfigError: it cannot, as `load_into` says.
         """
         if checkpoint := self.load():
-            self.load_into(copy.deepcopy(method), checkpoint)
+            for student, method in methods.items() if isinstance(methods, Mapping) else [(None, methods)]:
+                self.load_into(copy.deepcopy(method), checkpoint, student)
 
-    def load_into(self, method: nn.Module, checkpoint: Checkpoint) -> None:
-        """The checkpoint's weights into the method.
+    def load_into(self, method: nn.Module, checkpoint: Checkpoint, student: str | None = None) -> None:
+        """The checkpoint's weights into the method of a student.
 
         Raises:
             ConfigError: they are of networks that this version builds otherwise.
         """
         try:
-            method.load_state_dict(checkpoint.state["method"])
+            method.load_state_dict(checkpoint.state_of(student)["method"])
         except (ConfigError, RuntimeError) as error:
             raise ConfigError(
                 f"the checkpoint in {self.folder} does not fit the networks of this version ({_briefly(error)}), and cannot "

@@ -17,12 +17,20 @@ TEACHER = TeacherSpec(name="toy", responses=(SPEC,), mpp=None)
 
 
 class ToyMethod(Method):
-    """Learns the mean colour of a tile. `nan_at` makes one term NaN for tiles from that position on."""
+    """Learns the mean colour of a tile, with so many channels, and dropout, by `noise`, so that steps draw random numbers.
 
-    def __init__(self, nan_at: int | None = None):
+    `nan_at` makes one term NaN for tiles from that position on.
+    """
+
+    def __init__(self, nan_at: int | None = None, *, width: int = 4, noise: float = 0.0):
         torch.manual_seed(0)
         student = nn.Sequential(
-            nn.Conv2d(3, 4, 3, padding=1), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+            nn.Conv2d(3, width, 3, padding=1),
+            nn.GELU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Dropout(noise),
+            nn.Linear(width, 3),
         )
         super().__init__(None, student, Setting(tile_px=TILE_PX, teacher=TEACHER))
         self.student = student

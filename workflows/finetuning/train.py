@@ -47,7 +47,7 @@ class FinetuneJob(LabelledJob):
             validation=validation,
         )
         cursor = trainer.run()
-        method.load_state_dict(validation.best_state or trainer.averaged_state())
+        method.load_state_dict(validation.best_state or trainer.learner.averaged_state())
         model = method.part("student").eval()
         predictions = {split: judge.predict(model, split, is_final=True) for split in JUDGED if splits[split]}
         if context.rank == 0:

@@ -109,7 +109,7 @@ def _train(method: Method, rows: Rows, precision: str, seed: int, device: str) -
         context = TrainContext(batches=lambda _: iter(batches), device=torch.device(device))
         trainer = Trainer(method, plan, context, settings, run_folder=folder, tile_px=rows["tile"].shape[1])
         trainer.run()
-        method.load_state_dict(trainer.averaged_state())
+        method.load_state_dict(trainer.learner.averaged_state())
         return median(line["tiles_per_s"] for line in read_metrics(folder))
 
 

@@ -46,7 +46,7 @@ def make_trainer(folder, positions, *, method=None, config=CONFIG, plan=None, cu
 
 
 def weights_of(trainer):
-    return {name: tensor.clone() for name, tensor in trainer.method.state_dict().items()}
+    return {name: tensor.clone() for name, tensor in trainer.learner.method.state_dict().items()}
 
 
 def test_streams_follow_each_other_as_if_they_were_one(tmp_path):
@@ -114,8 +114,8 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(tmp_path, accumu
     assert end.counts == whole.accounts.cursor.counts
     for name, tensor in weights_of(whole).items():
         assert torch.equal(tensor, weights_of(resumed)[name]), name
-    for name, tensor in whole.average.tensors.items():
-        assert torch.equal(tensor, resumed.average.tensors[name]), name
+    for name, tensor in whole.learner.average.tensors.items():
+        assert torch.equal(tensor, resumed.learner.average.tensors[name]), name
     steps = [line["step"] for line in read_metrics(str(tmp_path / "cut"))]
     assert steps == sorted(set(steps)), "no line is doubled"
 
@@ -213,7 +213,7 @@ def _rank(rank, folder, port, sizes):
     trainer = make_trainer(folder, SHARES[rank], config=config, plan=plan, bad=(6, 7), sizes=sizes)
     cursor = trainer.run()
     assert cursor.counts == {0: [20, 2, 0]}
-    torch.save(trainer.method.state_dict(), f"{folder}/rank{rank}.pt")
+    torch.save(trainer.learner.method.state_dict(), f"{folder}/rank{rank}.pt")
     dist.destroy_process_group()
 
 

@@ -108,7 +108,7 @@ def test_each_task_learns(tmp_path, task):
     assert len(lines) == 32
     first, last = (np.mean([line["loss"] for line in some]) for some in (lines[:4], lines[-4:]))
     assert last < 0.8 * first
-    assert {f"loss/{name}" for name in trainer.method.weights} <= lines[0].keys()
+    assert {f"loss/{name}" for name in trainer.learner.method.weights} <= lines[0].keys()
 
 
 def test_half_precision_learns(tmp_path):
@@ -135,7 +135,7 @@ def test_what_is_measured_is_the_average_in_evaluation_mode_and_training_goes_on
     def measure(model, context):
         assert not any(module.training for module in model.modules())
         seen.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
-        average = {name.removeprefix("model."): tensor for name, tensor in watched.average.tensors.items()}
+        average = {name.removeprefix("model."): tensor for name, tensor in watched.learner.average.tensors.items()}
         assert_equal(seen[-1], average)
         return measure_loss(model, context)
 
@@ -144,10 +144,10 @@ def test_what_is_measured_is_the_average_in_evaluation_mode_and_training_goes_on
     watched = make_trainer(tmp_path / "watched", has_norm=True, validation=make_validation(measure, every_epochs=0.5))
     watched.run()
     assert len(seen) == 8
-    assert all(module.training for module in watched.method.part("student").modules())
-    assert_equal(watched.method.state_dict(), plain.method.state_dict())
-    assert_equal(watched.average.tensors, plain.average.tensors)
-    assert "model.trunk.1.running_var" in watched.average.tensors, "batch norm's statistics are swapped, too"
+    assert all(module.training for module in watched.learner.method.part("student").modules())
+    assert_equal(watched.learner.method.state_dict(), plain.learner.method.state_dict())
+    assert_equal(watched.learner.average.tensors, plain.learner.average.tensors)
+    assert "model.trunk.1.running_var" in watched.learner.average.tensors, "batch norm's statistics are swapped, too"
 
 
 def test_without_an_average_the_weights_themselves_are_measured(tmp_path):
@@ -157,14 +157,14 @@ def test_without_an_average_the_weights_themselves_are_measured(tmp_path):
     trainer.run()
     assert len(read_metrics(str(tmp_path), "validation")) == 2
     if validation.best_step == trainer.step:
-        assert_equal(validation.best_state, trainer.method.state_dict())
+        assert_equal(validation.best_state, trainer.learner.method.state_dict())
     assert validation.best == pytest.approx(measure_best(trainer, validation), abs=1e-6)
 
 
 def measure_best(trainer, validation) -> float:
     """The metric of the weights that were kept."""
-    trainer.method.load_state_dict(validation.best_state)
-    return measure_loss(trainer.method.part("student").eval(), trainer.context)["metric"]
+    trainer.learner.method.load_state_dict(validation.best_state)
+    return measure_loss(trainer.learner.method.part("student").eval(), trainer.context)["metric"]
 
 
 def test_the_best_weights_are_kept(tmp_path):
@@ -208,8 +208,8 @@ def test_a_killed_run_ends_with_the_weights_and_the_validation_of_one_that_was_n
     assert 0 < resumed.step < 7
     assert resumed.run().counts == end.counts
 
-    assert_equal(resumed.method.state_dict(), whole.method.state_dict())
-    assert_equal(resumed.average.tensors, whole.average.tensors)
+    assert_equal(resumed.learner.method.state_dict(), whole.learner.method.state_dict())
+    assert_equal(resumed.learner.average.tensors, whole.learner.average.tensors)
     assert_equal(resumed_validation.best_state, whole_validation.best_state)
     plain = [
         {name: value for name, value in one.state().items() if name != "best_state"}
@@ -293,5 +293,5 @@ def test_two_processes_agree_with_one_which_can_go_on_alone(tmp_path, free_port)
     resumed = make_trainer(tmp_path / "cut", validation=make_validation())
     assert 0 < resumed.step < 12
     assert resumed.run().counts == {epoch: [NUM_SAMPLES, 0, 0] for epoch in range(EPOCHS)}
-    for name, tensor in one.method.state_dict().items():
-        torch.testing.assert_close(resumed.method.state_dict()[name], tensor, rtol=2e-3, atol=2e-4)
+    for name, tensor in one.learner.method.state_dict().items():
+        torch.testing.assert_close(resumed.learner.method.state_dict()[name], tensor, rtol=2e-3, atol=2e-4)

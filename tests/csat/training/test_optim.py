@@ -163,8 +163,8 @@ class TestResume:
         assert second.step == 2
         second.context.batches = lambda size: (rows for index, rows in enumerate(stream(size)) if index >= 2)
         second.run()
-        for name, tensor in whole.method.state_dict().items():
-            torch.testing.assert_close(second.method.state_dict()[name], tensor, msg=name)
+        for name, tensor in whole.learner.method.state_dict().items():
+            torch.testing.assert_close(second.learner.method.state_dict()[name], tensor, msg=name)
 
 
 @pytest.mark.parametrize("freeze", ["backbone", "backbone+decoder"])
@@ -176,7 +176,7 @@ def test_frozen_parts_do_not_move(tmp_path, freeze):
     before = {part: {k: v.clone() for k, v in model.tensors_of(part).items()} for part in ("backbone", "decoder", "heads")}
     trainer = make_trainer(tmp_path, method, weight_decay=0.5, ema_decay=0.9)
     trainer.run()
-    averaged = trainer.averaged_state()
+    averaged = trainer.learner.averaged_state()
     for part, tensors in before.items():
         now = model.tensors_of(part)
         for name, tensor in tensors.items():

@@ -32,8 +32,8 @@ def rest_of(folder):
 
 
 def check_equal(folder, trainer, whole):
-    for name, tensor in whole.method.state_dict().items():
-        assert tensor.equal(trainer.method.state_dict()[name]), name
+    for name, tensor in whole.learner.method.state_dict().items():
+        assert tensor.equal(trainer.learner.method.state_dict()[name]), name
     assert trainer.accounts.cursor.counts == whole.accounts.cursor.counts
     steps = [line["step"] for line in read_metrics(str(folder))]
     assert steps == list(range(1, 13)), "each step once"

@@ -247,15 +247,15 @@ def test_a_run_goes_on_with_both_optimisers(tmp_path):
     """Stopped after three of eight steps and run again: the same weights, critic and Adam's moments as in one go."""
     whole = train(make(), tmp_path / "whole")
     first = train(make(), tmp_path / "parts", steps=range(3))
-    group = first.optimisers["critic"].param_groups[0]
+    group = first.learner.optimisers["critic"].param_groups[0]
     assert group["betas"] == (0.9, 0.99) and group["lr"] == pytest.approx(3e-5 * (1 - 4 / 16) ** 0.9)  # of the third step
-    assert first.optimisers["student"].param_groups[0]["lr"] > 1e-4  # the run's own, by its own schedule
+    assert first.learner.optimisers["student"].param_groups[0]["lr"] > 1e-4  # the run's own, by its own schedule
     resumed = make()
     parts = train(resumed, tmp_path / "parts", steps=range(3, 8))
     assert parts.step == whole.step == 8
-    for name, tensor in whole.method.state_dict().items():
-        torch.testing.assert_close(parts.method.state_dict()[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
-    states = [trainer.optimisers["critic"].state_dict()["state"] for trainer in (whole, parts)]
+    for name, tensor in whole.learner.method.state_dict().items():
+        torch.testing.assert_close(parts.learner.method.state_dict()[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
+    states = [trainer.learner.optimisers["critic"].state_dict()["state"] for trainer in (whole, parts)]
     assert states[0].keys() == states[1].keys() and float(states[1][0]["step"]) == 8
 
 
@@ -268,14 +268,14 @@ def _rank(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     context = TrainContext(batches=lambda _: (rows_of(part) for part in PARTS[rank]))
     trainer = train(make(), folder, total=2, steps=range(2), tiles=4, accumulate=2, context=context)
-    torch.save(trainer.method.state_dict(), f"{folder}/{rank}.pt")
+    torch.save(trainer.learner.method.state_dict(), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_two_processes_in_parts_agree_with_one_the_critic_too(tmp_path):
     """Whole steps with both turns, ragged, in parts of a step, and a rank without tiles: the weights of one process."""
-    one = train(make(), tmp_path / "one", total=2, steps=range(2), tiles=4).method.state_dict()
+    one = train(make(), tmp_path / "one", total=2, steps=range(2), tiles=4).learner.method.state_dict()
     in_two_processes(_rank, str(tmp_path))
     start = make().state_dict()
     for rank in (0, 1):
