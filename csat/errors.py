@@ -55,4 +55,6 @@ QUARANTINE_REASONS = (
     "no_tissue",  # no tile with enough tissue
     "teacher_error",  # the teacher raised on this tile
     "teacher_nonfinite",  # the teacher answered NaN or infinity
+    "model_error",  # the same of the model of a prediction
+    "model_nonfinite",
 )

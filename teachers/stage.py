@@ -26,7 +26,7 @@ from csat.columns import (
 )
 from csat.errors import ConfigError, TeacherError
 from csat.panel import on_tile
-from csat.words import printable
+from csat.words import last_line, printable
 from teachers.contract import Teacher, check_responses
 from teachers.registry import load_teacher
 from teachers.rows import shrunk, with_answers
@@ -56,6 +56,7 @@ class TeacherStage:
         label: str | None = None,
         shrink: int = 1,
         closes: Sequence[str] = (),
+        called: str = "teacher",
         loader: Callable[..., Teacher] = load_teacher,
     ):
         """
@@ -73,6 +74,7 @@ class TeacherStage:
                 the others. None: it is the only one.
             shrink: Tiles are averaged over squares of so many pixels before the teacher sees them; they leave as they came.
             closes: The last of several stages: names of all teachers. A tile that none of them has answered is quarantined.
+            called: What it is to whoever reads the messages and reasons: teacher, or model.
             loader: `load_teacher`, or a stand-in of the same signature.
 
         Raises:
@@ -85,6 +87,7 @@ class TeacherStage:
         cv2.setNumThreads(1)  # OpenCV would take every core of the node, whatever Ray gave this actor
         self.teacher = loader(name, weights, options, device=device, wanted=wanted)
         self.view_seed, self.label, self.shrink, self.closes = view_seed, label, shrink, tuple(closes)
+        self.called = called
         self.colour, self.colour_seed = None if colour is None else _recolouring(colour), colour_seed
         self._good_tile: np.ndarray | None = None  # one that this teacher has answered
         self._num_failed = 0
@@ -92,7 +95,7 @@ class TeacherStage:
         self.responses = tuple(on_tile(each, label, shrink) for each in spec.responses)  # as columns have them
         if expected_sha256 is not None and spec.weights_sha256 != expected_sha256:
             raise TeacherError(
-                f"teacher {name!r}: this node's weights {weights} have the hash {spec.weights_sha256[:16]} and the driver's "
+                f"{called} {name!r}: this node's weights {weights} have the hash {spec.weights_sha256[:16]} and the driver's "
                 f"{expected_sha256[:16]}: the same path holds different files. Put the weights in a bucket, or copy them again"
             )
 
@@ -158,7 +161,7 @@ class TeacherStage:
         except (ConfigError, TeacherError):  # not about one tile
             raise
         except Exception as error:  # a teacher is anybody's code; whatever it raises, one tile may be the cause
-            who = f"the teacher {self.label}" if self.label else "the teacher"
+            who = f"the {self.called} {self.label}" if self.label else f"the {self.called}"
             logger.warning("%s failed on a batch of %d tiles: trying them one by one", who, len(tiles), exc_info=error)
             batches, reasons = self._respond_one_by_one(tiles)
         answers = {}
@@ -167,7 +170,7 @@ class TeacherStage:
             for row in range(len(next(iter(responses.values())))):
                 bad = [name for name in responses if not is_finite[name][row]]
                 if bad:
-                    reasons[first + row] = f"teacher_nonfinite: NaN or infinity in {', '.join(bad)}"
+                    reasons[first + row] = f"{self.called}_nonfinite: NaN or infinity in {', '.join(bad)}"
                 else:
                     named = zip(self.responses, responses.values(), strict=True)
                     answers[first + row] = {spec.name: values[row] for spec, values in named}
@@ -182,7 +185,8 @@ class TeacherStage:
             except (ConfigError, TeacherError):  # not about one tile
                 raise
             except Exception as error:
-                reasons[index] = printable(f"teacher_error: {type(error).__name__}: {error}")[:MAX_REASON_CHARS]
+                said = f"{self.called}_error: {type(error).__name__}: {last_line(error)}"  # TorchScript's has many lines
+                reasons[index] = printable(said)[:MAX_REASON_CHARS]
         return batches, reasons
 
     def _respond(self, tiles: np.ndarray) -> dict[str, np.ndarray]:
@@ -208,11 +212,11 @@ class TeacherStage:
                 self._good_tile = tiles[next(iter(answers))].copy()
             return
         self._num_failed += len(tiles)
-        name, reason = self.label or self.teacher.spec.name, reasons[0]
+        name, reason = f"{self.called} {self.label or self.teacher.spec.name!r}", reasons[0]
         if self._good_tile is None:
             if (len(tiles) > 1 and len(set(reasons.values())) == 1) or self._num_failed >= MAX_FIRST_FAILURES:
                 raise TeacherError(
-                    f"teacher {name!r} has not answered one of its first {self._num_failed} tiles, so it is not the tiles: "
+                    f"{name} has not answered one of its first {self._num_failed} tiles, so it is not the tiles: "
                     f"{reason}. Check its options, and that tiles of {tiles.shape[1]} px suit it"
                 )
             return
@@ -220,8 +224,8 @@ class TeacherStage:
             self._respond(self._good_tile[None])
         except Exception as error:
             raise TeacherError(
-                f"teacher {name!r} failed on a whole batch, and now on a tile that it answered before: {error}. Its device or "
-                "its memory is lost; run the same command again to resume from the last checkpoint"
+                f"{name} failed on a whole batch, and now on a tile that it answered before: {error}. Its device or "
+                "its memory is lost; run the same command again to resume"
             ) from error
 
 

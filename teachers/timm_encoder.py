@@ -35,6 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csat.errors import ConfigError, TeacherError
+from csat.model.networks.norms import guard_norms
 from csat.responses import Kind, ResponseSpec, Symmetry, TeacherSpec
 from csat.settings import PlaceAfter
 from teachers.contract import Teacher, select_responses, sha256_of, sha256_of_settings, weights_file
@@ -96,6 +97,7 @@ class TimmTeacher(TorchTeacher):
         micro_batch: int,
     ):
         super().__init__(spec, device=device, precision=precision, micro_batch=micro_batch)
+        guard_norms(net)
         self.net = net.eval().to(self.device, memory_format=torch.channels_last)
         self.input_px, self.pool = input_px, pool
         config = timm.data.resolve_model_data_config(net)

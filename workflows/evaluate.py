@@ -42,6 +42,7 @@ def evaluate(config: EvaluateConfig) -> int:
     from workflows.comparison.judge import find_device, judge_on_other_data, make_pictures
     from workflows.comparison.judged import read_judged
     from workflows.shell import cluster
+    from workflows.shell.status import under_way
 
     folder = RunFolder(config.run_folder)
     device = find_device(config.device)
@@ -54,18 +55,18 @@ def evaluate(config: EvaluateConfig) -> int:
     task, classes = runs[0].task, data.info.classes if data else runs[0].classes
     metric = check_metric(task, classes, config.metric or runs[0].evaluation["metric"])
     folder.open(config, overwrite=config.overwrite)
-    folder.set_status("running")
-    seen = {}  # name → what was judged on
-    if data:
-        cluster.connect(config.ray, kept_gb=2 * config.data.memory_gb)
-        groups, seen = judge_on_other_data(config.data, data, folder, groups, device)
-    result = compare_runs(groups, split=config.split, metric=metric, num_bootstraps=config.num_bootstraps, seed=config.seed)
-    result["worst"] = worst_samples(groups, config.report_samples)
-    folder.write_json("evaluation.json", result)
-    folder.write_text("evaluation.csv", to_csv(result))
-    pictures, why_not = make_pictures(groups, seen, result["worst"], device)
-    write_comparison_report(folder, result, pictures=pictures, why_no_pictures=why_not)
-    folder.set_status("finished")
+    with under_way(folder):
+        seen = {}  # name → what was judged on
+        if data:
+            cluster.connect(config.ray, kept_gb=2 * config.data.memory_gb)
+            groups, seen = judge_on_other_data(config.data, data, folder, groups, device)
+        settings = {"split": config.split, "metric": metric, "num_bootstraps": config.num_bootstraps, "seed": config.seed}
+        result = compare_runs(groups, **settings)
+        result["worst"] = worst_samples(groups, config.report_samples)
+        folder.write_json("evaluation.json", result)
+        folder.write_text("evaluation.csv", to_csv(result))
+        pictures, why_not = make_pictures(groups, seen, result["worst"], device)
+        write_comparison_report(folder, result, pictures=pictures, why_no_pictures=why_not)
     table, report = folder.path("evaluation.csv"), folder.path("report.html")
     figures = {name: group["figures"] for name, group in result["groups"].items()}
     places = {"run_folder": folder.uri, "table": table, "report": report}

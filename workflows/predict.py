@@ -47,6 +47,7 @@ def predict(config: PredictConfig) -> int:
     from workflows.prediction.run import predict_slides
     from workflows.shell import cluster
     from workflows.shell.meters import StoreMeter
+    from workflows.shell.status import under_way
     from workflows.shell.tile_slides import build_manifest, slide_cache
 
     folder = RunFolder(config.output, setting="output")
@@ -65,14 +66,13 @@ def predict(config: PredictConfig) -> int:
     job = job.over(manifest)
     tell_plan(job)
 
-    folder.set_status("running")
-    attempt, started = begin_attempt(folder), time.monotonic()
-    with StoreMeter() as meter:
-        flow = predict_slides(job)
-    store = meter.figures() | flow.figures(max_slides=config.assembly.max_slides)
-    write_attempt(folder, attempt, seconds=time.monotonic() - started, store=store)
-    finish(job, folder)
-    folder.set_status("finished")
+    with under_way(folder):
+        attempt, started = begin_attempt(folder), time.monotonic()
+        with StoreMeter() as meter:
+            flow = predict_slides(job)
+        store = meter.figures() | flow.figures(max_slides=config.assembly.max_slides)
+        write_attempt(folder, attempt, seconds=time.monotonic() - started, store=store)
+        finish(job, folder)
     tell_result(folder)
     return 0
 

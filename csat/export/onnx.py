@@ -9,11 +9,10 @@ metadata:
     classes, responses                 what it tells apart, and each output as `ResponseSpec` describes it; JSON
 """
 
-import copy
 import json
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -140,28 +139,10 @@ def check_onnx(answers: ModelAnswers, path: Path, tiles: np.ndarray) -> Agreemen
     Raises:
         ConfigError: they differ by more than rounding.
     """
-    found = compare(in_plain_memory(answers), OnnxAnswers(str(path), device="cpu"), tiles)
+    found = compare(answers, OnnxAnswers(str(path), device="cpu"), tiles)
     if found.difference > MOST_DIFFERENCE or found.decisions < LEAST_AGREEMENT:
         raise ConfigError(f"the ONNX file does not say what the model says: {found}. It was not written")
     return found
-
-
-def in_plain_memory(answers: ModelAnswers) -> ModelAnswers:
-    """The same model, or where it has group norms a copy whose memory is not channels-last.
-
-    torch's GroupNorm takes the variance there as a difference of two large numbers on the CPU (2.15): off by 1e-4 where a
-    map's mean is six times its deviation, and by anything further on. onnxruntime's is right.
-    """
-    model = answers.model
-    if not any(isinstance(module, nn.GroupNorm) for module in model.modules()):
-        return answers
-    plain = copy.copy(answers)
-    plain.model = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
-    if hasattr(model, "config"):
-        plain.model.config = replace(model.config, channels_last=False)
-    see = plain.model.see
-    plain.model.see = lambda tiles: see(tiles).contiguous()
-    return plain
 
 
 def compare(one: ModelAnswers, other: OnnxAnswers, tiles: np.ndarray) -> Agreement:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from csat.errors import ConfigError
-from csat.export.onnx import MOST_DIFFERENCE, in_plain_memory, normalisation_of, normalised
+from csat.export.onnx import MOST_DIFFERENCE, normalisation_of, normalised
 from csat.prediction.answers import ModelAnswers
 from csat.tasks import Task
 
@@ -89,10 +89,10 @@ def export_torchscript(answers: ModelAnswers, path: Path, tiles: np.ndarray) -> 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # the module's text says why it is written all the same
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # of checks of the tile's size, which is fixed
-        traced = torch.jit.trace(Logits(in_plain_memory(answers)).eval().cpu(), images[:2])
+        traced = torch.jit.trace(Logits(answers).eval().cpu(), images[:2])
         torch.jit.save(traced, str(path))
         loaded = torch.jit.load(str(path))
-    expected = torch.from_numpy(in_plain_memory(answers).answer(tiles)[LABEL])
+    expected = torch.from_numpy(answers.answer(tiles)[LABEL])
     said = torch.cat([loaded(images[:1]), *(loaded(images[start : start + 7]) for start in range(1, len(images), 7))])
     difference = (said.softmax(1) - expected).abs().max().item()
     if difference > MOST_DIFFERENCE:

@@ -6,6 +6,7 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
+from csat.model.networks.norms import guard_norms
 from csat.model.networks.pointwise import guard_pointwise
 
 BACKBONE, DECODER, HEADS = "backbone", "decoder", "heads"
@@ -39,9 +40,10 @@ class PartedModel(nn.Module, ABC):
         """
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Whatever becomes a part of a model is made safe to train, before any backward pass runs through it."""
+        """Whatever becomes a part of a model is made safe before it computes anything."""
         if isinstance(value, nn.Module):
             guard_pointwise(value)
+            guard_norms(value)
         super().__setattr__(name, value)
 
     def tensors_of(self, part: str) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 Readers hold open files: they don't travel between processes, each process opens its own (`csat.tiles.reader` keeps a few).
 """
 
+import math
 from pathlib import Path
 from typing import Protocol
 
@@ -21,6 +22,7 @@ from csat.storage.node_cache import SlideCache, fetch_bytes
 
 AS_IT_IS = 1.01  # a level this much coarser or finer than wanted is read without resampling
 NEAR = 1.12  # a level this much coarser than wanted still serves, enlarged: by so much scanners differ at one magnification
+NUDGE_PX = 1e-3  # rounding of positions
 
 
 class SlideReader(Protocol):
@@ -145,6 +147,7 @@ def read_tile(
     tile_px: int | tuple[int, int],
     row: int = 0,
     aspect: float = 1.0,
+    mirrored: bool = False,
 ) -> np.ndarray:
     """One tile at its final size.
 
@@ -157,6 +160,7 @@ def read_tile(
         tile_px: Edge of the result, or its (width, height).
         row: Row of a parquet.
         aspect: Pixels to read down for one across (which `read_px` counts).
+        mirrored: What lies beyond the slide is its mirror image; else white.
 
     Returns:
         uint8 `[tile_px, tile_px, 3]` or `[height, width, 3]`, RGB.
@@ -168,10 +172,29 @@ def read_tile(
     across = read_px / max(size)
     read_size = tuple(max(1, round(edge * ratio)) for edge, ratio in zip(size, (across, across * aspect), strict=True))
     pixels = reader.read(x_px, y_px, level, read_size, row=row)
+    if mirrored:
+        pixels = _mirrored(pixels, reader.levels[level], x_px, y_px)
     between = tuple(map(min, read_size, size))  # one edge may shrink while the other grows
     if between != read_size:
         pixels = cv2.resize(pixels, between, interpolation=cv2.INTER_AREA)
     return pixels if between == size else cv2.resize(pixels, size, interpolation=cv2.INTER_CUBIC)
+
+
+def _mirrored(pixels: np.ndarray, level: Level, x_px: int, y_px: int) -> np.ndarray:
+    """What was read of a level, with the mirror image of the slide where the rectangle sticks out of it.
+
+    The outermost pixels are there twice, as in the windows of `csat.prediction.windows`. A pixel that is partly outside counts
+    as outside: it has some of the white in it.
+    """
+    height, width = pixels.shape[:2]
+    starts = x_px / level.downsample, y_px / level.downsample
+    left, top = (max(0, math.ceil(-start - NUDGE_PX)) for start in starts)
+    beyond = starts[0] + width - level.width_px, starts[1] + height - level.height_px
+    right, bottom = (max(0, math.ceil(edge - NUDGE_PX)) for edge in beyond)
+    if not (left or top or right or bottom) or left + right >= width or top + bottom >= height:
+        return pixels
+    inside = pixels[top : height - bottom, left : width - right]
+    return cv2.copyMakeBorder(inside, top, bottom, left, right, cv2.BORDER_REFLECT)
 
 
 def _decode_whole(path: Path, uri: str, misread: str | None) -> tuple[np.ndarray, Mpp | None]:

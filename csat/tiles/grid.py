@@ -4,10 +4,11 @@ The wanted resolution is read from the *best level*: the coarsest that is at mos
 Scanners differ by that much at one magnification (40x is 0.2325 to 0.263 um/px), so that resampling by a few per cent, up or
 down, is the rule; within 1% a level is read as it is. Enlarging more has to be allowed by name.
 
-Positions are in level-0 pixels; tiles that would stick out of the slide are not made. The step between tiles is a whole number
-of level-0 pixels, rounded up: tiles overlap by what was asked for or a fraction of a pixel less, never more. Only with
-`cover_edges` the last tile of a row or column ends at the slide's edge, and overlaps its neighbour by more. Where pixels are
-not square, a tile takes more of them in one direction than in the other, and is resampled to square ones.
+Positions are in level-0 pixels; tiles that would stick out of the slide are not made, unless `margin_px` allows it. The step
+between tiles is a whole number of level-0 pixels, rounded up: tiles overlap by what was asked for or a fraction of a pixel
+less, never more. Only with `cover_edges` the last tile of a row or column ends at the slide's edge, and overlaps its neighbour
+by more. Where pixels are not square, a tile takes more of them in one direction than in the other, and is resampled to square
+ones.
 """
 
 import math
@@ -66,6 +67,7 @@ class TilingConfig:
     whole: str | None = None  # image or tissue: no tiles, but each image, or piece of tissue, at its own size
     max_px: int = 4096  # with whole: longest edge at the wanted resolution; a larger image is quarantined, never shrunk
     cover_edges: bool = False  # cover the right and lower edge too, by tiles that overlap their neighbours by more
+    margin_px: int = 0  # how far the outermost tiles reach beyond the slide, where they see its mirror image, px as overlap_px
 
     def __post_init__(self):
         check_mpp(self.mpp, "data.mpp")
@@ -80,6 +82,8 @@ class TilingConfig:
             raise ConfigError(f"data.max_px must be at least {SMALLEST_PX} px, not {self.max_px}")
         if not 0 <= self.overlap_px < self.tile_px:
             raise ConfigError(f"data.overlap_px must be 0 to tile_px - 1 = {self.tile_px - 1}, not {self.overlap_px}")
+        if not 0 <= self.margin_px < self.tile_px / 2:
+            raise ConfigError(f"data.margin_px must be 0 or more, and less than half of tile_px, not {self.margin_px}")
         if not 0 <= self.min_tissue <= 1:
             raise ConfigError(f"data.min_tissue is a share, 0 to 1, not {self.min_tissue}")
         if not 1 <= self.max_upsampling < math.inf:
@@ -171,9 +175,9 @@ def plan_grid(slide: str, levels: list[Level], resolution: Mpp | None, config: T
             f"{covered[0] if covered[0] == covered[1] else ' x '.join(covered)} px of it: lower data.tile_px"
             f"{'' if config.mpp is None else ' or data.mpp'}",
         )
-    step = (config.tile_px - config.overlap_px) / config.tile_px
+    shares = {"step": 1 - config.overlap_px / config.tile_px, "margin": config.margin_px / config.tile_px}
     columns, rows = (
-        _starts(edge, footprint_px, step=step, cover_edges=config.cover_edges)
+        _starts(edge, footprint_px, **shares, cover_edges=config.cover_edges)
         for edge, footprint_px in zip((width, height), footprints_px, strict=True)
     )
     return Grid(
@@ -204,10 +208,17 @@ def table_of(slide_row: SlideRow, grid: Grid, *, tissue: np.ndarray, tile_px: in
     return pa.table(arrays, schema=TILE_SCHEMA)
 
 
-def _starts(edge_px: int, footprint_px: float, *, step: float, cover_edges: bool) -> np.ndarray:
-    """int64: where tiles begin along one edge of an image. `step`: from one to the next, in tiles."""
-    last = math.floor(edge_px - footprint_px)
-    starts = np.arange(0, last + 1, math.ceil(footprint_px * step - 1e-6))
+def _starts(edge_px: int, footprint_px: float, *, step: float, margin: float, cover_edges: bool) -> np.ndarray:
+    """int64: where tiles begin along one edge of an image.
+
+    Args:
+        step: From one to the next, in tiles.
+        margin: How far the first and the last reach beyond the image, in tiles; to the nearest pixel.
+    """
+    first, last = -round(margin * footprint_px), math.floor(edge_px - footprint_px)
+    if margin:
+        last = round(edge_px - (1 - margin) * footprint_px)
+    starts = np.arange(first, last + 1, math.ceil(footprint_px * step - 1e-6))
     return np.append(starts, last) if cover_edges and starts[-1] < last else starts
 
 

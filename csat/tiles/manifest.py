@@ -219,6 +219,8 @@ def fingerprint(
         del how["max_upsampling"]
     if not tiling.cover_edges:
         del how["cover_edges"]
+    if not tiling.margin_px:
+        del how["margin_px"]
     order = asdict(config)
     if config.shuffle:
         del order["shuffle"]

@@ -99,7 +99,7 @@ class TileReader:
                 where["aspect"] = float(columns["aspect"][index])
                 size = (int(columns["width_px"][index]), int(columns["height_px"][index])) if self.whole else self.tile_px
                 reader = self._reader(slide, str(columns["kind"][index]))
-                tile = read_tile(reader, **where, tile_px=size)
+                tile = read_tile(reader, **where, tile_px=size, mirrored=True)
                 background = 0.0 if self.max_background is None else background_fraction(tile)
                 if self.max_background is not None and background > self.max_background:
                     status[index], reasons[index] = FILTERED, f"background: {background:.3f} of the tile is near-white"

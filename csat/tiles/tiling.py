@@ -54,6 +54,8 @@ def _tile_grid(row: SlideRow, config: TilingConfig, reader: SlideReader) -> pa.T
     mask = tissue_mask(reader.thumbnail(config.tissue_thumbnail_px))
     across, down = grid.footprint_px / width, grid.footprint_px * grid.aspect / height
     tissue = tissue_fraction(mask, grid.x_px / width, grid.y_px / height, across, down)
+    if config.margin_px:
+        tissue = np.minimum(tissue / (_inside(grid.x_px / width, across) * _inside(grid.y_px / height, down)), 1.0)
     keep = tissue >= config.min_tissue
     if not keep.any():
         raise SlideError(
@@ -63,6 +65,11 @@ def _tile_grid(row: SlideRow, config: TilingConfig, reader: SlideReader) -> pa.T
         )
     columns = dict(x_px=grid.x_px[keep], y_px=grid.y_px[keep])
     return table_of(row, grid, tissue=tissue[keep].astype(np.float32), tile_px=config.tile_px, **columns)
+
+
+def _inside(start: np.ndarray, length: float) -> np.ndarray:
+    """Which share of each stretch along an axis lies on the slide, 0 to 1. All in edges of the slide."""
+    return (np.minimum(start + length, 1) - np.maximum(start, 0)) / length
 
 
 def _tile_whole(row: SlideRow, config: TilingConfig, reader: SlideReader) -> pa.Table:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from csat.prediction.layout import Layout
 from csat.slides.synthetic import make_slides
@@ -109,6 +110,27 @@ def test_a_finished_prediction_is_left_alone_and_another_is_refused(finished, ca
     assert "nothing to do" in capsys.readouterr().out and contents(folder) == before
     assert predict.main([*argv, "--data.min_tissue=0.5"]) == 2
     assert "data.min_tissue: was 0.05, is 0.5" in capsys.readouterr().err
+
+
+class Broken(torch.nn.Module):
+    """Answers the noise of a dry run, and fails on whatever has less contrast, as tissue has."""
+
+    def forward(self, images):
+        if float(images.std()) < 70:
+            raise RuntimeError("cannot bear tissue")
+        return images.mean((2, 3))
+
+
+def test_a_model_that_fails_ends_the_run_with_a_reason(ray_cluster, slides, tmp_path, capsys):
+    torch.jit.script(Broken()).save(tmp_path / "broken.pt")
+    output = {"name": "colour", "kind": "features", "channels": 3, "stride_px": None}
+    (tmp_path / "broken.json").write_text(json.dumps({"mpp": 0.5, "tile_px": 128, "outputs": [output]}))
+    model = {"model__name": "torchscript", "model__weights": tmp_path / "broken.pt"}
+    assert predict.main(arguments(slides, tmp_path / "out", **model)) == 1
+    said = "model 'broken' has not answered one of its first"
+    assert said in capsys.readouterr().err
+    status = json.loads((tmp_path / "out" / "status.json").read_text())
+    assert status["state"] == "failed" and said in status["error"] and "cannot bear tissue" in status["error"]
 
 
 @pytest.mark.thorough

@@ -133,6 +133,19 @@ def test_a_teacher_that_breaks_later_stops_the_run():
         teacher_stage(rows(3))
 
 
+def test_whoever_predicts_reads_of_a_model():
+    out = stage(called="model")(rows(4, raises=(0,), nan=(2,)))
+    assert [reason.partition(":")[0] for reason in out[REASON]] == ["model_error", "", "model_nonfinite", ""]
+    with pytest.raises(TeacherError, match="^model 'fake' has not answered one of its first 3 tiles"):
+        stage(called="model")(rows(3, raises=(0, 1, 2)))
+    broken = stage(called="model", options={"dies_after": 1})
+    broken(rows(2))
+    with pytest.raises(TeacherError, match="^model 'fake' failed on a whole batch"):
+        broken(rows(3))
+    with pytest.raises(TeacherError, match="^model 'fake': this node's weights"):
+        stage(called="model", expected_sha256="0" * 64)
+
+
 def test_an_answer_of_another_shape_is_the_teachers_fault():
     teacher_stage = stage(wanted=["features"])
     teacher_stage.teacher.respond = lambda tiles: {"features": np.zeros((len(tiles), 4), np.float16)}

@@ -50,6 +50,7 @@ class AnswerStage:
             wanted=wanted,
             device=device,
             expected_sha256=description.about["sha256"],
+            called="model",
             loader=lambda name, weights, options, *, device, wanted: _Answering(model, description, device, wanted),
         )
 

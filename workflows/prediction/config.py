@@ -40,11 +40,11 @@ class SeenConfig:
     source_mpp: Often[float | None] = None  # resolution of slides and rows that state none, um/px; beats a guess, nothing else
     tissue_thumbnail_px: int = 2048  # longer edge of the picture in which tissue is looked for, px
 
-    def tiling(self, *, mpp: float | None, tile_px: int, overlap_px: int) -> TilingConfig:
-        """How slides are cut for a model that is shown such tiles. Raises ConfigError."""
+    def tiling(self, *, mpp: float | None, tile_px: int, overlap_px: int, margin_px: int) -> TilingConfig:
+        """How slides are cut for a model that is shown such tiles, and says nothing of their margin. Raises ConfigError."""
         same = {name: getattr(self, name) for name in ("min_tissue", "allow_upsampling", "max_upsampling", "source_mpp")}
         same |= {"tissue_thumbnail_px": self.tissue_thumbnail_px, "cover_edges": True}
-        return TilingConfig(mpp=mpp, tile_px=tile_px, overlap_px=overlap_px, **same)
+        return TilingConfig(mpp=mpp, tile_px=tile_px, overlap_px=overlap_px, margin_px=margin_px, **same)
 
 
 @dataclass(frozen=True, kw_only=True)

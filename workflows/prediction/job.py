@@ -61,7 +61,8 @@ class PredictJob:
     def tiling(self) -> TilingConfig:
         """How the model has to be shown slides."""
         model = self.model
-        return self.config.data.tiling(mpp=model.mpp, tile_px=model.tile_px, overlap_px=model.overlap_px)
+        cut = {"tile_px": model.tile_px, "overlap_px": model.overlap_px, "margin_px": model.crop_px}
+        return self.config.data.tiling(mpp=model.mpp, **cut)
 
     @property
     def nuclei_maps(self) -> tuple[str, ...]:

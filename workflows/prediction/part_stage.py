@@ -100,7 +100,7 @@ class PartStage:
                     found.append(self._nuclei(row, columns))
                 except Exception as error:  # one tile's maps; whatever a library makes of them, the others are fine
                     status[at] = QUARANTINED
-                    reasons[at] = printable(f"teacher_error: no nuclei can be made of its maps: {last_line(error)}")
+                    reasons[at] = printable(f"model_error: no nuclei can be made of its maps: {last_line(error)}")
             tables[NUCLEI] = pa.concat_tables(found) if found else PLACED_SCHEMA.empty_table()
         tables[TILES] = self._tiles(rows, columns, status, [reason[:MAX_REASON_CHARS] for reason in reasons])
         positions = columns[POSITION][rows]

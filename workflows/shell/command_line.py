@@ -98,7 +98,8 @@ def _run(
         interruption.end()
         logger.debug("traceback", exc_info=True)
         is_training = any(base.__name__ == "TrainingFailedError" for base in type(error).__mro__)
-        what = "training failed" if is_training else "Ray stopped"
+        is_ours = "UserCodeException" in type(error).__name__  # raised by a stage of a stream
+        what = "training failed" if is_training else "stopped" if is_ours else "Ray stopped"
         safe = "What was committed is safe: run the same command to resume"
         output.error(f"{what}: {say(reason(error))}\n{safe}", exit_code=1)
         return 1

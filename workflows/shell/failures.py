@@ -1,4 +1,4 @@
-"""Why a training failed, in one sentence that names our settings where Ray's own message advises its own."""
+"""Why a run failed, in one sentence that names our settings where Ray's own message advises its own."""
 
 import re
 from collections.abc import Iterator
@@ -8,13 +8,21 @@ from ray.data.exceptions import ExecutionTimeoutError
 from csat.words import last_line, some
 
 _AT_WORK = re.compile(r"^\s*- (?P<stage>.+): (?P<count>[1-9]\d*) active task", re.MULTILINE)
+_IN_A_STAGE = "UserCodeException: UDF failed to process a data block"  # Ray Data's word for whatever a stage of ours raised
+_CAUSE = "The above exception was the direct cause of the following exception:"  # Python's, between what was raised and that
+_OURS = re.compile(r"^csat\.errors\.\w+: ")
 _CALLED = re.compile(r"\((\w+)\)")  # the class or function of ours, in Ray's name of a stage: MapBatches(TeacherStage)
 
 
 def reason(error: BaseException) -> str:
     """What went wrong: of a stream that stood still what it waited for and what to do, else the error's own last line."""
     stalled = next((each for each in _all_of(error) if isinstance(each, ExecutionTimeoutError)), None)
-    return last_line(error) if stalled is None else _told(stalled)
+    if stalled is not None:
+        return _told(stalled)
+    said = last_line(error)
+    if _IN_A_STAGE in said:
+        said = last_line(RuntimeError(str(error).rpartition(_CAUSE)[0] or said))
+    return _OURS.sub("", said)
 
 
 def _all_of(error: BaseException) -> Iterator[BaseException]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from csat.errors import ConfigError
-from csat.export.onnx import NAME, check_onnx, compare, export_onnx, in_plain_memory
+from csat.export.onnx import NAME, check_onnx, compare, export_onnx
 from csat.prediction.onnx_answers import OnnxAnswers
 from csat.prediction.opening import open_answers
 from csat.responses import Kind
@@ -61,7 +61,7 @@ def test_the_file_agrees_with_the_model_on_real_tiles(exported, name):
 def test_without_this_project_it_says_the_same(exported, name):
     folder, models, said = exported
     answers = models[name]
-    expected, values = in_plain_memory(answers).answer(real_tiles(7, answers.tile_px)), np.load(folder / f"{name}.npz")
+    expected, values = answers.answer(real_tiles(7, answers.tile_px)), np.load(folder / f"{name}.npz")
     assert set(values) == set(expected)
     for key in expected:
         np.testing.assert_allclose(values[key], expected[key], atol=1e-4, rtol=1e-5)

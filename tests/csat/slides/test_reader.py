@@ -43,6 +43,19 @@ def test_outside_the_slide_is_white(pyramid):
     assert (slide.read(9000, 9000, 0, 16) == 255).all()
 
 
+@pytest.mark.parametrize(("level", "step"), [(0, 1), (1, 4)])
+def test_beyond_the_slide_is_its_mirror_image_where_that_is_asked(pyramid, level, step):
+    slide, pixels = open_slide(pyramid, "wsi"), PIXELS[::step, ::step]
+    padded = np.pad(pixels, ((64, 64), (64, 64), (0, 0)), mode="symmetric")
+    height, width = pixels.shape[:2]
+    for x, y in ((-20, -10), (width - 40, -32), (-1, height - 33), (width - 64, height - 40), (10, 10)):
+        where = {"x_px": x * step, "y_px": y * step, "level": level, "read_px": 64, "tile_px": 64}
+        expected = padded[64 + y : 128 + y, 64 + x : 128 + x]
+        np.testing.assert_array_equal(read_tile(slide, **where, mirrored=True), expected)
+    outside = {"x_px": 9000, "y_px": 0, "level": level, "read_px": 16, "tile_px": 16}
+    assert (read_tile(slide, **outside, mirrored=True) == 255).all(), "there is nothing to be mirrored"
+
+
 def test_a_tile_is_resized_by_area(pyramid):
     slide = open_slide(pyramid, "wsi")
     where = {"x_px": 512, "y_px": 256, "level": 0}

@@ -198,3 +198,29 @@ def test_covering_the_edges_leaves_no_pixel_out_and_moves_no_other_tile(case):
         assert covering[: len(plain)].tolist() == plain.tolist() and len(covering) - len(plain) in (0, 1)
         assert covering[0] == 0 and extent - 1 < covering[-1] + footprint_px <= extent + 1e-6
         assert (np.diff(covering) <= math.ceil(footprint_px)).all()
+
+
+@given(_grids(), st.integers(1, 7))
+def test_with_a_margin_what_is_answered_reaches_from_edge_to_edge(case, margin_px):
+    """The outermost tiles reach beyond the slide by the margin that a model leaves out, to the nearest level-0 pixel."""
+    levels, resolution, config = case
+    config = replace(config, overlap_px=max(config.overlap_px, 2 * margin_px), cover_edges=True, margin_px=margin_px)
+    try:
+        grid = plan_grid("s", levels, resolution, config)
+    except SlideError as error:
+        assert error.reason == "too_small"
+        return
+    for positions, extent, footprint_px in (
+        (grid.x_px, levels[0].width_px, grid.footprint_px),
+        (grid.y_px, levels[0].height_px, grid.footprint_px * grid.aspect),
+    ):
+        margin = footprint_px * margin_px / config.tile_px
+        starts = np.unique(positions) + margin
+        ends = starts + footprint_px - 2 * margin
+        assert abs(starts[0]) <= 0.5 + 1e-6 and abs(ends[-1] - extent) <= 0.5 + 1e-6
+        assert (starts[1:] < ends[:-1] + 1).all(), "no more of a gap between than steps of whole pixels leave"
+
+
+def test_a_margin_is_less_than_half_a_tile():
+    with pytest.raises(ConfigError, match="data.margin_px must be 0 or more, and less than half of tile_px, not 64"):
+        TilingConfig(tile_px=128, margin_px=64)

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tifffile
 
 from csat.columns import FILTERED, STATUS, TILE
 from csat.model.files import save_model
@@ -117,7 +118,7 @@ def test_a_tile_that_fails_is_counted_and_costs_no_other(fake, painted, tmp_path
 
     (record,) = predict(job, spoil=spoil)
     assert record["quarantined"] == 2 and record["filtered"] == 1 and record["predicted"] == record["tiles"] - 3
-    assert record["reasons"] == {"quarantined: teacher_error": 1, "filtered: background": 1, "quarantined: unreadable": 1}
+    assert record["reasons"] == {"quarantined: model_error": 1, "filtered: background": 1, "quarantined: unreadable": 1}
     accounts = _finish(job)
     assert accounts["tiles"] == {
         "manifest": record["tiles"],
@@ -129,6 +130,20 @@ def test_a_tile_that_fails_is_counted_and_costs_no_other(fake, painted, tmp_path
     assert [(row["position"], row["status"]) for row in rows] == [(3, "quarantined"), (5, "filtered"), (7, "quarantined")]
     features = pq.read_table(f"{job.layout.slide_folder(record['name'])}/embeddings.parquet")
     assert len(features) == record["predicted"] and len(features["feature"][0]) == 3
+
+
+def test_a_model_that_says_nothing_of_its_margin_answers_the_slides_rim(fake, painted, tmp_path):
+    """Its outermost tiles reach beyond the slide: map and area are those of a model without a margin."""
+    heat, records = [], []
+    for crop_px in (0, 24):
+        model = AnswersConfig(name="fake", options={"crop_px": crop_px})
+        data = SeenConfig(tile_px=128, mpp=0.5, min_tissue=0.0)
+        job = make(tmp_path / str(crop_px), [painted], model, data=data, write=["heatmap"])
+        records += predict(job)
+        heat.append(tifffile.imread(f"{job.layout.slide_folder(records[-1]['name'])}/heatmap.ome.tif"))
+    assert [record["predicted"] for record in records] == [record["tiles"] for record in records] and not records[1]["reasons"]
+    assert records[1]["summary"]["seen_mm2"] == pytest.approx((600 * 0.5e-3) ** 2)
+    assert np.abs(heat[1].astype(int) - heat[0]).max() <= 1 and heat[1].min() > 0
 
 
 def test_a_slide_that_went_away_is_quarantined_and_the_others_have_their_files(painted, tmp_path):

@@ -33,3 +33,19 @@ def test_a_stream_that_stood_still(at_work, told):
 def test_any_other_error_has_its_own_last_line():
     assert reason(through_ray(ValueError("broken"))) == "ValueError: broken"
     assert reason(RuntimeError("first\nValueError: second")) == "ValueError: second"
+
+
+def test_what_a_stage_raised_is_told_and_not_rays_word_for_it():
+    text = """ray::MapBatches(AnswerStage)() (pid=7, ip=127.0.0.1)
+ValueError: cannot bear this tile
+
+The above exception was the direct cause of the following exception:
+
+ray::MapBatches(AnswerStage)() (pid=7, ip=127.0.0.1)
+csat.errors.TeacherError: model 'a' failed on a whole batch
+
+The above exception was the direct cause of the following exception:
+
+ray::MapBatches(AnswerStage)() (pid=7, ip=127.0.0.1)
+ray.exceptions.UserCodeException: UDF failed to process a data block."""
+    assert reason(RuntimeError(text)) == "model 'a' failed on a whole batch"
