@@ -75,7 +75,7 @@ def instances_from_hv(
     min_area_px = max(1, round(MIN_AREA_PX * scale**2))
     sobel_px = min(LARGEST_SOBEL_PX, max(SMALLEST_SOBEL_PX, _kernel_px(SOBEL_PX, scale)))
     opening_px, blur_px = _kernel_px(OPENING_PX, scale), _kernel_px(BLUR_PX, scale)
-    mask = _drop_small(probability >= threshold, min_area_px)
+    mask = _components((probability >= threshold).astype(np.uint8), min_area_px) > 0
     if not mask.any():
         return np.zeros(mask.shape, np.int32)
     horizontal, vertical = (_to_unit(channel.astype(np.float32)) for channel in hv)
@@ -87,7 +87,7 @@ def instances_from_hv(
     energy = -cv2.GaussianBlur(energy, (blur_px, blur_px), 0)
     ellipse = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (opening_px, opening_px))
     markers = cv2.morphologyEx(_filled(mask & (border < edge_threshold)), cv2.MORPH_OPEN, ellipse)
-    markers = cv2.connectedComponents(_drop_small(markers, min_area_px).astype(np.uint8), connectivity=EIGHT_NEIGHBOURS)[1]
+    markers = _components(markers, min_area_px)
     return relabel(watershed(energy, markers, mask=mask))
 
 
@@ -198,12 +198,12 @@ def _filled(mask: np.ndarray) -> np.ndarray:
     return (~is_open[labels]).astype(np.uint8)
 
 
-def _drop_small(mask: np.ndarray, min_area_px: int) -> np.ndarray:
-    """bool mask without its components of fewer than `min_area_px` pixels."""
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=EIGHT_NEIGHBOURS)
-    large = stats[:, cv2.CC_STAT_AREA] >= min_area_px
-    large[0] = False
-    return large[labels]
+def _components(mask: np.ndarray, min_area_px: int) -> np.ndarray:
+    """int32: the components of a uint8 mask that have `min_area_px` pixels or more, numbered 1 … N; 0 elsewhere."""
+    _, labels = cv2.connectedComponents(mask, connectivity=EIGHT_NEIGHBOURS)
+    is_large = np.bincount(labels.ravel()) >= min_area_px
+    is_large[0] = False
+    return np.where(is_large, np.cumsum(is_large), 0).astype(np.int32)[labels]
 
 
 def _to_unit(values: np.ndarray, frame_px: int = 0) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from csat.columns import OK, POSITION, QUARANTINED, READ_S, REASON, RESPONSE_PREFIX, STATUS, TEACHER_S
-from csat.prediction.nuclei import FOUND_SCHEMA, nuclei_of_tile
+from csat.prediction.nuclei import FOUND_SCHEMA, nuclei_of_tiles
 from csat.prediction.parts import Parts, Tables
 from csat.tiles.manifest import SlideTiles
 from csat.words import last_line, printable
@@ -92,16 +92,18 @@ class PartStage:
         reasons = [printable(str(reason)) for reason in columns[REASON][rows]]
         tables: Tables = {}
         if self.maps:
-            found = []
-            for at, row in enumerate(rows.tolist()):
-                if status[at] != OK:
-                    continue
-                try:
-                    found.append(self._nuclei(row, columns))
-                except Exception as error:  # one tile's maps; whatever a library makes of them, the others are fine
-                    status[at] = QUARANTINED
-                    reasons[at] = printable(f"model_error: no nuclei can be made of its maps: {last_line(error)}")
-            tables[NUCLEI] = pa.concat_tables(found) if found else PLACED_SCHEMA.empty_table()
+            answered = np.flatnonzero(status == OK)
+            try:
+                found = [self._nuclei(rows[answered], columns)]
+            except Exception:  # of one tile's maps, whatever a library makes of them; the others are fine
+                found = []
+                for at in answered.tolist():
+                    try:
+                        found.append(self._nuclei(rows[at : at + 1], columns))
+                    except Exception as error:
+                        status[at] = QUARANTINED
+                        reasons[at] = printable(f"model_error: no nuclei can be made of its maps: {last_line(error)}")
+            tables[NUCLEI] = pa.concat_tables([PLACED_SCHEMA.empty_table(), *found])
         tables[TILES] = self._tiles(rows, columns, status, [reason[:MAX_REASON_CHARS] for reason in reasons])
         positions = columns[POSITION][rows]
         num_bytes = self.parts.write(slide_index, tables, positions=positions)
@@ -118,16 +120,21 @@ class PartStage:
             OUTLINER: who(),
         }
 
-    def _nuclei(self, row: int, columns: Mapping[str, np.ndarray]) -> pa.Table:
-        frame = frame_of_cell(columns[FRAME][row])
-        if columns["kind"][row] == "parquet":  # an image of its own: what lies at the same place in others has another id
-            frame = replace(frame, slide=f"{frame.slide}#{columns['row'][row]}")
-        tile = {name: columns[name][row].item() for name in GEOMETRY}
-        place = frame.place(**tile, tile_px=self.tile_px, crop_px=self.crop_px)
-        maps = {name: columns[RESPONSE_PREFIX + name][row] for name in self.maps}
-        nuclei = nuclei_of_tile(maps, place, frame, types=self.types)
-        position = pa.repeat(pa.scalar(int(columns[POSITION][row]), pa.int64()), len(nuclei))
-        return pa.table([position, *nuclei.columns], schema=PLACED_SCHEMA)
+    def _nuclei(self, rows: np.ndarray, columns: Mapping[str, np.ndarray]) -> pa.Table:
+        """PLACED_SCHEMA, tile after tile."""
+        if not len(rows):
+            return PLACED_SCHEMA.empty_table()
+        frames, places = [], []
+        for row in rows.tolist():
+            frame = frame_of_cell(columns[FRAME][row])
+            tile = {name: columns[name][row].item() for name in GEOMETRY}
+            places.append(frame.place(**tile, tile_px=self.tile_px, crop_px=self.crop_px))
+            if columns["kind"][row] == "parquet":  # an image of its own: what lies at the same place in others has another id
+                frame = replace(frame, slide=f"{frame.slide}#{columns['row'][row]}")
+            frames.append(frame)
+        maps = {name: columns[RESPONSE_PREFIX + name][rows] for name in self.maps}
+        nuclei, tile_of = nuclei_of_tiles(maps, places, frames, types=self.types)
+        return pa.table([pa.array(columns[POSITION][rows][tile_of]), *nuclei.columns], schema=PLACED_SCHEMA)
 
     def _tiles(
         self, rows: np.ndarray, columns: Mapping[str, np.ndarray], status: np.ndarray, reasons: Sequence[str]

@@ -7,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from csat.prediction.outlines import boxes_of, outlines_of
+from csat.prediction.outlines import outlines_of, regions_of
 from tests.csat.prediction.oracle import painted
 
 
 def outlines(instances, **place):
-    return outlines_of(instances, boxes_of(instances), **{"left": 0.0, "top": 0.0, "across": 1.0, "down": 1.0, **place})
+    return outlines_of(regions_of(instances[None]), **{"left": 0.0, "top": 0.0, "across": 1.0, "down": 1.0, **place})
 
 
 def test_a_rectangle_has_its_edges_within_half_a_pixel():
