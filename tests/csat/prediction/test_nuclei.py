@@ -3,10 +3,12 @@
 import uuid
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import shapely
 
 from csat.instances import hv_targets, relabel
+from csat.prediction import nuclei
 from csat.prediction.nuclei import FOUND_SCHEMA, nuclei_of_instances, nuclei_of_tile
 from csat.prediction.slide_frame import Place, SlideFrame
 from tests.csat.prediction.oracle import MPP, answered_in, cut, found_in, frame_for, painted
@@ -89,6 +91,30 @@ def test_the_maps_of_known_nuclei_give_them_back():
     assert hv_targets(instances).shape == (2, 256, 256)
     x, y = (np.asarray(said[name]).astype(int) - 128 for name in ("x_px", "y_px"))
     assert (instances[y, x] > 0).mean() > 0.98
+
+
+def test_answers_together_say_what_they_say_one_by_one(monkeypatch):
+    """Tiles of two slides with types, one of them empty, in one call, in chunks, and each by itself."""
+    labels = painted()
+    places = [Place(x, y, x + 128, y + 128) for x, y in ((0, 0), (128, 64), (300, 300), (640, 640), (17, 500))]
+    frames = [frame_for(labels), frame_for(labels, slide="/slides/b.svs")]
+    frames = [frames[index % 2] for index in range(len(places))]
+    instances = [cut(labels, place) * (index != 2) for index, place in enumerate(places)]
+    maps = {
+        "np": np.stack([(each > 0)[None] for each in instances]).astype(np.float16),
+        "hv": np.stack([hv_targets(each) for each in instances]).astype(np.float16),
+        "tp": np.random.default_rng(0).random((5, 3, 128, 128)).astype(np.float16),
+    }
+    single = [
+        nuclei_of_tile({name: values[index] for name, values in maps.items()}, place, frame, types=TYPES)
+        for index, (place, frame) in enumerate(zip(places, frames, strict=True))
+    ]
+    assert len(single[2]) == 0 and sum(map(len, single)) > 50
+    for pixels_at_once in (2**21, 128**2 * 2):
+        monkeypatch.setattr(nuclei, "PIXELS_AT_ONCE", pixels_at_once)
+        table, tile = nuclei.nuclei_of_tiles(maps, places, frames, types=TYPES)
+        assert table.equals(pa.concat_tables(single))
+        assert np.bincount(tile, minlength=5).tolist() == [len(each) for each in single]
 
 
 @pytest.mark.parametrize("scale", [1, 2])

@@ -15,6 +15,7 @@ import tifffile
 
 from csat.columns import FILTERED, STATUS, TILE
 from csat.model.files import save_model
+from csat.prediction import nuclei
 from csat.model.registry import ModelConfig, build_model
 from csat.runs.folder import RunFolder
 from csat.slides.reader import open_slide
@@ -130,6 +131,24 @@ def test_a_tile_that_fails_is_counted_and_costs_no_other(fake, painted, tmp_path
     assert [(row["position"], row["status"]) for row in rows] == [(3, "quarantined"), (5, "filtered"), (7, "quarantined")]
     features = pq.read_table(f"{job.layout.slide_folder(record['name'])}/embeddings.parquet")
     assert len(features) == record["predicted"] and len(features["feature"][0]) == 3
+
+
+def test_maps_of_which_no_nuclei_can_be_made_cost_their_tile_alone(painted, tmp_path, monkeypatch):
+    seen, real = [], nuclei.instances_from_hv
+
+    def failing(probability, *args, **kwargs):
+        """On the third tile, whenever it comes."""
+        seen.append(probability.sum())
+        if len(seen) > 2 and seen[-1] == seen[2]:
+            raise ValueError("a library\nFloatingPointError: gives up")
+        return real(probability, *args, **kwargs)
+
+    monkeypatch.setattr(nuclei, "instances_from_hv", failing)
+    job = make(tmp_path, [painted], STAIN, data=SMALL)
+    (record,) = predict(job)
+    assert record["reasons"] == {"quarantined: model_error": 1} and record["predicted"] == record["tiles"] - 1 > 10
+    (row,) = pq.read_table(f"{job.layout.slide_folder(record['name'])}/quarantine.parquet").to_pylist()
+    assert row["position"] == 2 and row["message"] == "no nuclei can be made of its maps: FloatingPointError: gives up"
 
 
 def test_a_model_that_says_nothing_of_its_margin_answers_the_slides_rim(fake, painted, tmp_path):
