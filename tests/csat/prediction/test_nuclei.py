@@ -96,21 +96,21 @@ def test_the_maps_of_known_nuclei_give_them_back():
 def test_answers_together_say_what_they_say_one_by_one(monkeypatch):
     """Tiles of two slides with types, one of them empty, in one call, in chunks, and each by itself."""
     labels = painted()
-    places = [Place(x, y, x + 128, y + 128) for x, y in ((0, 0), (128, 64), (300, 300), (640, 640), (17, 500))]
+    places = [Place(x, y, x + 256, y + 256) for x, y in ((0, 0), (128, 64), (300, 300), (512, 512), (17, 500))]
     frames = [frame_for(labels), frame_for(labels, slide="/slides/b.svs")]
     frames = [frames[index % 2] for index in range(len(places))]
     instances = [cut(labels, place) * (index != 2) for index, place in enumerate(places)]
     maps = {
         "np": np.stack([(each > 0)[None] for each in instances]).astype(np.float16),
         "hv": np.stack([hv_targets(each) for each in instances]).astype(np.float16),
-        "tp": np.random.default_rng(0).random((5, 3, 128, 128)).astype(np.float16),
+        "tp": np.random.default_rng(0).random((5, 3, 256, 256)).astype(np.float16),
     }
     single = [
         nuclei_of_tile({name: values[index] for name, values in maps.items()}, place, frame, types=TYPES)
         for index, (place, frame) in enumerate(zip(places, frames, strict=True))
     ]
-    assert len(single[2]) == 0 and sum(map(len, single)) > 50
-    for pixels_at_once in (2**21, 128**2 * 2):
+    assert len(single[2]) == 0 and sum(map(len, single)) > 20
+    for pixels_at_once in (2**21, 256**2 * 2):
         monkeypatch.setattr(nuclei, "PIXELS_AT_ONCE", pixels_at_once)
         table, tile = nuclei.nuclei_of_tiles(maps, places, frames, types=TYPES)
         assert table.equals(pa.concat_tables(single))

@@ -15,8 +15,8 @@ import tifffile
 
 from csat.columns import FILTERED, STATUS, TILE
 from csat.model.files import save_model
-from csat.prediction import nuclei
 from csat.model.registry import ModelConfig, build_model
+from csat.prediction import nuclei
 from csat.runs.folder import RunFolder
 from csat.slides.reader import open_slide
 from csat.slides.synthetic import make_slides, read_truth
