@@ -84,6 +84,11 @@ def names_of(teacher: TeacherSpec | None) -> tuple[str, ...]:
     return tuple(each.name for each in teacher.members) if isinstance(teacher, Panel) else ()
 
 
+def member_of(teacher: Panel, name: str) -> Member:
+    """One of several teachers. Raises KeyError for a name that is not there."""
+    return {each.name: each for each in teacher.members}[name]
+
+
 def split_name(response: str) -> tuple[str, str]:
     """Teacher and own name of a response of several teachers."""
     teacher, _, own = response.partition(SEPARATOR)

@@ -36,6 +36,7 @@ class Mark:
 
 
 PLACE, FREE, OFTEN = Mark("place"), Mark("free"), Mark("often")
+NAME = "NAME"  # stands in a setting's name for what the user calls something, as in teachers.NAME.weights
 Place = Annotated[str, PLACE]  # a path or URI: absolute from the command line on, see `with_places`
 Free = Annotated[T, FREE]  # may differ when a run is resumed: how the work is spread and reported, never what is learned
 Often = Annotated[T, OFTEN]  # often said: shown first where settings are listed
@@ -86,7 +87,8 @@ class Setting:
 
 
 def settings_of(config_class: type, prefix: str = "", *, is_free: bool = False, is_required: bool = True) -> Iterator[Setting]:
-    """All settings of a config: each field, and after a config those in it.
+    """All settings of a config: each field, and after a config those in it; after a mapping of names to configs those of one
+    of them, as `teachers.NAME.weights`.
 
     Args:
         is_free, is_required: Of the config itself, where it is part of another one.
@@ -94,7 +96,9 @@ def settings_of(config_class: type, prefix: str = "", *, is_free: bool = False, 
     hints, marked = get_type_hints(config_class), get_type_hints(config_class, include_extras=True)
     for item in fields(config_class):
         hint, marks = hints[item.name], getattr(marked[item.name], "__metadata__", ())
-        section = next((each for each in (hint, *get_args(hint)) if isinstance(each, type) and is_dataclass(each)), None)
+        entry = entry_of(hint)
+        choices = () if entry else (hint, *get_args(hint))
+        section = next((each for each in choices if isinstance(each, type) and is_dataclass(each)), None)
         default, has_default = _default(item)
         setting = Setting(
             name=prefix + item.name,
@@ -109,6 +113,16 @@ def settings_of(config_class: type, prefix: str = "", *, is_free: bool = False, 
         if section is not None:
             inner = {"is_free": setting.is_free, "is_required": setting.is_required}
             yield from settings_of(section, f"{prefix}{item.name}.", **inner)
+        elif entry is not None:
+            inner = settings_of(entry, f"{prefix}{item.name}.{NAME}.", is_free=setting.is_free, is_required=False)
+            yield from (replace(each, is_often=False) for each in inner)
+
+
+def entry_of(hint: Any) -> type | None:
+    """The config that a mapping of names to configs holds; None: the type is none such."""
+    inner = get_args(hint)
+    is_mapping = get_origin(hint) is dict and isinstance(inner[1], type) and is_dataclass(inner[1])
+    return inner[1] if is_mapping else None
 
 
 def valid_keys(config_class: type) -> list[str]:
@@ -203,11 +217,15 @@ def places_in(config_class: type, settings: Mapping[str, Any]) -> dict[str, Any]
 
 def unknown_keys(config_class: type, settings: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Dotted keys of `settings` that the config does not have."""
-    sections = {setting.name: setting.section for setting in settings_of(config_class) if "." not in setting.name}
+    here = [setting for setting in settings_of(config_class) if "." not in setting.name]
+    sections, entries = {each.name: each.section for each in here}, {each.name: entry_of(each.hint) for each in here}
     unknown = []
     for key, value in settings.items():
         if key not in sections:
             unknown.append(f"{prefix}{key}")
+        elif entries[key] is not None and isinstance(value, Mapping):
+            for name, entry in value.items():
+                unknown += unknown_keys(entries[key], entry, f"{prefix}{key}.{name}.") if isinstance(entry, Mapping) else []
         elif sections[key] is not None and isinstance(value, Mapping):
             unknown += unknown_keys(sections[key], value, f"{prefix}{key}.")
     return unknown

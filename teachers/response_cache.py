@@ -65,8 +65,11 @@ def cache_key(
     manifest_fingerprint: str,
     tile_px: int,
     mpp: float | None,
+    shrink: int = 1,
 ) -> dict[str, Any]:
     """All that a cached response depends on, plain values only.
+
+    `shrink` is that of a teacher that sees tiles averaged over squares of so many pixels.
 
     The tile is always as it was scanned: where a method's pool puts tiles in a view or in colours of their own, every epoch's
     response is another one, and there is nothing to cache.
@@ -81,6 +84,7 @@ def cache_key(
         "tile_px": tile_px,
         "mpp": mpp,
         "view": "as scanned",
+        **({} if shrink == 1 else {"shrink": shrink}),
     }
 
 
@@ -226,6 +230,15 @@ class ResponseCache:
         return paths
 
 
+def check_budget(config: CacheConfig, num_bytes: int, *, num_tiles: int) -> None:
+    """Refuse what may come to more than is allowed. Raises ConfigError."""
+    if num_bytes > config.budget_gb * 1e9:
+        raise ConfigError(
+            f"the responses to {num_tiles:,} tiles may take {num_bytes / 1e9:.4g} GB in {config.uri}, more than "
+            f"cache.budget_gb {config.budget_gb:g}: allow {num_bytes / 1e9 * 1.01:.4g}, or leave out cache.uri"
+        )
+
+
 def open_cache(
     config: CacheConfig,
     key: Mapping[str, Any],
@@ -245,11 +258,7 @@ def open_cache(
         StorageError: the place cannot be written.
     """
     num_bytes = projected_bytes(responses, num_tiles, tile_px)
-    if num_bytes > config.budget_gb * 1e9:
-        raise ConfigError(
-            f"the responses to {num_tiles:,} tiles may take {num_bytes / 1e9:.4g} GB in {config.uri}, more than "
-            f"cache.budget_gb {config.budget_gb:g}: allow {num_bytes / 1e9 * 1.01:.4g}, or leave out cache.uri"
-        )
+    check_budget(config, num_bytes, num_tiles=num_tiles)
     cache = ResponseCache(config.uri, key, responses)
     cache.open()
     return cache, num_bytes

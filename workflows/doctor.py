@@ -23,13 +23,16 @@ if __name__ == "__main__":
     interruption.listen()  # before the imports, which take seconds
 
 from workflows.diagnosis.config import DoctorConfig
+from workflows.pretraining.config import NESTED
 from workflows.shell import command_line, output
 from workflows.shell.flags import with_flags
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the verb. Returns 0, or 1 where a check failed; else see `command_line.run`."""
-    return command_line.run(doctor, DoctorConfig, __doc__, argv, kept=lambda config: "nothing, a diagnosis leaves nothing")
+    return command_line.run(
+        doctor, DoctorConfig, __doc__, argv, nested=NESTED, kept=lambda config: "nothing, a diagnosis leaves nothing"
+    )
 
 
 def doctor(config: DoctorConfig) -> int:

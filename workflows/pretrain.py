@@ -21,8 +21,8 @@ if __name__ == "__main__":
 
 from csat.runs.checkpoints import Checkpoints
 from csat.runs.folder import RunFolder
-from workflows.pretraining.check import check_method, describe
-from workflows.pretraining.config import PretrainConfig
+from workflows.pretraining.check import check_method, describe, pools_of
+from workflows.pretraining.config import NESTED, PretrainConfig
 from workflows.shell import command_line
 from workflows.shell.config import check_counts
 from workflows.shell.kept import kept_of_run
@@ -33,12 +33,14 @@ logger = logging.getLogger("pretrain")
 
 def main(argv: list[str] | None = None) -> int:
     """Run the verb. Returns the exit code, see `command_line.run`; 0 also where the run was done before."""
-    return command_line.run(pretrain, PretrainConfig, __doc__, argv, kept=lambda config: kept_of_run(config.run_folder))
+    return command_line.run(
+        pretrain, PretrainConfig, __doc__, argv, nested=NESTED, kept=lambda config: kept_of_run(config.run_folder)
+    )
 
 
 def pretrain(config: PretrainConfig) -> int:
     """All of it, top to bottom. Up to `train_in_group` there are checks and metadata; nothing costly starts until then."""
-    check_counts(readers=config.readers, pool=config.pool)
+    check_counts(readers=config.readers, **pools_of(config))
     config.train.rows_per_worker(config.workers.num_workers)
     # Not above: they take seconds to load, and `--help` or a refused setting needs none of them.
     import torch

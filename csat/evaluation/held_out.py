@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from csat.columns import OK, POSITION, RESPONSE_PREFIX, STATUS, STUDENT_TILE, TILE, rows_by_size, take_rows
+from csat.columns import OK, POSITION, RESPONSE_PREFIX, STATUS, STUDENT_TILE, TILE, UNANSWERED_PREFIX, rows_by_size, take_rows
 from csat.evaluation.fidelity import compare_masks, measure
 from csat.model.files import load_exported
 from csat.responses import Kind, ResponseSpec
@@ -18,6 +18,11 @@ PICTURE_PX = 1024  # a picture's longer edge is less than twice this
 SLIDE = "slide"
 FAITHFUL = "student_vs_teacher."  # prefix of the figures of `measure`
 KNOWN = {"student": "student_vs_known.nuclei.counts", "teacher": "teacher_vs_known.nuclei.counts"}
+
+
+def answered_column(teacher: str | None) -> str:
+    """Of one of several teachers: whether it has answered the tile."""
+    return f"answered.{teacher}"
 
 
 class FidelityStage:
@@ -40,6 +45,7 @@ class FidelityStage:
         """Columns: `slide`, `position`, every figure of `measure` after `FAITHFUL`, the two of `KNOWN`, `picture`.
 
         Tiles that could not be read or answered leave no row. Where a tile's nuclei are not known, its `KNOWN` counts are -1.
+        Of several teachers each has a column `answered_column`: where it is false, figures of that teacher mean nothing.
         """
         groups = rows_by_size(columns[TILE], np.flatnonzero(columns[STATUS] == OK))
         if not groups:
@@ -54,6 +60,8 @@ class FidelityStage:
         """Tiles of one size, all of them good."""
         size = columns[TILE].shape[1:3]
         out = {SLIDE: columns[SLIDE], POSITION: columns[POSITION]}
+        for name in (name.removeprefix(UNANSWERED_PREFIX) for name in columns if name.startswith(UNANSWERED_PREFIX)):
+            out[answered_column(name)] = np.asarray(columns[UNANSWERED_PREFIX + name] == "", bool)
         predictions = self._predict(columns[TILE], columns.get(STUDENT_TILE))
         specs = self.student.responses
         responses = {spec.name: torch.from_numpy(columns[RESPONSE_PREFIX + spec.name].astype(np.float32)) for spec in specs}

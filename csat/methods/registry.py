@@ -8,7 +8,7 @@ from csat.errors import ConfigError
 from csat.methods.contract import Method, Setting, Source
 from csat.model.contract import Model
 from csat.model.student import Student, StudentConfig
-from csat.panel import names_of, of_teacher
+from csat.panel import Panel, names_of, of_teacher
 from csat.responses import ResponseSpec, TeacherSpec
 from csat.settings import read_settings, resolve
 
@@ -129,7 +129,8 @@ def whole_step_px(name: str, options: Mapping[str, Any], student_config: Student
             "a convolutional one, such as resnet10_gn"
         )
     dense = [spec.stride_px for spec in wanted_responses(name, options, teacher) if spec.is_dense]
-    return math.lcm(student.step_px * student_config.downsample, *dense)
+    shrinks = [each.shrink for each in teacher.members] if isinstance(teacher, Panel) else []
+    return math.lcm(student.step_px * student_config.downsample, *dense, *shrinks)
 
 
 def _find_fitting(name: str, teacher: TeacherSpec | None, *, has_labels: bool) -> type[Method]:

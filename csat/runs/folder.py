@@ -27,7 +27,7 @@ from typing import Any
 import yaml
 
 from csat.errors import ConfigError
-from csat.settings import completed, free_keys, plain_settings
+from csat.settings import NAME, completed, free_keys, plain_settings
 from csat.storage import files
 from csat.words import some
 
@@ -131,8 +131,14 @@ def compare_configs(earlier: Mapping[str, Any], now: Mapping[str, Any], *, free:
     return [
         f"{key}: was {before.get(key, 'not set')}, is {after.get(key, 'not set')}"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not any(key == each or key.startswith(f"{each}.") for each in free)
+        if before.get(key) != after.get(key) and not any(_is_below(key, each) for each in free)
     ]
+
+
+def _is_below(key: str, setting: str) -> bool:
+    """Whether a key is that setting or part of it, whatever name stands where the setting says NAME."""
+    parts, wanted = key.split("."), setting.split(".")
+    return len(parts) >= len(wanted) and all(mine in (part, NAME) for part, mine in zip(parts, wanted, strict=False))
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -4,6 +4,8 @@ Reading, teacher and student work at the same time, so the slowest stage sets th
 
     tiles/s = min(readers x rate, teacher actors x rate, workers x rate, cores / core-seconds of a tile)
 
+Of several teachers each is a stage of its own, and each tile costs what all of them cost.
+
 A stage's rate is that of one actor with so many threads on cores of its own, as `Costs` has them measured. What the stages
 hand to each other costs core-seconds as well. Of all plans that the cluster can hold, `make_plan` takes the fastest, and of
 equally fast ones the smallest: so a larger cluster is never slower.
@@ -13,8 +15,9 @@ at every layer: where there are more threads than cores, all of them wait (a tea
 times slower than with one). So plans with several threads have a core for each.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import product
 from typing import Any
 
 from csat.errors import ConfigError
@@ -48,6 +51,33 @@ class Machines:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TeacherCosts:
+    """What one teacher costs: threads → tiles/s of one actor, as `Costs` has them, and memory of its process."""
+
+    rates: Mapping[int, float]
+    process_bytes: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherShares:
+    """What an actor of one teacher reserves; `actors` and `threads` are None where the plan may choose."""
+
+    name: str
+    cpus: float
+    gpus: float
+    actors: int | None = None
+    threads: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherPlan:
+    """What is planned for one teacher."""
+
+    actors: int
+    threads: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Costs:
     """What one tile costs, measured.
 
@@ -57,6 +87,7 @@ class Costs:
         travel_s: Core-seconds of all hands that it goes through.
         bytes_per_tile: Of pixels and responses, as they travel.
         teacher_bytes, student_bytes: Memory of one process.
+        others: Of the teachers after the first, where there are several.
     """
 
     read_s: float
@@ -66,6 +97,12 @@ class Costs:
     bytes_per_tile: float
     teacher_bytes: float = 0.0
     student_bytes: float = 0.0
+    others: tuple[TeacherCosts, ...] = ()
+
+    @property
+    def teachers(self) -> tuple[TeacherCosts, ...]:
+        """All of them."""
+        return (TeacherCosts(rates=self.teacher, process_bytes=self.teacher_bytes), *self.others)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +113,8 @@ class Shares:
         readers, actors, teacher_threads, student_threads: None where the plan may choose.
         workers: That train.
         chunk_tiles: Tiles that are read together.
+        teacher_name: Of the first teacher, where there are several.
+        others: Of the teachers after the first.
     """
 
     reader_cpus: float
@@ -89,11 +128,29 @@ class Shares:
     actors: int | None = None
     teacher_threads: int | None = None
     student_threads: int | None = None
+    teacher_name: str = ""
+    others: tuple[TeacherShares, ...] = ()
+
+    @property
+    def teachers(self) -> tuple[TeacherShares, ...]:
+        """All of them."""
+        first = TeacherShares(
+            name=self.teacher_name,
+            cpus=self.teacher_cpus,
+            gpus=self.teacher_gpus,
+            actors=self.actors,
+            threads=self.teacher_threads,
+        )
+        return (first, *self.others)
+
+    def with_any_number(self) -> "Shares":
+        """The same, with numbers of actors and readers for the plan to choose."""
+        return replace(self, actors=None, readers=None, others=tuple(replace(each, actors=None) for each in self.others))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """A plan and what comes of it."""
+    """A plan and what comes of it. `actors` and `teacher_threads` are the first teacher's."""
 
     readers: int
     actors: int
@@ -106,6 +163,7 @@ class Forecast:
     bottleneck: str
     stages: dict[str, float]  # what each could do by itself, tiles/s
     stream_bytes: float
+    others: tuple[TeacherPlan, ...] = ()  # of the teachers after the first
 
     def over(self, positions: int, bytes_per_tile: float) -> dict[str, float]:
         """Of a run over so many tiles: hours, GB between its processes, and GPU-hours."""
@@ -129,36 +187,55 @@ def make_plan(machines: Machines, costs: Costs, shares: Shares) -> Forecast:
 
 
 def forecast(
-    machines: Machines, costs: Costs, shares: Shares, *, readers: int, actors: int, teacher_threads: int, student_threads: int
+    machines: Machines,
+    costs: Costs,
+    shares: Shares,
+    *,
+    readers: int,
+    actors: int,
+    teacher_threads: int,
+    student_threads: int,
+    others: tuple[TeacherPlan, ...] = (),
 ) -> Forecast:
     """What comes of these numbers."""
-    gpu_share = min(1.0, shares.teacher_gpus) if shares.teacher_gpus else 1.0
-    stages = {
-        READING: readers / costs.read_s,
-        TEACHER: actors * gpu_share * rate_with(teacher_threads, costs.teacher),
-        STUDENT: shares.workers * rate_with(student_threads, costs.student),
-    }
+    plans = (TeacherPlan(actors=actors, threads=teacher_threads), *others)
+    teachers = list(zip(plans, shares.teachers, costs.teachers, strict=True))
+    stages = {READING: readers / costs.read_s}
+    for plan, share, cost in teachers:
+        name = f"{TEACHER} {share.name}" if others else TEACHER
+        stages[name] = plan.actors * _share_of_gpu(share) * rate_with(plan.threads, cost.rates)
+    stages[STUDENT] = shares.workers * rate_with(student_threads, costs.student)
     core_s = costs.read_s + costs.travel_s
-    core_s += 0.0 if shares.teacher_gpus else 1 / costs.teacher[1]
+    for _, share, cost in teachers:
+        core_s += 0.0 if share.gpus else 1 / cost.rates[1]
     core_s += 0.0 if shares.worker_gpus else 1 / costs.student[1]
     stages[CORES] = machines.cpus / core_s
     bottleneck = min(stages, key=stages.__getitem__)
+    num_actors = sum(plan.actors for plan in plans)
     return Forecast(
         readers=readers,
         actors=actors,
         teacher_threads=teacher_threads,
         workers=shares.workers,
         student_threads=student_threads,
-        cpus=readers * shares.reader_cpus + actors * shares.teacher_cpus + shares.workers * shares.worker_cpus,
-        gpus=actors * shares.teacher_gpus + shares.workers * shares.worker_gpus,
+        cpus=readers * shares.reader_cpus
+        + sum(plan.actors * share.cpus for plan, share, _ in teachers)
+        + shares.workers * shares.worker_cpus,
+        gpus=sum(plan.actors * share.gpus for plan, share, _ in teachers) + shares.workers * shares.worker_gpus,
         tiles_per_s=stages[bottleneck],
         bottleneck=bottleneck,
         stages=stages,
         stream_bytes=min(
             STORE_SHARE * machines.store_bytes,
-            (STREAM_BLOCKS + 2 * (readers + actors)) * shares.chunk_tiles * costs.bytes_per_tile,
+            (STREAM_BLOCKS + 2 * len(others) + 2 * (readers + num_actors)) * shares.chunk_tiles * costs.bytes_per_tile,
         ),
+        others=others,
     )
+
+
+def _share_of_gpu(share: TeacherShares) -> float:
+    """Of the rate that an actor has with a GPU to itself."""
+    return min(1.0, share.gpus) if share.gpus else 1.0
 
 
 def rate_with(threads: int, rates: Mapping[int, float]) -> float:
@@ -168,7 +245,9 @@ def rate_with(threads: int, rates: Mapping[int, float]) -> float:
 
 def as_record(plan: Forecast) -> dict[str, Any]:
     """JSON-ready."""
-    return {name: getattr(plan, name) for name in Forecast.__dataclass_fields__}
+    return {name: getattr(plan, name) for name in Forecast.__dataclass_fields__ if name != "others"} | (
+        {"others": [asdict(each) for each in plan.others]} if plan.others else {}
+    )
 
 
 def _candidates(machines: Machines, costs: Costs, shares: Shares) -> Iterator[Forecast]:
@@ -177,22 +256,47 @@ def _candidates(machines: Machines, costs: Costs, shares: Shares) -> Iterator[Fo
     free_gpus = machines.gpus - shares.workers * shares.worker_gpus
     if min(free_cpus, free_gpus) < -1e-9:
         return
-    for actors in _numbers(shares.actors, free_cpus, shares.teacher_cpus, free_gpus, shares.teacher_gpus):
-        needed = actors * costs.teacher_bytes + shares.workers * costs.student_bytes
-        if needed > machines.memory_bytes:
-            return
-        left = free_cpus - actors * shares.teacher_cpus
-        for teacher_threads in _threads(shares.teacher_threads, costs.teacher, machines, shares.teacher_gpus):
-            for student_threads in _threads(shares.student_threads, costs.student, machines, shares.worker_gpus):
-                if not _has_cores(machines, shares, actors, teacher_threads, student_threads):
+    pairs = list(zip(shares.teachers, costs.teachers, strict=True))
+    choices = [_threads(share.threads, cost.rates, machines, share.gpus) for share, cost in pairs]
+    for teacher_threads in product(*choices):
+        for student_threads in _threads(shares.student_threads, costs.student, machines, shares.worker_gpus):
+            for actors in _actor_counts(pairs, teacher_threads, free_cpus, free_gpus):
+                plans = tuple(TeacherPlan(actors=n, threads=k) for n, k in zip(actors, teacher_threads, strict=True))
+                needed = sum(n * cost.process_bytes for n, (_, cost) in zip(actors, pairs, strict=True))
+                if needed + shares.workers * costs.student_bytes > machines.memory_bytes:
                     continue
-                chosen = {"actors": actors, "teacher_threads": teacher_threads, "student_threads": student_threads}
+                if not _has_cores(machines, shares, plans, student_threads):
+                    continue
+                chosen = {"actors": plans[0].actors, "teacher_threads": plans[0].threads, "others": plans[1:]}
+                chosen["student_threads"] = student_threads
+                left = free_cpus - sum(n * share.cpus for n, (share, _) in zip(actors, pairs, strict=True))
                 without = forecast(machines, costs, shares, readers=MAX_ACTORS, **chosen)
                 wanted = max(1, _enough(without.tiles_per_s * costs.read_s))
                 for readers in _numbers(shares.readers, left, shares.reader_cpus):
                     if shares.readers is None and readers not in (1, wanted, _most(left, shares.reader_cpus)):
                         continue
                     yield forecast(machines, costs, shares, readers=readers, **chosen)
+
+
+def _actor_counts(
+    pairs: Sequence[tuple[TeacherShares, TeacherCosts]], threads: Sequence[int], free_cpus: float, free_gpus: float
+) -> Iterator[tuple[int, ...]]:
+    """Numbers of actors that there is room for, of each teacher: of one any, of several those that keep pace with each other.
+
+    Whatever rate the actors of one teacher come to, the others have just enough for it.
+    """
+    rates = [_share_of_gpu(share) * rate_with(k, cost.rates) for k, (share, cost) in zip(threads, pairs, strict=True)]
+    choices = [list(_numbers(share.actors, free_cpus, share.cpus, free_gpus, share.gpus)) for share, _ in pairs]
+    seen = set()
+    for wanted in sorted({n * rate for rate, numbers in zip(rates, choices, strict=True) for n in numbers}):
+        counts = tuple(
+            max(1, _enough(wanted / rate)) if share.actors is None else share.actors
+            for rate, (share, _) in zip(rates, pairs, strict=True)
+        )
+        cpus, gpus = (sum(n * getattr(s, what) for n, (s, _) in zip(counts, pairs, strict=True)) for what in ("cpus", "gpus"))
+        if counts not in seen and cpus <= free_cpus + 1e-9 and gpus <= free_gpus + 1e-9 and max(counts) <= MAX_ACTORS:
+            seen.add(counts)
+            yield counts
 
 
 def _numbers(settled: int | None, cpus: float, each: float, gpus: float = 0.0, gpus_each: float = 0.0) -> Iterator[int]:
@@ -218,26 +322,31 @@ def _threads(settled: int | None, rates: Mapping[int, float], machines: Machines
     return [1] if gpus else [number for number in sorted(rates) if number == 1 or number <= machines.node_cpus]
 
 
-def _has_cores(machines: Machines, shares: Shares, actors: int, teacher_threads: int, student_threads: int) -> bool:
+def _has_cores(machines: Machines, shares: Shares, plans: Sequence[TeacherPlan], student_threads: int) -> bool:
     """Whether each thread has a core, or no process has several that the plan chose."""
-    is_chosen = (teacher_threads > 1 and shares.teacher_threads is None) or (
-        student_threads > 1 and shares.student_threads is None
-    )
-    threads = 0 if shares.teacher_gpus else actors * teacher_threads
+    pairs = list(zip(plans, shares.teachers, strict=True))
+    is_chosen = student_threads > 1 and shares.student_threads is None
+    is_chosen = is_chosen or any(plan.threads > 1 and share.threads is None for plan, share in pairs)
+    threads = sum(0 if share.gpus else plan.actors * plan.threads for plan, share in pairs)
     threads += 0 if shares.worker_gpus else shares.workers * student_threads
     return not is_chosen or threads <= machines.cpus
 
 
 def _size(plan: Forecast) -> tuple[float, ...]:
     """Smaller plans first."""
-    return (plan.gpus, plan.actors, plan.teacher_threads + plan.student_threads, plan.cpus)
+    actors = plan.actors + sum(each.actors for each in plan.others)
+    threads = plan.teacher_threads + plan.student_threads + sum(each.threads for each in plan.others)
+    return (plan.gpus, actors, threads, plan.cpus)
 
 
 def _does_not_fit(machines: Machines, costs: Costs, shares: Shares) -> str:
-    actors, readers = shares.actors or 1, shares.readers or 1
-    cpus = shares.workers * shares.worker_cpus + actors * shares.teacher_cpus + readers * shares.reader_cpus
-    gpus = shares.workers * shares.worker_gpus + actors * shares.teacher_gpus
-    needed = actors * costs.teacher_bytes + shares.workers * costs.student_bytes
+    readers = shares.readers or 1
+    counts = [share.actors or 1 for share in shares.teachers]
+    pairs = list(zip(counts, shares.teachers, costs.teachers, strict=True))
+    actors = sum(counts)
+    cpus = shares.workers * shares.worker_cpus + sum(n * share.cpus for n, share, _ in pairs) + readers * shares.reader_cpus
+    gpus = shares.workers * shares.worker_gpus + sum(n * share.gpus for n, share, _ in pairs)
+    needed = sum(n * cost.process_bytes for n, _, cost in pairs) + shares.workers * costs.student_bytes
     return (
         f"the cluster cannot hold this run: {shares.workers} workers, {actors} teacher actors and {readers} readers take "
         f"{cpus:g} CPUs, {gpus:g} GPUs and {needed / 1e9:.1f} GB of memory at least, and it has {machines.cpus:g}, "

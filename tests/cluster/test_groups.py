@@ -33,7 +33,7 @@ def test_the_recipe_starts_with_only_the_head_there(name, monkeypatch):
     # No cloud here: what Ray would say of a cluster whose groups are all empty.
     monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {"object_store_memory": float(head.store_bytes)})
     monkeypatch.setattr(cluster.ray, "nodes", lambda: [{"Alive": True, "Resources": {}}])
-    wanted = dict(readers=READERS, pool=POOL, workers=WORKERS, ray_config=RAY, slot_bytes=SLOT_BYTES)
+    wanted = dict(readers=READERS, pools={"pool": POOL}, workers=WORKERS, ray_config=RAY, slot_bytes=SLOT_BYTES)
     monkeypatch.setenv("CSAT_CLUSTER_LIMITS", limits(name))
     cluster.check_resources(**wanted)
     cluster.check_workers(WORKERS, pool=POOL, readers=READERS)

@@ -7,6 +7,7 @@ import ray
 
 from csat.errors import StorageError
 from csat.methods.contract import Method
+from csat.panel import member_of
 from csat.responses import TeacherSpec
 from csat.runs.checkpoints import Checkpoints
 from csat.runs.folder import RunFolder
@@ -19,7 +20,7 @@ from workflows.diagnosis.config import DoctorConfig
 from workflows.diagnosis.findings import FAIL, Finding, Findings
 from workflows.diagnosis.nodes import Node, ask_nodes, differences, free_bytes
 from workflows.diagnosis.slides import Opened, demo_slide, open_in_process, spread_over
-from workflows.pretraining.check import check_method, describe
+from workflows.pretraining.check import as_named, check_method, describe, pools_of
 from workflows.pretraining.config import DEMO
 from workflows.pretraining.job import PretrainJob, make_job
 from workflows.pretraining.start import check_resources
@@ -80,7 +81,7 @@ def examine(config: DoctorConfig, findings: Findings, *, scratch: str) -> Subjec
 def _check_settings(subject: Subject, findings: Findings) -> None:
     config = subject.config
     with findings.check("settings", mend="change the setting that it names") as finding:
-        check_counts(readers=config.readers, pool=config.pool)
+        check_counts(readers=config.readers, **pools_of(config))
         rows = config.train.rows_per_worker(config.workers.num_workers)
         finding.note(f"{config.workers.num_workers} workers take {rows} tiles each a step")
 
@@ -115,12 +116,14 @@ def _check_storage(subject: Subject, findings: Findings) -> None:
 
 
 def _check_hub(subject: Subject, findings: Findings) -> None:
-    teacher = subject.config.teacher
     with findings.check(
         "hub", mend="get access and a token as it says, or give the weights as a file: teacher.weights"
     ) as finding:
-        repo = repository(teacher.name, teacher.options)
-        finding.note(check_access(repo) if repo else "no weights are fetched from the hub: no token is needed")
+        repos = [repository(each.name, each.options) for each in subject.config.asked.values()]
+        for repo in dict.fromkeys(filter(None, repos)):
+            finding.note(check_access(repo))
+        if not any(repos):
+            finding.note("no weights are fetched from the hub: no token is needed")
 
 
 def _check_teacher(subject: Subject, findings: Findings) -> None:
@@ -130,11 +133,14 @@ def _check_teacher(subject: Subject, findings: Findings) -> None:
         return  # there is nothing to load
     with findings.check("teacher", mend="correct teacher.weights or teacher.options") as finding:
         spec = subject.teacher = describe(config)
-        finding.note(f"{spec.name} from {spec.source or 'its settings'}, sha256 {spec.weights_sha256[:12]}")
-        if spec.licence == "unknown" or not spec.licence:
-            finding.warn("the licence of its weights is not known", "look it up, and say it with teacher.options.licence")
-        else:
-            finding.note(f"licence: {spec.licence}")
+        for name in config.asked:
+            one, whose = (spec, "") if name is None else (member_of(spec, name).spec, f"{name}: ")
+            finding.note(f"{whose}{one.name} from {one.source or 'its settings'}, sha256 {one.weights_sha256[:12]}")
+            if one.licence == "unknown" or not one.licence:
+                mend = as_named("look it up, and say it with teacher.options.licence", name)
+                finding.warn(f"{whose}the licence of its weights is not known", mend)
+            else:
+                finding.note(f"licence: {one.licence}")
     if subject.teacher is None:
         return
     with findings.check("student", mend="change the settings of student or method that it names") as finding:
@@ -171,9 +177,9 @@ def _check_slide_names(subject: Subject, findings: Findings) -> None:
 def _check_nodes(subject: Subject, finding: Finding) -> None:
     """Versions, weights, disk and GPU of every node."""
     config = subject.config
-    asks_gpus = config.pool.gpus_per_actor > 0 or config.workers.gpus_per_worker > 0
-    weights = config.teacher.weights
-    paths = [files.local_path(weights)] if weights and files.is_local(weights) else []
+    asks_gpus = config.workers.gpus_per_worker > 0 or any(pool.gpus_per_actor > 0 for pool in pools_of(config).values())
+    weights = [each.weights for each in config.asked.values() if each.weights]
+    paths = [files.local_path(each) for each in weights if files.is_local(each)]
     has_remote = any(not files.is_local(slide.slide) for slide in subject.slides or [])
     folders = [config.readers.cache_folder] if has_remote else []
     nodes = ask_nodes(folders=[*folders, tempfile.gettempdir()], paths=list(map(str, paths)), with_gpus=asks_gpus)
@@ -211,7 +217,8 @@ def _check_room(subject: Subject, findings: Findings) -> None:
     with findings.check("resources", mend="change the settings that it names, or use a larger cluster") as finding:
         check_resources(subject.job)
         finding.note(f"workers, pool and readers fit; at most {config.ray.stream_gb:g} GB are on their way")
-        processes = config.workers.num_workers + config.pool.min_actors + config.readers.min_actors
+        processes = config.workers.num_workers + config.readers.min_actors
+        processes += sum(pool.min_actors for pool in pools_of(config).values())
         available = sum(node.memory_bytes for node in subject.nodes or [])
         finding.note(f"{available / 1e9:.1f} GB of memory available")
         if available < processes * PROCESS_BYTES:

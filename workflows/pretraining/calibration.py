@@ -17,7 +17,7 @@ import psutil
 
 from csat.columns import OK, POSITION, READ_S, STATUS, TILE
 from csat.errors import ConfigError
-from csat.runs.forecast import Costs
+from csat.runs.forecast import Costs, TeacherCosts
 from csat.runs.plan import Plan
 from csat.runs.recorder import read_metrics
 from csat.tiles.sample import Rows
@@ -67,6 +67,7 @@ class Calibration:
     teacher: Measured
     student: Measured
     seconds: float = field(default=0.0)  # that it took
+    others: dict[str, Measured] = field(default_factory=dict)  # name → of the teachers after the first
 
     def as_record(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -75,6 +76,7 @@ class Calibration:
             "costs": asdict(self.costs),
             "teacher_tiles_per_s": _listed(self.teacher),
             "student_tiles_per_s": _listed(self.student),
+            **({"others_tiles_per_s": {name: _listed(each) for name, each in self.others.items()}} if self.others else {}),
         }
 
 
@@ -90,14 +92,20 @@ def calibrate(job: PretrainJob, rows: Rows, *, node_cpus: int, is_brief: bool = 
         ConfigError: the teacher did not answer, or the student did not make a step.
     """
     started = time.monotonic()
-    pool, workers = job.stream.pool, job.workers
-    threads = _tried(node_cpus, pool.gpus_per_actor, workers.gpus_per_worker, pool.threads, is_brief=is_brief)
+    workers, asked = job.workers, job.stream.teachers
     sizes = SIZES[1:2] if is_brief else SIZES
-    said = on_actor(job.stream, measure_teacher, job.stream, rows, threads, sizes)
-    if isinstance(said, str):
-        raise ConfigError(f"the teacher could not be measured: {said}")
-    teacher, answered = said
-    threads = _tried(node_cpus, workers.gpus_per_worker, pool.gpus_per_actor, workers.threads, is_brief=is_brief)
+    measured, answered = [], rows
+    for number, each in enumerate(asked):
+        pool = each.pool
+        threads = _tried(node_cpus, pool.gpus_per_actor, workers.gpus_per_worker, pool.threads, is_brief=is_brief)
+        said = on_actor(each, measure_teacher, job.stream, answered, threads, sizes, number)
+        if isinstance(said, str):
+            raise ConfigError(f"the teacher{f' {each.name}' if each.name else ''} could not be measured: {said}")
+        measured.append(said[0])
+        answered = said[1]
+    teacher, *others = measured
+    gpus = max(each.pool.gpus_per_actor for each in asked)
+    threads = _tried(node_cpus, workers.gpus_per_worker, gpus, workers.threads, is_brief=is_brief)
     steps = STEP_SIZES[:1] if is_brief else STEP_SIZES
     shares = {"cpus": workers.cpus_per_worker, "gpus": workers.gpus_per_worker}
     student = in_a_process(measure_student, job, answered, threads, steps, **shares)
@@ -112,24 +120,32 @@ def calibrate(job: PretrainJob, rows: Rows, *, node_cpus: int, is_brief: bool = 
         bytes_per_tile=num_bytes,
         teacher_bytes=teacher.peak_bytes,
         student_bytes=student.peak_bytes,
+        others=tuple(TeacherCosts(rates=each.by_threads(), process_bytes=each.peak_bytes) for each in others),
     )
-    return Calibration(costs=costs, teacher=teacher, student=student, seconds=time.monotonic() - started)
+    named = {each.name: one for each, one in zip(asked[1:], others, strict=True)}
+    seconds = time.monotonic() - started
+    return Calibration(costs=costs, teacher=teacher, student=student, seconds=seconds, others=named)
 
 
 def measure_teacher(
-    stream: StreamConfig, rows: Rows, threads: Sequence[int], sizes: Sequence[int]
+    stream: StreamConfig, rows: Rows, threads: Sequence[int], sizes: Sequence[int], number: int = 0
 ) -> tuple[Measured, Rows] | str:
-    """Reading and teacher, in this process. Returns the figures, and the rows with their answers; or why there are none."""
+    """Reading and a teacher, in this process. Returns the figures, and the rows with their answers; or why there are none.
+
+    Args:
+        rows: Without pixels; for a teacher after the first, with pixels and what those before it have answered.
+        number: Of the teacher in the stream.
+    """
     import torch
 
     from teachers.stage import TeacherStage
 
-    read = make_reader(stream)(rows)
+    read = make_reader(stream)(rows) if number == 0 else rows
     good = np.flatnonzero(read[STATUS] == OK)
     if not len(good):
         return "none of the tiles that were tried could be read"
     columns = {name: column[good] for name, column in read.items()} | {POSITION: np.arange(len(good))}
-    stage = TeacherStage(**teacher_arguments(stream))
+    stage = TeacherStage(**teacher_arguments(stream, number))
     rates: dict[tuple[int, int], float] = {}
     one = {name: column[:1] for name, column in columns.items()}
     stage(one)  # warm

@@ -1,17 +1,32 @@
 """The settings of pretrain.py."""
 
-from dataclasses import dataclass, field, replace
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
+from jsonargparse import namespace_to_dict
+
+from csat.errors import ConfigError
 from csat.model.student import StudentConfig
-from csat.settings import Free, Often, Place
+from csat.settings import Free, Often, Place, merge, unfold
 from csat.storage import uris
 from csat.tiles.grid import TilingConfig
 from csat.tiles.manifest import ManifestConfig
 from csat.training.config import TrainConfig
 from teachers.response_cache import CacheConfig
-from workflows.shell.config import MethodConfig, PoolConfig, RayConfig, ReaderConfig, TeacherConfig, WorkerConfig
+from workflows.shell.config import (
+    MethodConfig,
+    NamedTeacher,
+    PoolConfig,
+    RayConfig,
+    ReaderConfig,
+    TeacherConfig,
+    WorkerConfig,
+)
 
 DEMO = "demo"  # in the place of slides
+TEACHER_NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +44,8 @@ class PretrainConfig:
 
     run_folder: Free[Place]  # local path or s3://…; the same folder and settings resume an interrupted run
     slides: list[str]  # files, folders, globs, .csv, .xlsx or .txt lists, parquet of tiles; local or s3://; or demo
-    teacher: TeacherConfig
+    teacher: TeacherConfig | None = None  # the only teacher; its actors are those of pool
+    teachers: Often[dict[str, NamedTeacher]] = field(default_factory=dict)  # several, each under a name of yours
     data: TilingConfig = field(default_factory=TilingConfig)  # how slides become tiles
     manifest: ManifestConfig = field(default_factory=lambda: ManifestConfig(holdout_fraction=0.1))  # order and held-out tiles
     student: StudentConfig = field(default_factory=StudentConfig)  # what is trained
@@ -46,6 +62,63 @@ class PretrainConfig:
     report_tiles: Free[int] = 8  # held-out tiles shown in the report
     overwrite: Often[Free[bool]] = False  # delete a run of another configuration in run_folder
 
+    def __post_init__(self):
+        if self.teacher is None and not self.teachers:
+            raise ConfigError("there is no teacher: name one with teacher, or several with teachers.NAME")
+        if self.teacher is not None and self.teachers:
+            names = ", ".join(self.teachers)
+            raise ConfigError(
+                f"teacher is for the only teacher and teachers ({names}) for several: leave one of them out, or call that "
+                "teacher by a name too, as teachers.NAME"
+            )
+        if self.teachers and self.pool != PoolConfig():
+            raise ConfigError(
+                f"pool is that of the only teacher; of several each has its own: teachers.{next(iter(self.teachers))}.pool"
+            )
+        for name in self.teachers:
+            if not TEACHER_NAME.fullmatch(name) or name in {each.name for each in fields(NamedTeacher)}:
+                raise ConfigError(
+                    f"teachers.{name}: what a teacher is called is a word of small letters, digits and _, as nuclei, and "
+                    "none of its settings"
+                )
+
+    @property
+    def asked(self) -> dict[str | None, NamedTeacher]:
+        """Every teacher with its pool, by name; None is the name of the only one."""
+        if self.teacher is None:
+            return dict(self.teachers)
+        return {None: NamedTeacher(**vars(self.teacher), pool=self.pool)}
+
+    def with_asked(self, asked: Mapping[str | None, NamedTeacher]) -> "PretrainConfig":
+        """The settings with these teachers and pools in the place of `asked`, which has the same names."""
+        if self.teacher is None:
+            return replace(self, teachers=dict(asked))
+        (only,) = asked.values()
+        own = {each.name: getattr(only, each.name) for each in fields(TeacherConfig)}
+        return replace(self, teacher=TeacherConfig(**own), pool=only.pool)
+
     def with_own_places(self) -> "PretrainConfig":
         """See `csat.settings.with_places`: slides are places, but for the word demo."""
         return replace(self, slides=[each if each == DEMO else uris.normalise(each) for each in self.slides])
+
+
+def named_teachers(said: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """What `--teachers.NAME TEACHER` and `--teachers.NAME.weights FILE` make of the teachers of a recipe.
+
+    Args:
+        said: Name → settings, as the recipe has them.
+        changes: `NAME` → the teacher, its settings or None (leave it out), and `NAME.SETTING` → value; in their order.
+    """
+    teachers = {name: namespace_to_dict(settings) for name, settings in said.items()}
+    for path, value in changes.items():
+        name, _, setting = path.partition(".")
+        if not setting and value is None:
+            teachers.pop(name, None)
+        elif not setting:
+            teachers[name] = merge(teachers.get(name, {}), value if isinstance(value, Mapping) else {"name": value})
+        else:
+            teachers[name] = merge(teachers.get(name, {}), unfold({setting: value}))
+    return teachers
+
+
+NESTED = {"teachers": named_teachers}  # settings of which the command line may say a part, see `command_line.parse`

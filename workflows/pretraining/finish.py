@@ -9,7 +9,7 @@ import numpy as np
 from ray.data import ActorPoolStrategy
 
 from csat.evaluation.fidelity import summarise
-from csat.evaluation.held_out import KNOWN, PICTURE, SLIDE, FidelityStage
+from csat.evaluation.held_out import FAITHFUL, KNOWN, PICTURE, SLIDE, FidelityStage, answered_column
 from csat.evaluation.reports.pretraining import write_pretraining_report
 from csat.export.folder import export_student
 from csat.model.cost import count_cost
@@ -69,19 +69,26 @@ def _export(folder: RunFolder, job: PretrainJob, checkpoint: Checkpoint) -> None
         "tile_px": job.stream.tile_px if job.stream.largest_px is None else None,
         "mpp": index["mpp"],
         "method": job.config.method.name,
-        "teacher": {key: teacher[key] for key in ("name", "weights_sha256", "licence", "source", "mpp")},
+        "teacher": _named(teacher),
         "tiles_trained": sum(counts[0] for counts in checkpoint.cursor.counts.values()),
         "steps": checkpoint.cursor.step,
     }
     export_student(job.build_method(), state, folder.path("exported"), metadata)
 
 
+def _named(teacher: dict[str, Any]) -> dict[str, Any]:
+    """What a student's files say of its teacher: of several as one, and each of them by its name."""
+    told = {key: teacher[key] for key in ("name", "weights_sha256", "licence", "source", "mpp")}
+    members = {each["name"]: {**_named(each["spec"]), "shrink": each["shrink"]} for each in teacher.get("members", ())}
+    return {**told, "teachers": members} if members else told
+
+
 def _evaluate(folder: RunFolder, job: PretrainJob, holdout: Manifest) -> tuple[dict[str, Any], list[dict[str, np.ndarray]]]:
     """The exported student against the teacher on the held-out tiles, through the same readers and teacher pool."""
     chunks, stream, workers, seed = holdout.chunks, job.stream, job.workers, job.config.train.seed
     plan = Plan(chunks["rows"], chunks["shard"], num_epochs=1, seed=seed)
-    as_scanned = {"view_seed": None, "colour": None, "cache": None}
-    held_out = replace(stream, manifest_uri=folder.path("manifest", "holdout"), plan=plan, **as_scanned)
+    held_out = replace(stream.without_cache(), manifest_uri=folder.path("manifest", "holdout"), plan=plan)
+    held_out = replace(held_out, view_seed=None, colour=None)
     measured = make_stream(held_out, Intervals()).map_batches(
         FidelityStage,
         fn_constructor_kwargs=dict(
@@ -90,7 +97,7 @@ def _evaluate(folder: RunFolder, job: PretrainJob, holdout: Manifest) -> tuple[d
             num_pictures=job.config.report_tiles,
             device="cuda" if workers.gpus_per_worker else "cpu",
         ),
-        batch_size=stream.pool.batch_size,
+        batch_size=min(each.pool.batch_size for each in stream.teachers),
         num_cpus=workers.cpus_per_worker,
         num_gpus=workers.gpus_per_worker or None,
         compute=ActorPoolStrategy(size=1),
@@ -101,8 +108,13 @@ def _evaluate(folder: RunFolder, job: PretrainJob, holdout: Manifest) -> tuple[d
         return {}, []
     figures = {name: np.stack([row[name] for row in rows]) for name in rows[0] if name not in (SLIDE, PICTURE, "position")}
     groups = np.array([row[SLIDE] for row in rows])
-    faithful = {name: values for name, values in figures.items() if name not in KNOWN.values()}
-    summary = summarise(faithful, groups, seed=seed)
+    summary: dict[str, Any] = {}
+    for teacher in stream.teachers:
+        is_answered = figures.pop(answered_column(teacher.name), np.ones(len(rows), bool)).astype(bool)
+        own = tuple(f"{FAITHFUL}{spec.name}." for spec in teacher.responses)
+        faithful = {name: values[is_answered] for name, values in figures.items() if name.startswith(own)}
+        if is_answered.any():
+            summary |= summarise(faithful, groups[is_answered], seed=seed)
     is_known = figures[KNOWN["student"]][:, 0] >= 0
     if is_known.any():
         summary |= summarise({name: figures[name][is_known] for name in KNOWN.values()}, groups[is_known], seed=seed)

@@ -1,6 +1,6 @@
 """What a method needs trained before it, within a pretraining: over the same tiles, in a folder of its own in the run's."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from csat.methods.contract import Method
@@ -45,5 +45,5 @@ def make_first_job(job: PretrainJob, method: Method) -> FirstStageJob | None:
     if not stage.is_missing(job.run_folder):
         stage.load(stage.folder(job.run_folder))
         return None
-    stream = replace(job.stream, **asked_by(stage.make_method()), cache=None)
+    stream = asked_by(stage.make_method(), job.stream).without_cache()
     return FirstStageJob(config=job.config, teacher=job.teacher, stream=stream, stage=stage.name, epochs=stage.epochs)

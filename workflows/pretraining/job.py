@@ -1,6 +1,6 @@
 """A pretraining as its workers see it: the method, and the streams that it learns from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,6 +9,7 @@ from ray.data import Dataset
 
 from csat.methods.contract import Method, Setting
 from csat.methods.registry import build_method, build_student
+from csat.panel import member_of, of_teacher
 from csat.responses import TeacherSpec
 from csat.runs.folder import RunFolder
 from csat.runs.plan import Plan
@@ -18,8 +19,8 @@ from csat.training.loop import Trainer
 from teachers.response_cache import ResponseCache
 from workflows.pretraining.check import teacher_options, tile_px
 from workflows.pretraining.config import PretrainConfig
-from workflows.pretraining.stream import ResumingStream, StreamConfig
-from workflows.shell.config import TeacherConfig
+from workflows.pretraining.stream import ResumingStream, StreamConfig, StreamTeacher
+from workflows.shell.config import NamedTeacher, TeacherConfig
 from workflows.shell.data import CACHED, TRAIN
 from workflows.shell.group import RunJob
 
@@ -45,26 +46,32 @@ class PretrainJob(RunJob):
 
     def with_config(self, config: PretrainConfig) -> "PretrainJob":
         """The job with what was decided about how it computes: settings that change nothing about what it learns."""
-        teacher = replace(self.stream.teacher, options=teacher_options(config))
-        stream = replace(self.stream, teacher=teacher, readers=config.readers, pool=config.pool)
-        return replace(self, config=config, stream=stream)
+        asked = config.asked
+        teachers = tuple(
+            replace(each, teacher=_as_shown(asked[each.name], config), pool=asked[each.name].pool)
+            for each in self.stream.teachers
+        )
+        return replace(self, config=config, stream=replace(self.stream, teachers=teachers, readers=config.readers))
 
-    def with_cache(self, cache: ResponseCache) -> "PretrainJob":
-        """The job with the teacher's responses kept: then there are two streams."""
-        return replace(self, stream=replace(self.stream, cache=cache))
+    def with_caches(self, caches: Sequence[ResponseCache]) -> "PretrainJob":
+        """The job with each teacher's responses kept: then there are two streams."""
+        pairs = zip(self.stream.teachers, caches, strict=True)
+        teachers = tuple(replace(each, cache=cache) for each, cache in pairs)
+        return replace(self, stream=replace(self.stream, teachers=teachers))
 
     def build_method(self) -> Method:
         """The method with its student, seeded: the same weights in every process."""
         return build(self.config, self.teacher, tile_px=self.stream.tile_px)
 
     def streams(self) -> dict[str, Callable[[], Dataset]]:
-        names = [TRAIN] if self.stream.cache is None else [TRAIN, CACHED]
+        names = [TRAIN, CACHED] if self.stream.is_cached else [TRAIN]
         made = ResumingStream(config=self.stream, checkpoints_uri=self.checkpoints, settings=self.config.ray)
         return {name: replace(made, part=name) for name in names}
 
     def on_stream(self, name: str) -> None:
         if name == CACHED:
-            self.stream.cache.mark_complete()  # an epoch has been through the teacher stage
+            for each in self.stream.teachers:
+                each.cache.mark_complete()  # an epoch has been through the teacher stage
 
     def work(self, context: TrainContext) -> dict[str, Any]:
         if self.workers.threads is not None:
@@ -82,7 +89,8 @@ def build(config: PretrainConfig, teacher: TeacherSpec, *, tile_px: int) -> Meth
     """The method with its student, seeded. Raises ConfigError, TeacherError for settings that cannot work."""
     torch.manual_seed(config.train.seed)
     whole = config.data.whole is not None
-    setting = Setting(tile_px=tile_px, teacher=teacher, whole=whole, seed=config.train.seed)
+    weights = {name: each.weight for name, each in config.asked.items() if name is not None}
+    setting = Setting(tile_px=tile_px, teacher=teacher, whole=whole, seed=config.train.seed, teacher_weights=weights)
     student = build_student(config.method.name, config.method.options, config.student, teacher)
     return build_method(config.method.name, config.method.options, student, setting)
 
@@ -100,21 +108,37 @@ def make_job(config: PretrainConfig, teacher: TeacherSpec) -> tuple[PretrainJob,
         plan=Plan([config.train.batch_size], [0], num_epochs=1, seed=0),
         tile_px=edge_px,
         readers=config.readers,
-        pool=config.pool,
-        teacher=TeacherConfig(name=config.teacher.name, weights=config.teacher.weights, options=teacher_options(config)),
-        teacher_sha256=teacher.weights_sha256,
-        **asked_by(method),
+        teachers=tuple(_stream_teacher(config, teacher, name) for name in config.asked),
         largest_px=None if config.data.whole is None else ((edge_px, edge_px),),
         student_factor=config.student.downsample if config.student_pixels == "pyramid" else None,
     )
-    return PretrainJob(config=config, teacher=teacher, stream=stream), method
+    return PretrainJob(config=config, teacher=teacher, stream=asked_by(method, stream)), method
 
 
-def asked_by(method: Method) -> dict[str, Any]:
-    """What a method asks of the stream: responses, and the view and the colours in which the teacher sees a tile."""
-    return {
-        "responses": method.responses,
-        "view_seed": method.seed if method.view_in_pool else None,
-        "colour": method.colour_in_pool,
-        "colour_seed": method.seed,
-    }
+def asked_by(method: Method, stream: StreamConfig) -> StreamConfig:
+    """The stream as a method asks for it: its responses, and the view and the colours in which teachers see a tile."""
+    return replace(
+        stream,
+        teachers=tuple(
+            replace(each, responses=tuple(method.responses if each.name is None else of_teacher(method.responses, each.name)))
+            for each in stream.teachers
+        ),
+        view_seed=method.seed if method.view_in_pool else None,
+        colour=method.colour_in_pool,
+        colour_seed=method.seed,
+    )
+
+
+def _stream_teacher(config: PretrainConfig, teacher: TeacherSpec, name: str | None) -> StreamTeacher:
+    """One of the settings' teachers, before it is known what it is asked."""
+    asked = config.asked[name]
+    spec = teacher if name is None else member_of(teacher, name).spec
+    shown = _as_shown(asked, config)
+    return StreamTeacher(
+        name=name, teacher=shown, sha256=spec.weights_sha256, responses=(), pool=asked.pool, shrink=asked.shrink
+    )
+
+
+def _as_shown(asked: NamedTeacher, config: PretrainConfig) -> TeacherConfig:
+    """What a teacher is loaded by."""
+    return TeacherConfig(name=asked.name, weights=asked.weights, options=teacher_options(asked, mpp=config.data.mpp))

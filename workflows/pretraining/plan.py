@@ -13,13 +13,25 @@ import ray
 
 from csat.errors import ConfigError
 from csat.runs.folder import RunFolder
-from csat.runs.forecast import Costs, Forecast, Machines, Shares, as_record, make_plan
+from csat.runs.forecast import (
+    TEACHER,
+    Costs,
+    Forecast,
+    Machines,
+    Shares,
+    TeacherCosts,
+    TeacherShares,
+    as_record,
+    make_plan,
+)
 from csat.tiles.manifest import Manifest
 from csat.tiles.sample import sample_rows
 from workflows.pretraining.calibration import calibrate
+from workflows.pretraining.check import as_named
 from workflows.pretraining.config import PretrainConfig
 from workflows.pretraining.job import PretrainJob
 from workflows.shell import output
+from workflows.shell.config import PoolConfig
 
 logger = logging.getLogger("pretrain")
 
@@ -73,7 +85,8 @@ def machines() -> Machines:
 
 def shares_of(config: PretrainConfig) -> Shares:
     """What the settings say of actors and threads, and what they leave open."""
-    pool, readers, workers = config.pool, config.readers, config.workers
+    (first, *others), readers, workers = config.asked.items(), config.readers, config.workers
+    name, pool = first[0], first[1].pool
     return Shares(
         reader_cpus=readers.cpus_per_actor,
         teacher_cpus=pool.cpus_per_actor,
@@ -86,21 +99,43 @@ def shares_of(config: PretrainConfig) -> Shares:
         actors=pool.max_actors,
         teacher_threads=pool.threads,
         student_threads=workers.threads,
+        teacher_name=name or "",
+        others=tuple(
+            TeacherShares(
+                name=name,
+                cpus=each.pool.cpus_per_actor,
+                gpus=each.pool.gpus_per_actor,
+                actors=each.pool.max_actors,
+                threads=each.pool.threads,
+            )
+            for name, each in others
+        ),
     )
 
 
 def planned(config: PretrainConfig, plan: dict[str, Any]) -> PretrainConfig:
     """The settings with what a plan says of the actors and threads that they left open."""
-    pool, readers, workers = config.pool, config.readers, config.workers
-    if pool.max_actors is None:
-        pool = replace(pool, max_actors=max(pool.min_actors, plan["actors"]))
-    if pool.threads is None:
-        pool = replace(pool, threads=plan["teacher_threads"])
+    readers, workers = config.readers, config.workers
+    asked = {
+        name: replace(each, pool=_planned_pool(each.pool, of))
+        for (name, each), of in zip(config.asked.items(), teachers_in(plan), strict=True)
+    }
     if readers.max_actors is None:
         readers = replace(readers, max_actors=max(readers.min_actors, plan["readers"]))
     if workers.threads is None:
         workers = replace(workers, threads=plan["student_threads"])
-    return replace(config, pool=pool, readers=readers, workers=workers)
+    return replace(config.with_asked(asked), readers=readers, workers=workers)
+
+
+def teachers_in(plan: dict[str, Any]) -> list[dict[str, int]]:
+    """Actors and threads of every teacher of a plan."""
+    return [{"actors": plan["actors"], "threads": plan["teacher_threads"]}, *plan.get("others", ())]
+
+
+def _planned_pool(pool: PoolConfig, planned: dict[str, int]) -> PoolConfig:
+    if pool.max_actors is None:
+        pool = replace(pool, max_actors=max(pool.min_actors, planned["actors"]))
+    return replace(pool, threads=planned["threads"]) if pool.threads is None else pool
 
 
 def plan_record(costs: Costs, shares: Shares, positions: int) -> dict[str, Any]:
@@ -112,10 +147,10 @@ def plan_record(costs: Costs, shares: Shares, positions: int) -> dict[str, Any]:
     have = machines()
     plan = make_plan(have, costs, shares)
     more = {"one more node": have.with_node()}
-    if shares.teacher_gpus or shares.worker_gpus:
+    if shares.worker_gpus or any(each.gpus for each in shares.teachers):
         more["one more GPU"] = have.with_gpu()
     # What is settled now was settled for this cluster: with more, as many would be set.
-    free = replace(shares, actors=None, readers=None)
+    free = shares.with_any_number()
     return {
         "positions": positions,
         "plan": as_record(plan),
@@ -127,20 +162,25 @@ def plan_record(costs: Costs, shares: Shares, positions: int) -> dict[str, Any]:
 def costs_of(calibration: dict[str, Any]) -> Costs:
     """As `Calibration.as_record` has them, from JSON, whose keys are text."""
     costs = calibration["costs"]
-    by_threads = {name: {int(number): rate for number, rate in costs[name].items()} for name in ("teacher", "student")}
-    return Costs(**{**costs, **by_threads})
+    by_threads = {name: _by_threads(costs[name]) for name in ("teacher", "student")}
+    others = tuple(
+        TeacherCosts(rates=_by_threads(each["rates"]), process_bytes=each["process_bytes"]) for each in costs.get("others", ())
+    )
+    return Costs(**{**costs, **by_threads, "others": others})
+
+
+def _by_threads(rates: dict[str, float]) -> dict[int, float]:
+    return {int(number): rate for number, rate in rates.items()}
 
 
 def in_words(record: dict[str, Any]) -> str:
     """Lines for a terminal."""
     plan, takes, calibration = record["plan"], record["takes"], record["calibration"]
-    best = max(calibration["teacher_tiles_per_s"], key=lambda each: (each["threads"] == 1, each["tiles_per_s"]))
     stages = ", ".join(f"{name} {rate:,.4g}" for name, rate in plan["stages"].items())
     lines = [
         f"the plan ({calibration['seconds']:.0f} s of measuring), which settings may change:",
         f"  readers     {plan['readers']} (readers.max_actors)",
-        f"  teacher     actors: {plan['actors']} (pool.max_actors), threads: {plan['teacher_threads']} (pool.threads); "
-        f"fastest with tiles at once: {best['tiles']} (teacher.options.micro_batch)",
+        *_of_teachers(plan, calibration),
         f"  student     workers: {plan['workers']}, threads: {plan['student_threads']} (workers.threads)",
         f"  reserved    {plan['cpus']:g} CPUs, {plan['gpus']:g} GPUs; {plan['stream_bytes'] / 1e9:.2f} GB on their way are "
         "enough (ray.stream_gb)",
@@ -152,6 +192,27 @@ def in_words(record: dict[str, Any]) -> str:
         told = f"{change['tiles_per_s']:,.4g} tiles/s ({change['times']:.2f} x), limited by {change['bottleneck']}"
         lines.append(f"  {name:11} {told}")
     return "\n".join(lines)
+
+
+def _of_teachers(plan: dict[str, Any], calibration: dict[str, Any]) -> list[str]:
+    """A line for each teacher; where there are several, with its name."""
+    others = calibration.get("others_tiles_per_s", {})
+    names = [plan_name(stage) for stage in plan["stages"] if stage.startswith(f"{TEACHER} ")] if others else [None]
+    rates = [calibration["teacher_tiles_per_s"], *others.values()]
+    lines = []
+    for name, planned, measured in zip(names, teachers_in(plan), rates, strict=True):
+        best = max(measured, key=lambda each: (each["threads"] == 1, each["tiles_per_s"]))
+        told = (
+            f"actors: {planned['actors']} (pool.max_actors), threads: {planned['threads']} (pool.threads); "
+            f"fastest with tiles at once: {best['tiles']} (teacher.options.micro_batch)"
+        )
+        lines.append(f"  {name or 'teacher':11} {as_named(told, name)}")
+    return lines
+
+
+def plan_name(stage: str) -> str:
+    """The teacher's name in that of its stage."""
+    return stage.removeprefix(f"{TEACHER} ")
 
 
 def _span(hours: float) -> str:

@@ -14,7 +14,7 @@ import ray
 from csat.columns import OK, STATUS, TILE, rows_by_size, take_rows
 from csat.precision import BFLOAT16, FLOAT32
 from csat.tiles.sample import Rows
-from workflows.pretraining.stream import StreamConfig, make_reader, teacher_arguments
+from workflows.pretraining.stream import StreamConfig, StreamTeacher, make_reader, teacher_arguments
 
 T = TypeVar("T")
 TIMEOUT_S = 300.0  # of loading a teacher and asking it about a few tiles
@@ -38,9 +38,9 @@ class Rehearsal:
     tiles_per_s: dict[str, float]
 
 
-def on_actor(stream: StreamConfig, run: Callable[..., T], *arguments: Any) -> T | str:
+def on_actor(asked: StreamTeacher, run: Callable[..., T], *arguments: Any) -> T | str:
     """What a function returns where an actor of the teacher's pool will be; why not, where nothing came of it."""
-    pool = stream.pool
+    pool = asked.pool
     return in_a_process(run, *arguments, cpus=pool.cpus_per_actor, gpus=pool.gpus_per_actor)
 
 
@@ -57,16 +57,17 @@ def in_a_process(run: Callable[..., T], *arguments: Any, cpus: float, gpus: floa
         return (str(error).strip() or type(error).__name__).splitlines()[-1]
 
 
-def rehearse(stream: StreamConfig, rows: Rows) -> Rehearsal | str:
-    """Both answers of the teacher to some tiles; runs in the process that it is called in.
+def rehearse(stream: StreamConfig, rows: Rows, number: int = 0) -> Rehearsal | str:
+    """Both answers of a teacher of the stream to some tiles; runs in the process that it is called in.
 
     Args:
         rows: Of the manifest, without pixels.
     """
     from teachers.precision import answer_in, as_record, deviations
     from teachers.registry import load_teacher
+    from teachers.rows import shrunk
 
-    arguments = teacher_arguments(stream)
+    arguments = teacher_arguments(stream, number)
     teacher = load_teacher(**{name: arguments[name] for name in OF_LOADING})
     columns = make_reader(stream)(rows)
     batches, timed, seconds = [], 0, {FLOAT32: 0.0, BFLOAT16: 0.0}
@@ -75,7 +76,8 @@ def rehearse(stream: StreamConfig, rows: Rows) -> Rehearsal | str:
         for start in range(0, len(group), TILES_AT_ONCE):
             if batches and time.monotonic() - started > ENOUGH_S:
                 break
-            tiles = np.ascontiguousarray(take_rows(columns[TILE], group[start : start + TILES_AT_ONCE]))
+            tiles = take_rows(columns[TILE], group[start : start + TILES_AT_ONCE])
+            tiles = np.ascontiguousarray(shrunk(tiles, arguments["shrink"]))
             answers = []
             for precision in seconds:
                 begun = time.perf_counter()

@@ -1,12 +1,12 @@
 """The stream: plan → pixels → teacher responses → workers, as one Ray Data pipeline whose actors live through all epochs.
 
 With a response cache there are two pipelines, one after the other: the first ends with the first epoch that is not done and
-has the teacher pool, the second covers the later epochs and reads what was kept. Ray starts a pipeline's actors when its first
-row is asked for and ends them after its last: the teacher's GPUs are free from the second epoch on.
+has the teacher pools, the second covers the later epochs and reads what was kept. Ray starts a pipeline's actors when its
+first row is asked for and ends them after its last: the teachers' GPUs are free from the second epoch on.
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import pyarrow as pa
 import ray.data
 from ray.data import ActorPoolStrategy
 
+from csat.panel import split_name
 from csat.responses import ResponseSpec
 from csat.runs.checkpoints import Checkpoints
 from csat.runs.plan import Intervals, Plan
@@ -33,6 +34,24 @@ BLOCK_BYTES = 128 * 2**20  # what Ray Data puts together into one block of rows 
 
 
 @dataclass(frozen=True, kw_only=True)
+class StreamTeacher:
+    """One teacher of a stream, its actors, and what it is asked."""
+
+    name: str | None  # what the run calls it; None: it is the only one
+    teacher: TeacherConfig
+    sha256: str  # every actor checks that it loaded this teacher
+    responses: tuple[ResponseSpec, ...]  # as methods know them: on the tile's pixels, of several under the teacher's name
+    pool: PoolConfig
+    shrink: int = 1  # it sees the tile averaged over squares of so many pixels
+    cache: ResponseCache | None = None  # of its responses; None: it answers in every epoch
+
+    @property
+    def own_names(self) -> list[str]:
+        """What the teacher itself calls what it is asked."""
+        return [spec.name if self.name is None else split_name(spec.name)[1] for spec in self.responses]
+
+
+@dataclass(frozen=True, kw_only=True)
 class StreamConfig:
     """All that a stream needs, small enough to travel to the process that starts it (and starts it again after a fault)."""
 
@@ -40,16 +59,26 @@ class StreamConfig:
     plan: Plan
     tile_px: int  # edge of the tiles; of whole images, what their edges are made multiples of
     readers: ReaderConfig
-    pool: PoolConfig
-    teacher: TeacherConfig
-    teacher_sha256: str  # every actor checks that it loaded this teacher
-    responses: tuple[ResponseSpec, ...]
+    teachers: tuple[StreamTeacher, ...]  # at least one; several answer in this order, each in actors of its own
     view_seed: int | None = None  # put tiles into their view before the teacher, by this seed; None: the trainer carries it
     colour: ColourConfig | None = None  # change the colours of tiles before the teacher by this; None: as they were scanned
     colour_seed: int = 0  # of those colours
     largest_px: tuple[tuple[int, int], ...] | None = None  # whole images, and the largest (Manifest); None: square tiles
     student_factor: int | None = None  # read the student's pixels by themselves, at 1 / student_factor; None: from the tile
-    cache: ResponseCache | None = None  # of the teacher's responses; None: the teacher answers in every epoch
+
+    @property
+    def responses(self) -> tuple[ResponseSpec, ...]:
+        """Of all teachers."""
+        return tuple(spec for each in self.teachers for spec in each.responses)
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether responses are kept: of all teachers, or of none."""
+        return all(each.cache is not None for each in self.teachers)
+
+    def without_cache(self) -> "StreamConfig":
+        """The same, in which all teachers answer."""
+        return replace(self, teachers=tuple(replace(each, cache=None) for each in self.teachers))
 
     def largest_size(self) -> tuple[int, int]:
         """Height and width of the largest row as it travels, with its padding."""
@@ -57,11 +86,16 @@ class StreamConfig:
         padded = [(height + -height % self.tile_px, width + -width % self.tile_px) for width, height in sizes]
         return max(padded, key=math.prod)
 
-    def bytes_per_tile(self) -> int:
-        """Of one row on its way, the largest: pixels and responses."""
+    def bytes_per_tile(self, num_teachers: int | None = None) -> int:
+        """Of one row on its way, the largest: pixels and responses.
+
+        Args:
+            num_teachers: That have answered; None: all.
+        """
         height, width = self.largest_size()
         student_bytes = 0 if self.student_factor is None else 3 * height * width // self.student_factor**2
-        return 3 * height * width + student_bytes + sum(spec.num_bytes((height, width)) for spec in self.responses)
+        answered = [spec for each in self.teachers[:num_teachers] for spec in each.responses]
+        return 3 * height * width + student_bytes + sum(spec.num_bytes((height, width)) for spec in answered)
 
     def bytes_per_block(self, chunk_tiles: int) -> int:
         """Of what leaves a stage together: the tiles of a chunk; of whole images no more than Ray Data puts into a block."""
@@ -69,8 +103,13 @@ class StreamConfig:
         return of_chunk if self.largest_px is None else max(self.bytes_per_tile(), min(of_chunk, BLOCK_BYTES))
 
     def bytes_per_answer(self) -> int:
-        """A little less than what a batch of the teacher holds when it is answered: a block is complete when it has more."""
-        return max(1, min(BLOCK_BYTES, int(0.9 * self.pool.batch_size * self.bytes_per_tile())))
+        """A little less than what a batch of a teacher holds when it is answered: a block is complete when it has more.
+
+        Ray Data knows one such size for all stages: of several teachers that of the smallest batch, so that none waits with
+        what it has answered. What is larger leaves a stage in several blocks.
+        """
+        sizes = [each.pool.batch_size * self.bytes_per_tile(number) for number, each in enumerate(self.teachers, start=1)]
+        return max(1, min(BLOCK_BYTES, int(0.9 * min(sizes))))
 
 
 def make_reader(config: StreamConfig) -> TileReader:
@@ -86,19 +125,27 @@ def make_reader(config: StreamConfig) -> TileReader:
     )
 
 
-def teacher_arguments(config: StreamConfig, *, has_gpus: bool = True) -> dict[str, Any]:
-    """Of the stream's `TeacherStage`, on the GPUs that the pool has."""
+def teacher_arguments(config: StreamConfig, number: int = 0, *, has_gpus: bool = True) -> dict[str, Any]:
+    """Of the `TeacherStage` of one of the stream's teachers, on the GPUs that its pool has.
+
+    The first one puts the tiles in their view and colours, the others get them so. The last one knows who was asked.
+    """
+    asked, is_first = config.teachers[number], number == 0
+    is_last = number == len(config.teachers) - 1 > 0
     return dict(
-        name=config.teacher.name,
-        weights=config.teacher.weights,
-        options=config.teacher.options,
-        wanted=[spec.name for spec in config.responses],
-        device="cuda" if has_gpus and config.pool.gpus_per_actor else "cpu",
-        threads=config.pool.threads,
-        expected_sha256=config.teacher_sha256,
-        view_seed=config.view_seed,
-        colour=None if config.colour is None else asdict(config.colour),  # plain: its class needs torch
+        name=asked.teacher.name,
+        weights=asked.teacher.weights,
+        options=asked.teacher.options,
+        wanted=asked.own_names,
+        device="cuda" if has_gpus and asked.pool.gpus_per_actor else "cpu",
+        threads=asked.pool.threads,
+        expected_sha256=asked.sha256,
+        view_seed=config.view_seed if is_first else None,
+        colour=asdict(config.colour) if is_first and config.colour else None,  # plain: its class needs torch
         colour_seed=config.colour_seed,
+        label=asked.name,
+        shrink=asked.shrink,
+        closes=[each.name for each in config.teachers] if is_last else [],
     )
 
 
@@ -109,7 +156,8 @@ def make_stream(
 
     Args:
         epochs: The first of them, and the first that is left out; None: all.
-        has_pool: The teacher stage has the actors, and GPUs, of the teacher pool; else only its CPUs, for what a cache lacks.
+        has_pool: Teachers whose cache is not complete have the actors, and GPUs, of their pools; else only their CPUs, for
+            what a cache lacks.
     """
     reader = make_reader(config)
     rows_at_once = {} if config.largest_px is None else {"rows_at_once": max(1, BLOCK_BYTES // 4 // config.bytes_per_tile())}
@@ -131,26 +179,41 @@ def make_stream(
 
 
 def _with_responses(pixels: ray.data.Dataset, config: StreamConfig, *, has_pool: bool) -> ray.data.Dataset:
-    """The teacher stage behind the reader; with a cache, it takes whole chunks, as they are kept."""
-    gpus = config.pool.gpus_per_actor if has_pool else 0.0
-    teacher = teacher_arguments(config, has_gpus=has_pool)
-    pool = dict(
-        num_cpus=config.pool.cpus_per_actor,
-        num_gpus=gpus or None,
-        compute=ActorPoolStrategy(min_size=config.pool.min_actors, max_size=config.pool.most_actors),
-    )
-    if config.cache is None:
-        rows = pixels.map_batches(TeacherStage, fn_constructor_kwargs=teacher, batch_size=config.pool.batch_size, **pool)
-        # A batch leaves the stage when it is answered. Ray Data would put the whole chunk together first.
+    """The teacher stages behind the reader; with a cache, they take whole chunks, as they are kept.
+
+    Each stage has actors of its own, and a batch goes to the next one as soon as it is answered: all teachers work at the same
+    time, on different batches.
+    """
+    rows = pixels
+    for number, asked in enumerate(config.teachers):
+        has_gpus = has_pool and not (asked.cache is not None and asked.cache.is_complete())
+        arguments = teacher_arguments(config, number, has_gpus=has_gpus)
+        pool = dict(
+            num_cpus=asked.pool.cpus_per_actor,
+            num_gpus=(asked.pool.gpus_per_actor if has_gpus else 0.0) or None,
+            compute=ActorPoolStrategy(min_size=asked.pool.min_actors, max_size=asked.pool.most_actors),
+        )
+        if asked.cache is None:
+            stage = named_stage(TeacherStage, asked.name)
+            rows = rows.map_batches(stage, fn_constructor_kwargs=arguments, batch_size=asked.pool.batch_size, **pool)
+            continue
+        more = {"batch_size": asked.pool.batch_size, "has_pool": has_gpus}
+        rows = rows.map_batches(
+            named_stage(CachedTeacherStage, asked.name),
+            fn_constructor_args=(asked.cache, config.plan),
+            fn_constructor_kwargs={**more, **arguments},
+            batch_size=None,
+            **pool,
+        )
+    if not config.is_cached:
+        # A batch leaves a stage when it is answered. Ray Data would put the whole chunk together first.
         rows.context.target_max_block_size = config.bytes_per_answer()
-        return rows
-    return pixels.map_batches(
-        CachedTeacherStage,
-        fn_constructor_args=(config.cache, config.plan),
-        fn_constructor_kwargs={"batch_size": config.pool.batch_size, "has_pool": has_pool, **teacher},
-        batch_size=None,
-        **pool,
-    )
+    return rows
+
+
+def named_stage(stage: type, name: str | None) -> type:
+    """The stage's class under the teacher's name, by which Ray Data calls the stage where it speaks of it."""
+    return stage if name is None else type(f"{stage.__name__}_{name}", (stage,), {"__module__": stage.__module__})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,10 +231,10 @@ class ResumingStream:
     def __call__(self) -> ray.data.Dataset:
         configure_data(self.settings)
         done = Checkpoints(self.checkpoints_uri).latest_cursor().done
-        if self.config.cache is None:
+        if not self.config.is_cached:
             return make_stream(self.config, done)
         plan = self.config.plan
         later = min(done.first_gap(), plan.num_positions - 1) // plan.num_tiles + 1  # the first epoch of the second pipeline
         if self.part == CACHED:
             return make_stream(self.config, done, epochs=(later, plan.num_epochs), has_pool=False)
-        return make_stream(self.config, done, epochs=(0, later), has_pool=not self.config.cache.is_complete())
+        return make_stream(self.config, done, epochs=(0, later))

@@ -157,7 +157,12 @@ def available_cpus() -> int:
 
 
 def check_resources(
-    *, readers: ReaderConfig, pool: PoolConfig, workers: WorkerConfig, ray_config: RayConfig, slot_bytes: int
+    *,
+    readers: ReaderConfig,
+    pools: Mapping[str, PoolConfig],
+    workers: WorkerConfig,
+    ray_config: RayConfig,
+    slot_bytes: int,
 ) -> None:
     """Arithmetic of what is asked for against what the cluster has (or, autoscaling, can grow to).
 
@@ -165,20 +170,23 @@ def check_resources(
     ever without a word.
 
     Args:
+        pools: Setting → the actors of a teacher.
         slot_bytes: Of one slot's tiles and responses on their way.
 
     Raises:
         ConfigError: with the sums, and what to change.
     """
     growable = _autoscaling_limits()
-    _check_sums(workers, pool, readers)
+    _check_sums(workers, pools, readers)
     largest = max((node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
-    if not growable and max(workers.cpus_per_worker, pool.cpus_per_actor, readers.cpus_per_actor) > largest:
+    shares = [workers.cpus_per_worker, *(each.cpus_per_actor for each in (readers, *pools.values()))]
+    if not growable and max(shares) > largest:
         raise ConfigError(f"one worker or actor asks for more CPUs than the largest node has ({largest:g})")
-    needed_bytes = LEAST_BLOCKS_IN_FLIGHT * slot_bytes
+    num_blocks = LEAST_BLOCKS_IN_FLIGHT + len(pools) - 1
+    needed_bytes = num_blocks * slot_bytes
     if ray_config.stream_gb * 1e9 < needed_bytes:
         raise ConfigError(
-            f"ray.stream_gb {ray_config.stream_gb:g} is too little to keep the stream moving: {LEAST_BLOCKS_IN_FLIGHT} "
+            f"ray.stream_gb {ray_config.stream_gb:g} is too little to keep the stream moving: {num_blocks} "
             f"blocks of {slot_bytes / 1e6:.0f} MB are on their way at least. Set ray.stream_gb "
             f"{needed_bytes / 1e9 + 0.05:.1f}, or a smaller manifest.chunk_tiles"
         )
@@ -244,18 +252,19 @@ def check_workers(workers: WorkerConfig, *, pool: PoolConfig | None = None, read
     Raises:
         ConfigError: with the sums, and what to change.
     """
-    _check_sums(workers, pool, readers if pool else None)
+    _check_sums(workers, {"pool": pool} if pool else {}, readers if pool else None)
 
 
-def _check_sums(workers: WorkerConfig, pool: PoolConfig | None, readers: ReaderConfig | None) -> None:
+def _check_sums(workers: WorkerConfig, pools: Mapping[str, PoolConfig], readers: ReaderConfig | None) -> None:
     """CPUs and GPUs that a run reserves at least. Raises ConfigError with the sums, and what to change."""
     have, growable = _have(), _autoscaling_limits()
     for resource, flag in (("CPU", "cpus"), ("GPU", "gpus")):
         parts = {f"{workers.num_workers} workers x {flag} {_per(workers, flag):g}": workers.num_workers * _per(workers, flag)}
         levers = ["workers.num_workers", f"workers.{flag}_per_worker"]
-        if pool is not None:
-            parts[f"{pool.min_actors} teacher actors x {_per(pool, flag):g}"] = pool.min_actors * _per(pool, flag)
-            levers += ["pool.min_actors", f"pool.{flag}_per_actor"]
+        for name, pool in pools.items():
+            actors = "teacher actors" if len(pools) == 1 else f"actors of {name}"
+            parts[f"{pool.min_actors} {actors} x {_per(pool, flag):g}"] = pool.min_actors * _per(pool, flag)
+            levers += [f"{name}.min_actors", f"{name}.{flag}_per_actor"]
         if readers is not None and _per(readers, flag):
             parts[f"{readers.min_actors} readers x {_per(readers, flag):g}"] = readers.min_actors * _per(readers, flag)
             levers += ["readers.min_actors", f"readers.{flag}_per_actor"]

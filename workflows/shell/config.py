@@ -1,10 +1,11 @@
 """Settings that the verbs share: which teacher, which method, and how the work is spread over the cluster."""
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from csat.errors import ConfigError
-from csat.settings import Often, Place, places_in
+from csat.settings import Free, Often, Place, places_in
 from teachers.registry import find_teacher, with_places
 
 MOST_ACTORS = 2  # of a stage whose number is neither set nor planned
@@ -79,6 +80,21 @@ class PoolConfig:
     def most_actors(self) -> int:
         """Actors at most, also where that is left open."""
         return MOST_ACTORS if self.max_actors is None else self.max_actors
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedTeacher(TeacherConfig):
+    """One of several teachers, and the actors that hold it."""
+
+    shrink: int = 1  # it sees the tile averaged over squares of so many pixels: 2 where it was made for half the resolution
+    weight: float = 1.0  # all of its loss terms times this
+    pool: Free[PoolConfig] = field(default_factory=PoolConfig)  # actors that hold this teacher
+
+    def __post_init__(self):
+        if self.shrink < 1:
+            raise ConfigError(f"shrink of a teacher is a whole factor of at least 1, not {self.shrink}")
+        if not 0 < self.weight < math.inf:
+            raise ConfigError(f"weight of a teacher is a number above 0, not {self.weight}; leave a teacher out to do without")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 import jsonargparse
 
-from csat.settings import Setting, settings_of
+from csat.settings import NAME, Setting, entry_of, settings_of
 from workflows.shell.interruption import EXIT_CODES, IN_WORDS
 
 PAGES = Path(__file__).parents[1]
@@ -64,7 +64,7 @@ class HelpParser(jsonargparse.ArgumentParser):
         shown = {each.name: _action(each, actions.get(each.name), notes) for each in settings if each.section is None}
         required = [shown[each.name] for each in settings if each.name in shown and each.is_required]
         often = [shown[each.name] for each in settings if each.name in shown and each.is_often and not each.is_required]
-        sections = {f"{each.name}.": each for each in settings if each.section is not None}
+        sections = _sections(self.config_class)
         common = [action for action in self._actions if action.dest not in {each.name for each in settings}]
         self.usage = " ".join(["%(prog)s", *map(_invocation, required), "[--SETTING VALUE …]"])
         groups = [
@@ -136,7 +136,7 @@ def as_called(text: str) -> str:
 def field_notes(config_class: type) -> dict[str, str]:
     """Dotted setting → the note that stands behind it in the source: one place for the code's reader and for `--help`."""
     sections = {"": config_class}
-    sections |= {f"{each.name}.": each.section for each in settings_of(config_class) if each.section is not None}
+    sections |= _sections(config_class)
     notes = {}
     for prefix, section in sections.items():
         own = [base for base in section.__mro__ if is_dataclass(base)]  # what it inherits, too
@@ -144,6 +144,13 @@ def field_notes(config_class: type) -> dict[str, str]:
             if found := re.match(r"    (\w+): .*?  # (.+)$", line):
                 notes[prefix + found[1]] = found[2]
     return notes
+
+
+def _sections(config_class: type) -> dict[str, type]:
+    """What settings of a config in it begin with → that config; of one that a name stands for, `teachers.NAME.`."""
+    found = {f"{each.name}.": each.section for each in settings_of(config_class) if each.section is not None}
+    entries = {f"{each.name}.{NAME}.": entry_of(each.hint) for each in settings_of(config_class)}
+    return found | {prefix: entry for prefix, entry in entries.items() if entry is not None}
 
 
 def takes_list(hint: Any) -> bool:
@@ -160,6 +167,8 @@ def _action(setting: Setting, action: argparse.Action | None, notes: Mapping[str
     short = {long: form for form, long in SHORT_FORMS.items()}
     shown.option_strings = [short.get(f"--{setting.name}", f"--{setting.name}")]
     last = setting.name.rpartition(".")[2].upper()
+    if entry_of(setting.hint) is not None:
+        shown.option_strings, last = [f"--{setting.name}.{NAME}"], last.removesuffix("S")
     shown.metavar = f"{last} …" if takes_list(setting.hint) else last
     shown.nargs = None
     return shown

@@ -148,7 +148,10 @@ def test_every_setting_of_the_verbs_is_explained():
 @pytest.mark.parametrize(
     ("config_class", "free"),
     [
-        (PretrainConfig, {"readers", "pool", "workers", "cache.budget_gb", "report_tiles", "plan", *FREE_OF_TRAINING}),
+        (
+            PretrainConfig,
+            {"readers", "pool", "teachers.NAME.pool", "workers", "cache.budget_gb", "report_tiles", "plan", *FREE_OF_TRAINING},
+        ),
         (
             FinetuneConfig,
             {"readers", "pool", "workers", "report_samples", "prepare_only", "data.memory_gb", *FREE_OF_TRAINING},
