@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from jsonargparse import namespace_to_dict
-
 from csat.errors import ConfigError
 from csat.model.student import StudentConfig
 from csat.settings import Free, Often, Place, merge, unfold
@@ -109,7 +107,7 @@ def named_teachers(said: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[
         said: Name → settings, as the recipe has them.
         changes: `NAME` → the teacher, its settings or None (leave it out), and `NAME.SETTING` → value; in their order.
     """
-    teachers = {name: namespace_to_dict(settings) for name, settings in said.items()}
+    teachers = {name: settings.as_dict() for name, settings in said.items()}
     for path, value in changes.items():
         name, _, setting = path.partition(".")
         if not setting and value is None:
