@@ -1,12 +1,13 @@
-"""How fast each stage is on this machine, one stage at a time, in one process.
+"""How fast all of it is on this machine, and beside others: stages that are measured one after the other.
 
-    python workflows/benchmark.py --device cpu --threads 2
-    python workflows/benchmark.py --stages '["plan", "manifest"]'     # what ten thousand slides cost before pixels are read
-    python workflows/benchmark.py --stages '["forecast"]'              # do plans keep their word, for five pairs
-    python workflows/benchmark.py --stages '["startup"]'               # how long a user waits, how large the processes are
+    python workflows/benchmark.py --device cpu --threads 2             # student, teacher and reader, each by itself
+    python workflows/benchmark.py --stages peers --images tiles/ --rounds 3 --lightly_python lightly/bin/python
+    python workflows/benchmark.py --stages all --output figures.json   # every stage
+    python workflows/benchmark.py --stages all --quick true            # every stage, small: does it work
 
-Machines are noisy: every figure is the median of several rounds, the candidates of a stage take turns within a round, and a
-table shows each as a ratio to the first. What a whole run reaches, with everything at once, stands in its throughput.json.
+Machines are noisy: every figure is the median of several rounds with the least and the most, the candidates of a stage take
+turns within a round, and ratios are of one round. docs/performance.md explains the stages and their figures. What a whole run
+of yours reaches stands in its throughput.json.
 """
 
 import json
@@ -22,8 +23,28 @@ if __name__ == "__main__":
     interruption.listen()  # before the imports, which take seconds
 
 from csat.errors import ConfigError
+from csat.settings import resolve
 from workflows.rates.config import BenchmarkConfig
 from workflows.shell import command_line, output
+
+# name → function: what is measured is loaded when its turn comes, so that stages which run commands leave them the memory.
+STAGES = {
+    "peers": "workflows.rates.peers:measure_peers",
+    "ceiling": "workflows.rates.ceiling:measure_ceiling",
+    "actors": "workflows.rates.actors:measure_actors",
+    "startup": "workflows.rates.startup:measure_startup",
+    "memory": "workflows.rates.memory:measure_memory",
+    "student": "workflows.rates.students:measure_students",
+    "reader": "workflows.rates.readers:measure_readers",
+    "sweep": "workflows.rates.sweep:measure_sweep",
+    "teacher": "workflows.rates.stages:measure_teachers",
+    "model": "workflows.rates.stages:measure_models",
+    "forecast": "workflows.rates.forecast:measure_forecasts",
+    "precision": "workflows.rates.precision:measure_precision",
+    "plan": "workflows.rates.metadata:measure_plan",
+    "manifest": "workflows.rates.metadata:measure_manifest",
+}
+ALL = "all"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,47 +54,29 @@ def main(argv: list[str] | None = None) -> int:
 
 def benchmark(config: BenchmarkConfig) -> int:
     """All of it, top to bottom."""
-    # Not above: they take seconds to load, and `--help` or a refused setting needs none of them.
-    import torch
+    from workflows.rates import machine  # not above: `--help` or a refused setting needs none of it
 
-    from csat.tiles.sources import list_slides
-    from workflows.rates.forecast import measure_forecasts
-    from workflows.rates.metadata import measure_manifest, measure_plan
-    from workflows.rates.precision import measure_precision
-    from workflows.rates.stages import describe_device, measure_models, measure_readers, measure_students, measure_teachers
-    from workflows.rates.startup import measure_startup
-
-    stages = {
-        "student": measure_students,
-        "teacher": measure_teachers,
-        "reader": measure_readers,
-        "model": measure_models,
-        "plan": lambda config: measure_plan(config.num_tiles),
-        "startup": measure_startup,
-        "forecast": measure_forecasts,
-        "precision": measure_precision,
-        "manifest": lambda config: measure_manifest(config.num_slides, config.num_tiles),
-    }
-    if unknown := [stage for stage in config.stages if stage not in stages]:
-        raise ConfigError(f"there is no stage {', '.join(unknown)}; there are: {', '.join(stages)}")
-    if min(config.num_slides - 1, config.num_tiles) < 1:
-        raise ConfigError("num_slides must be at least 2 and num_tiles at least 1")
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device=cuda: torch sees no CUDA device here")
+    config = config.as_asked()
+    stages = list(STAGES) if ALL in config.stages else list(config.stages)
+    if unknown := [stage for stage in stages if stage not in STAGES]:
+        raise ConfigError(f"there is no stage {', '.join(unknown)}; there are: {', '.join(STAGES)}, and {ALL}")
+    config.check()
     if config.threads:
+        import torch
+
         torch.set_num_threads(config.threads)
-    if config.slides:
-        list_slides(config.slides)  # a wrong name is met before minutes of measuring
-    figures = {stage: stages[stage](config) for stage in config.stages}
-    figures["machine"] = {
-        "device": describe_device(config.device),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+    figures = {
+        "machine": machine.describe_machine(config.device),
+        "versions": machine.describe_versions(),
+        "command": machine.command_line(),
+        "seed": config.seed,
     }
-    machine = figures["machine"]
-    output.result(f"{machine['device']}, {machine['threads']} threads, torch {torch.__version__}", machine=machine)
-    if config.output:
-        Path(config.output).write_text(json.dumps(figures, indent=2) + "\n")
+    about = figures["machine"]
+    output.result(f"{about['device']}, {about['cores']} cores, load {about['load'][0]}", **figures)
+    for stage in stages:
+        figures[stage] = resolve(STAGES[stage])(config)
+        if config.output:  # after each: what was measured is not lost with what follows
+            Path(config.output).write_text(json.dumps(figures, indent=2) + "\n")
     return 0
 
 

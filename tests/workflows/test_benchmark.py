@@ -9,13 +9,17 @@ SMALL = ["--tile_px=64", "--batch_size=2", "--rounds=1", "--threads=1"]
 
 def test_the_figures_are_written(tmp_path, capsys):
     output = tmp_path / "figures.json"
-    argv = ['--stages=["student", "reader", "model"]', '--students=["csat_nano", "resnet18"]', f"--output={output}", *SMALL]
-    assert benchmark.main(argv) == 0
+    argv = ['--stages=["student", "model"]', '--students=["csat_nano", "resnet18"]', f"--output={output}", *SMALL]
+    assert benchmark.main([*argv, '--ways=["float32", "float32, channels first", "bfloat16"]']) == 0
     figures = json.loads(output.read_text())
-    assert set(figures) == {"student", "reader", "model", "machine"} and figures["model"]["stain"] > 0
+    assert figures["model"]["stain"]["median"] > 0 and len(figures["model"]["stain"]["rounds"]) == 1
     assert figures["student"]["csat_nano"]["macs"] < figures["student"]["resnet18"]["macs"]
-    assert all(rates["forward"] > 0 and rates["training"] > 0 for rates in figures["student"].values())
-    assert "forward and backward" in capsys.readouterr().out
+    for each in figures["student"].values():
+        assert all(len(each[what]) == 3 for what in ("forward", "training"))
+        assert min(way["least"] for what in ("forward", "training") for way in each[what].values()) > 0
+    assert figures["versions"]["torch"] and figures["machine"]["cores"] and figures["seed"] == 0
+    said = capsys.readouterr().out
+    assert "forward and backward" in said and max(map(len, said.splitlines())) <= 100
 
 
 @pytest.mark.parametrize(
@@ -23,8 +27,10 @@ def test_the_figures_are_written(tmp_path, capsys):
     [
         ('--stages=["lunch"]', "no stage lunch"),
         ('--students=["cast"]', "csat"),
+        ('--ways=["sideways"]', "no sideways; there are: float32"),
         ("--slides=[/nowhere.svs]", "nowhere.svs"),
         ("--num_slides=1", "at least 2"),
+        ("--lightly_python=/nowhere/python", "lightly_python: /nowhere/python is no file"),
     ],
 )
 def test_mistakes_are_named(capsys, argument, words):

@@ -19,6 +19,7 @@ from csat.tiles.grid import TILE_SCHEMA, TilingConfig
 from csat.tiles.manifest import ManifestConfig, read_manifest
 from csat.tiles.manifest_writer import ManifestWriter
 from csat.tiles.sources import SlideRow
+from workflows.rates.config import BenchmarkConfig
 from workflows.shell import output
 
 EPOCHS = 10  # of the simulated run
@@ -27,13 +28,13 @@ IN_FLIGHT_TILES = (0, 2_000, 100_000)  # tiles on their way when a run stops: a 
 FILTERED_SLOTS = 20_000  # slots that are filtered to measure the time of one
 
 
-def measure_plan(num_tiles: int) -> dict[str, float]:
+def measure_plan(config: BenchmarkConfig) -> dict[str, float]:
     """Order, search and cursor of a run over `num_tiles` tiles and ten epochs, in the middle of the run."""
-    config = ManifestConfig()
-    num_chunks = -(-num_tiles // config.chunk_tiles)
-    chunk_rows = np.full(num_chunks, config.chunk_tiles)
-    chunk_rows[-1] = num_tiles - config.chunk_tiles * (num_chunks - 1)
-    chunks_per_window = max(1, config.max_window_tiles // config.chunk_tiles)
+    num_tiles, manifest = config.num_tiles, ManifestConfig()
+    num_chunks = -(-num_tiles // manifest.chunk_tiles)
+    chunk_rows = np.full(num_chunks, manifest.chunk_tiles)
+    chunk_rows[-1] = num_tiles - manifest.chunk_tiles * (num_chunks - 1)
+    chunks_per_window = max(1, manifest.max_window_tiles // manifest.chunk_tiles)
     before = resident_bytes()
     plan = Plan(chunk_rows, np.arange(num_chunks) // chunks_per_window, num_epochs=EPOCHS, seed=0)
     figures = {"order_of_an_epoch_s": _seconds(lambda: plan.slot(0))}
@@ -49,8 +50,9 @@ def measure_plan(num_tiles: int) -> dict[str, float]:
     return figures
 
 
-def measure_manifest(num_slides: int, num_tiles: int) -> dict[str, float]:
+def measure_manifest(config: BenchmarkConfig) -> dict[str, float]:
     """A manifest of simulated slides, written and opened: seconds, memory while it grows, bytes on disk."""
+    num_slides, num_tiles = config.num_slides, config.num_tiles
     slides = [SlideRow(slide=f"s3://bucket/slides/case-{i // 4:05d}/slide-{i:06d}.svs", kind="wsi") for i in range(num_slides)]
     ends = np.linspace(0, num_tiles, num_slides + 1).astype(np.int64)
     figures: dict[str, float] = {"memory_before_bytes": resident_bytes()}

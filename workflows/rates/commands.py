@@ -1,0 +1,196 @@
+"""Commands of a user, timed from outside: seconds, and what their processes take of memory and cores, by role.
+
+Each command is a process group of its own and sees no cluster that the shell knows.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from csat.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+TIMEOUT_S = 3600.0  # of one command
+SAMPLE_EVERY_S = 0.25
+# Role → what the command line of its processes has. The first that fits counts; `ray` is what Ray itself needs.
+ROLES = {
+    "reader": re.compile(r"PlannedReader"),
+    "teacher": re.compile(r"TeacherStage"),
+    "worker": re.compile(r"RayTrainWorker"),
+    "coordinator": re.compile(r"SplitCoordinator"),  # of Ray Data's streams
+    "driver": re.compile(r"pretrain\.py|tune\.py"),
+    "ray": re.compile(r"ray::|raylet|gcs_server|/ray/|default_worker\.py"),
+}
+OTHERS = "others"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What was seen at one moment.
+
+    Attributes:
+        time: By time.time().
+        lines: Of the file that tells how far the command is.
+        core_s: Role → core-seconds until then, of all its processes.
+    """
+
+    time: float
+    lines: int
+    core_s: dict[str, float]
+
+
+@dataclass
+class Watched:
+    """Of a command that has ended.
+
+    Attributes:
+        seconds: By the wall clock.
+        said: All that it wrote.
+        started: When it began, by time.time().
+        resident_bytes: Role → most that one process had in memory for itself (what it maps of the object store not counted).
+        all_bytes: Most that all its processes had together.
+        samples: In order of time.
+    """
+
+    seconds: float = 0.0
+    said: str = ""
+    started: float = 0.0
+    resident_bytes: dict[str, int] = field(default_factory=dict)
+    all_bytes: int = 0
+    samples: list[Sample] = field(default_factory=list)
+
+    @property
+    def core_s(self) -> dict[str, float]:
+        """Role → core-seconds of all processes."""
+        return self.samples[-1].core_s if self.samples else {}
+
+    def seconds_to(self, lines: int) -> float:
+        """Until the file that tells how far it is had so many lines. NaN: it never had."""
+        return next((sample.time - self.started for sample in self.samples if sample.lines >= lines), float("nan"))
+
+    def between(self, first: int, last: int) -> tuple[float, dict[str, float]]:
+        """Seconds, and core-seconds by role, between two lines of that file. Raises ConfigError: it was never seen there."""
+        inside = [sample for sample in self.samples if first <= sample.lines <= last]
+        if len(inside) < 2:
+            raise ConfigError(f"the run was too short to be watched between its lines {first} and {last}: give it more tiles")
+        begin, end = inside[0], inside[-1]
+        return end.time - begin.time, {role: end.core_s[role] - begin.core_s.get(role, 0.0) for role in end.core_s}
+
+
+def run(
+    arguments: Sequence[str],
+    *,
+    python: str = sys.executable,
+    cwd: Path = ROOT,
+    expected: int = 0,
+    watch: bool = False,
+    progress: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Watched:
+    """A Python command, from its start to its end.
+
+    Args:
+        arguments: After `python`.
+        cwd: Where it runs, and whose code it takes.
+        expected: Its exit code.
+        watch: Look at its processes; costs some hundredths of a core.
+        progress: A file that grows by a line for each step: when is it where.
+        environment: More variables.
+
+    Raises:
+        ConfigError: another exit code; with the end of what it said. It took longer than an hour.
+    """
+    inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    variables = inherited | {"PYTHONPATH": str(cwd)} | dict(environment or {})
+    watched = Watched()
+    with tempfile.TemporaryFile() as said:
+        watched.started, started = time.time(), time.monotonic()
+        process = subprocess.Popen([python, *arguments], cwd=cwd, env=variables, stdout=said, stderr=subprocess.STDOUT)
+        watcher = _Watcher(process.pid, watched, progress) if watch or progress else None
+        try:
+            code = process.wait(TIMEOUT_S)
+        except subprocess.TimeoutExpired as error:
+            raise ConfigError(f"{shown(arguments)} did not end within {TIMEOUT_S:.0f} s") from error
+        finally:
+            if process.poll() is None:  # too slow, or somebody interrupts the benchmark
+                process.terminate()
+            watched.seconds = time.monotonic() - started
+            if watcher:
+                watcher.stop()
+        said.seek(0)
+        watched.said = said.read().decode(errors="replace")
+    if code != expected:
+        raise ConfigError(f"{shown(arguments)} failed in {cwd} (exit code {code}):\n{watched.said[-3000:]}")
+    return watched
+
+
+def shown(arguments: Sequence[str]) -> str:
+    """As a line, for messages."""
+    return " ".join(arguments)[:400]
+
+
+class _Watcher:
+    """Looks at a command's processes, from time to time, until it is stopped."""
+
+    def __init__(self, pid: int, watched: Watched, progress: Path | None):
+        self._root, self._watched, self._progress = psutil.Process(pid), watched, progress
+        self._core_s: dict[tuple[int, float], tuple[str, float]] = {}  # (pid, when it began) → role, core-seconds
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._is_over.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._is_over.wait(SAMPLE_EVERY_S):
+            try:
+                processes = [self._root, *self._root.children(recursive=True)]
+            except psutil.Error:
+                return  # it has ended
+            total = 0
+            for process in processes:
+                try:
+                    with process.oneshot():
+                        role, used = role_of(" ".join(process.cmdline())), process.cpu_times()
+                        key = (process.pid, process.create_time())
+                    size = own_bytes(process.pid)
+                except (psutil.Error, OSError):
+                    continue  # it has ended
+                total += size
+                self._core_s[key] = (role, used.user + used.system)
+                self._watched.resident_bytes[role] = max(self._watched.resident_bytes.get(role, 0), size)
+            self._watched.all_bytes = max(self._watched.all_bytes, total)
+            self._watched.samples.append(Sample(time.time(), self._lines(), self._by_role()))
+
+    def _lines(self) -> int:
+        if self._progress is None or not self._progress.exists():
+            return 0
+        return self._progress.read_bytes().count(b"\n")
+
+    def _by_role(self) -> dict[str, float]:
+        sums: dict[str, float] = {}
+        for role, seconds in self._core_s.values():
+            sums[role] = sums.get(role, 0.0) + seconds
+        return sums
+
+
+def role_of(command_line: str) -> str:
+    """Which of `ROLES` a process has; `OTHERS` for none."""
+    return next((role for role, pattern in ROLES.items() if pattern.search(command_line)), OTHERS)
+
+
+def own_bytes(pid: int) -> int:
+    """Resident memory of a process and of the files that it maps, without shared memory, which is there once."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith(("RssAnon", "RssFile")))

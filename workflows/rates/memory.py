@@ -1,0 +1,65 @@
+"""Does memory grow with the data: the same run over some slides, and over ten times as many.
+
+Called by benchmark.py (`--stages memory`). The run is the demonstration's, over synthetic slides; the tenfold are the same
+slides under other names. Shown is the most that one process of each role had for itself, and the most in the object store.
+"""
+
+import json
+import logging
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from csat.slides.synthetic import make_slides
+from workflows.rates.commands import run
+from workflows.rates.config import BenchmarkConfig
+from workflows.rates.spread import cell
+from workflows.shell import output
+
+logger = logging.getLogger("benchmark")
+
+TIMES = 10
+NUM_SLIDES, SLIDE_PX = 4, 3072
+QUICK_SLIDES, QUICK_PX = 2, 1024
+STORE, ALL = "object store", "all processes together"
+
+
+def measure_memory(config: BenchmarkConfig) -> dict[str, Any]:
+    """Role → bytes at once the data and at ten times; the tiles of both.
+
+    Raises:
+        ConfigError: a command failed.
+    """
+    number, edge_px = (QUICK_SLIDES, QUICK_PX) if config.quick else (NUM_SLIDES, SLIDE_PX)
+    figures: dict[str, Any] = {"tiles": []}
+    with tempfile.TemporaryDirectory(prefix="csat-bench-") as scratch:
+        once, tenfold = Path(scratch, "once"), Path(scratch, "tenfold")
+        made = make_slides(once, num_slides=number, size_px=edge_px)
+        tenfold.mkdir()
+        for index in range(TIMES):
+            for path in made:
+                (tenfold / f"{index}-{path.name}").symlink_to(path)
+        for slides in (once, tenfold):
+            for name, value in _measure(slides, Path(scratch, f"run-{slides.name}")).items():
+                figures.setdefault(name, []).append(value)
+            logger.info("%d tiles: %.2f GB in all processes", figures["tiles"][-1], figures[ALL][-1] / 1e9)
+    _print(figures)
+    return figures
+
+
+def _measure(slides: Path, folder: Path) -> dict[str, float]:
+    recipe = ["workflows/pretrain.py", "--config=demo", f"--slides={slides}", f"--run_folder={folder}", "--train.epochs=1"]
+    watched = run([*recipe, "--manifest.max_holdout_tiles=64"], watch=True)
+    throughput = json.loads((folder / "throughput.json").read_text())
+    figures = {"tiles": throughput["tiles"], **watched.resident_bytes}
+    return figures | {ALL: watched.all_bytes, STORE: throughput["object_store_peak_bytes"]}
+
+
+def _print(figures: dict[str, Any]) -> None:
+    once, tenfold = figures["tiles"]
+    lines = [f"\nmemory: {once:,} tiles, and {tenfold:,}", f"  {'MB, most':26}{'once':14}{'tenfold':14}tenfold / once"]
+    for name, values in figures.items():
+        if name != "tiles" and len(values) == 2:
+            a, b = (value / 1e6 for value in values)
+            lines.append(f"  {name:26}{cell([a]):14}{cell([b]):14}" + (f"x{b / a:.2f}" if a else "-"))
+    output.result("\n".join(lines), figures=figures)

@@ -1,0 +1,127 @@
+"""A run's stream with a teacher that sleeps, in a process with a Ray of its own: what the stage actors times.
+
+python -m workflows.rates.sleeping ASKED.as_json() FILE
+"""
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from csat.responses import Kind, ResponseSpec, TeacherSpec
+from teachers.contract import Teacher, sha256_of_settings
+from teachers.registry import TEACHERS
+
+NAME, CHANNELS = "sleeping", 32
+TILE_PX, BATCH, CHUNK_TILES = 128, 16, 64
+MIDDLE = (0.25, 0.85)  # of the tiles: what counts
+CPUS_PER_ACTOR = 0.01  # reserved: they sleep
+TILES_AT_ONCE = 32  # that are taken from the stream
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """Which stream.
+
+    Attributes:
+        actors: That hold the teacher.
+        tile_s: That it takes for a tile.
+        seconds: Of the stream, if all of them were always busy.
+    """
+
+    slides: list[str]
+    actors: int
+    tile_s: float
+    seconds: float
+
+    def as_json(self) -> str:
+        return json.dumps(asdict(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SleepingOptions:
+    """How long it takes."""
+
+    tile_s: float  # seconds for a tile
+
+
+class SleepingTeacher(Teacher):
+    """Says the same of every tile, after a while."""
+
+    def __init__(self, options: SleepingOptions):
+        self.options = options
+        response = ResponseSpec(name="features", kind=Kind.FEATURES, channels=CHANNELS, stride_px=None)
+        sha256 = sha256_of_settings(options, version=1)
+        self.spec = TeacherSpec(name=NAME, responses=(response,), mpp=None, weights_sha256=sha256, licence="none")
+
+    def respond(self, tiles: np.ndarray) -> dict[str, np.ndarray]:
+        time.sleep(self.options.tile_s * len(tiles))
+        return {"features": np.ones((len(tiles), CHANNELS), np.float16)}
+
+
+def load_sleeping(options: SleepingOptions, *, weights: str | None, device: str, wanted: Sequence[str] | None) -> Teacher:
+    return SleepingTeacher(options)
+
+
+def register() -> None:
+    """Make the teacher known to a process; Ray calls it in each of its own."""
+    TEACHERS[NAME] = (SleepingOptions, load_sleeping)
+
+
+def tiles_per_s(asked: Asked, scratch: Path) -> float:
+    """Of the stream in its middle."""
+    import ray
+
+    from csat.runs.plan import Intervals, Plan
+    from csat.tiles.grid import TilingConfig
+    from csat.tiles.manifest import ManifestConfig, read_manifest
+    from csat.tiles.manifest_writer import ManifestWriter
+    from csat.tiles.sources import list_slides
+    from csat.tiles.tiling import tile_slide
+    from teachers.registry import describe_teacher
+    from workflows.pretraining.stream import StreamConfig, make_stream
+    from workflows.shell.config import PoolConfig, RayConfig, ReaderConfig, TeacherConfig
+    from workflows.shell.data import configure_data
+
+    register()
+    tiling, slides = TilingConfig(tile_px=TILE_PX), list_slides(asked.slides)
+    config = ManifestConfig(chunk_tiles=CHUNK_TILES, holdout_fraction=0.0)
+    writer = ManifestWriter(str(scratch / "manifest"), config, "sleeping", tiling, slides)
+    for slide in slides:
+        writer.add(slide, tile_slide(slide, tiling))
+    writer.close()
+    manifest = read_manifest(str(scratch / "manifest"))
+    chunks, wanted = manifest.chunks, asked.seconds * asked.actors / asked.tile_s
+    plan = Plan(chunks["rows"], chunks["shard"], num_epochs=max(1, round(wanted / manifest.num_tiles)), seed=0)
+    options = {"tile_s": asked.tile_s}
+    teacher = describe_teacher(NAME, None, options)
+    stream = StreamConfig(
+        manifest_uri=str(scratch / "manifest"),
+        plan=plan,
+        tile_px=TILE_PX,
+        readers=ReaderConfig(max_actors=2),
+        pool=PoolConfig(min_actors=asked.actors, max_actors=asked.actors, cpus_per_actor=CPUS_PER_ACTOR, batch_size=BATCH),
+        teacher=TeacherConfig(name=NAME, options=options),
+        teacher_sha256=teacher.weights_sha256,
+        responses=teacher.responses,
+    )
+    runtime = {"worker_process_setup_hook": "workflows.rates.sleeping.register"}
+    ray.init(include_dashboard=False, runtime_env=runtime, log_to_driver=False)
+    configure_data(RayConfig())
+    done, times = [0], [time.monotonic()]
+    for batch in make_stream(stream, Intervals()).iter_batches(batch_size=TILES_AT_ONCE, prefetch_batches=2):
+        done.append(done[-1] + len(batch["position"]))
+        times.append(time.monotonic())
+    first, last = (next(i for i, number in enumerate(done) if number >= share * done[-1]) for share in MIDDLE)
+    return (done[last] - done[first]) / (times[last] - times[first])
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory(prefix="csat-bench-") as folder:
+        rate = tiles_per_s(Asked(**json.loads(sys.argv[1])), Path(folder))
+    Path(sys.argv[2]).write_text(json.dumps({"tiles_per_s": rate}))
