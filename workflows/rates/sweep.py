@@ -1,8 +1,8 @@
 """What a sweep costs beside what its trials train: a small one over labelled images, one run after the other.
 
-Called by benchmark.py (`--stages sweep`). A run's own time is from its config.yaml to its last status.json: building the model,
-training, judging and exporting. What the command takes beyond that is overhead: at its start and end (Ray, checks, decoding, the
-table), and from one run to the next.
+Called by benchmark.py (`--stages sweep`). A run's own time lies between its config.yaml and its last status.json: a model is
+built, trained, judged and exported. What the command takes beyond that is overhead: its start and end (Ray, checks, decoding,
+the table), and what lies between one run and the next.
 """
 
 import json
