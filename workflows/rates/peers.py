@@ -9,7 +9,6 @@ workers and augmentation; the batch is the same there, too. How many workers and
 is tried first, on some of the images; the fastest is taken. This project gets no such help: it runs with its defaults.
 """
 
-import json
 import logging
 import tempfile
 from collections.abc import Sequence
@@ -24,7 +23,6 @@ from workflows.rates.contenders import (
     DEFAULTS,
     STUDENT,
     TEACHER,
-    TILE_PX,
     Contender,
     Lightly,
     Loop,
@@ -63,7 +61,7 @@ def measure_peers(config: BenchmarkConfig) -> dict[str, Any]:
         num_images = contest.gather()
         chosen = {} if config.quick or config.device == "cuda" else {each.name: contest.choose(each) for each in everybody}
         runs = contest.rounds(everybody, chosen)
-    title = f"{num_images:,} images of {TILE_PX} px, {TEACHER} → {STUDENT}, batch {BATCH}, one epoch, {config.rounds} rounds"
+    title = f"{num_images:,} images, {TEACHER} → {STUDENT}, batch {BATCH}, one epoch, {config.rounds} rounds"
     figures = {"title": title, "versions": versions, "spread_over_the_cores": chosen}
     figures |= {precision: _figures(of) for precision, of in runs.items()}
     _print(title, runs, figures)
@@ -162,6 +160,8 @@ def _print(title: str, runs: dict[str, dict[str, list[Run]]], figures: dict[str,
             lines.append(f"    {name:16}{cell(whole):26}{faster[0]:8}{cell(rate):24}{faster[1]:6}".rstrip())
     lines.append("  ours: how many times faster this project is, the median over the pairs of a round")
     lines += [f"  {name} {number}" for name, number in figures["versions"].items()]
-    for name, each in figures["spread_over_the_cores"].items():
-        lines += [f"  {name}, fastest of those tried: {json.dumps(each)}"] if each else []
+    for name, chosen in figures["spread_over_the_cores"].items():
+        for precision, spread in chosen.items():
+            told = ", ".join(f"{setting} {value}" for setting, value in spread.items())
+            lines.append(f"  {name}, {precision}: {told} (the fastest of those tried)")
     output.result("\n".join(lines), figures=figures)
