@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from csat.columns import OK, POSITION, RESPONSE_PREFIX, STATUS, STUDENT_TILE, TILE, UNANSWERED_PREFIX, rows_by_size, take_rows
 from csat.evaluation.fidelity import compare_masks, measure
 from csat.model.files import load_exported
+from csat.panel import split_name
 from csat.responses import Kind, ResponseSpec
 from csat.slides.synthetic import read_truth
 from csat.views.grid import align
@@ -69,18 +70,22 @@ class FidelityStage:
             figures = measure(spec, predictions[spec.name], responses[spec.name])
             out.update({FAITHFUL + name: values for name, values in figures.items()})
         nucleus = next((spec for spec in specs if _is_mask(spec)), None)
+        has_said = {spec.name: _has_said(spec, columns) for spec in specs}
         truths = self._known_nuclei(columns) if size[0] == size[1] == self.tile_px else [None] * len(columns[TILE])
         for who, answers in (("student", predictions), ("teacher", responses)):
             out[KNOWN[who]] = np.full((len(columns[TILE]), 4), -1, dtype=np.int64)
             for index, truth in enumerate(truths):
-                if truth is not None and nucleus is not None:
+                if truth is not None and nucleus is not None and has_said[nucleus.name][index]:
                     answer = answers[nucleus.name][index]
                     answer = answer.sigmoid() if who == "student" else answer
                     known = _on_grid(truth, nucleus, self.tile_px)
                     out[KNOWN[who]][index] = compare_masks(answer, known[None])[0]
+        said = [[spec for spec in specs if has_said[spec.name][index]] for index in range(len(truths))]
         out[PICTURE] = np.array(
             [
-                _picture(index, columns, specs, predictions, responses, truths[index]) if position < self.num_pictures else b""
+                _picture(index, columns, said[index], predictions, responses, truths[index])
+                if position < self.num_pictures
+                else b""
                 for index, position in enumerate(columns[POSITION])
             ],
             dtype=object,
@@ -126,14 +131,19 @@ def _on_grid(mask: np.ndarray, spec: ResponseSpec, tile_px: int) -> torch.Tensor
     return F.avg_pool2d(inner, spec.stride_px)[0] if spec.stride_px > 1 else inner[0]
 
 
+def _has_said(spec: ResponseSpec, columns: dict[str, np.ndarray]) -> np.ndarray:
+    """bool `[B]`: whether there is an answer of this response's teacher, of which there may be several."""
+    why = columns.get(UNANSWERED_PREFIX + split_name(spec.name)[0])
+    return np.ones(len(columns[TILE]), bool) if why is None else np.asarray(why == "", bool)
+
+
 def _picture(index, columns, specs, predictions, responses, truth) -> bytes:
     arrays = {"tile": columns[TILE][index]}
     shrink = max(1, max(arrays["tile"].shape) // PICTURE_PX)  # a whole image may have 50 MB
     if shrink > 1:
         arrays["tile"] = arrays["tile"][::shrink, ::shrink]
-    crop_px = max((spec.crop_px for spec in specs if spec.is_dense), default=0)
-    if crop_px:
-        arrays["covered_px"] = np.array([crop_px // shrink, arrays["tile"].shape[0] - crop_px // shrink])
+    if crops_px := sorted({spec.crop_px for spec in specs if spec.is_dense and spec.crop_px}):
+        arrays["covered_px"] = np.array([[px // shrink, arrays["tile"].shape[0] - px // shrink] for px in crops_px])
     for spec in specs:
         if spec.is_dense and spec.kind in (Kind.PROBABILITY, Kind.REGRESSION, Kind.LOGITS):
             prediction = predictions[spec.name][index].numpy()

@@ -129,11 +129,11 @@ def _behind(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
     initial = (config.get("model") or {}).get("from_run")
     if initial:
         yield initial, "from which started"
-    teacher = config.get("teacher") or {}
-    place = teacher.get("weights")
-    # A file of weights is a run's where it lies in one: the published form of a HoVer-Net that was trained here.
-    if place and (teacher.get("name") == "run" or _run_folder(place) is not None):
-        yield place, "the teacher of"
+    for teacher in (config.get("teacher") or {}, *(config.get("teachers") or {}).values()):
+        place = teacher.get("weights")
+        # A file of weights is a run's where it lies in one: the published form of a HoVer-Net that was trained here.
+        if place and (teacher.get("name") == "run" or _run_folder(place) is not None):
+            yield place, "the teacher of"
 
 
 def _run_folder(place: str) -> str | None:

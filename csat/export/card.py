@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from csat.export.facts import Facts, Measured, why_not_released
-from csat.licences import is_unknown, licence_of, licences_of
+from csat.licences import is_unknown, licence_of, licences_of, strictest
 from csat.prediction.answers import Answers
 from csat.responses import Kind, ResponseSpec
 from csat.tasks import Task
@@ -34,6 +34,7 @@ HUB_LICENCES = (
     (r"cc0", "cc0-1.0"),
     (r"mit", "mit"),
 )
+OTHER = {"license": "other", "license_name": "see-the-card", "license_link": f"./{NAME}"}
 REPOSITORY = re.compile(r"^(?:hf[-_]hub:)?([\w.-]+/[\w.-]+)$")
 MOST_METRICS = 24  # rows of a table of figures
 
@@ -59,8 +60,9 @@ def _head(answers: Answers, facts: Facts) -> str:
     head["pipeline_tag"] = PIPELINES[answers.task]
     head["tags"] = ["pathology", "histology", "whole-slide-images", "knowledge-distillation", "onnx"]
     head["tags"] += ["timm"] if "pretrained_cfg" in facts.config else []
-    if teacher := REPOSITORY.match(str(facts.teacher.get("source", ""))):
-        head["base_model"] = teacher[1]
+    found = [REPOSITORY.match(str(each.get("source", ""))) for each in facts.teachers.values()]
+    if bases := [each[1] for each in found if each]:
+        head["base_model"] = bases[0] if len(facts.teachers) == 1 else bases
     if facts.data:
         head["datasets"] = [str(each["name"]) for each in facts.data.get("sets") or [facts.data]]
     if results := _results(answers, facts):
@@ -73,9 +75,11 @@ def _hub_licence(metadata: Mapping[str, Any]) -> dict[str, str]:
     found = {name for licence in licences for pattern, name in HUB_LICENCES if re.match(pattern, licence, re.IGNORECASE)}
     if len(licences) == 1 and len(found) == 1:
         return {"license": found.pop()}
+    if len(licences) > 1 and (decides := strictest(licences)):
+        return _hub_licence({"licence": decides})
     if not licences or all(is_unknown(licence) for licence in licences):
         return {"license": "unknown"}
-    return {"license": "other", "license_name": "see-the-card", "license_link": f"./{NAME}"}
+    return OTHER
 
 
 def _results(answers: Answers, facts: Facts) -> list[dict[str, Any]]:
@@ -97,7 +101,7 @@ def _scores(facts: Facts) -> dict[str, dict[str, float]]:
 
 
 def _summary(answers: Answers, facts: Facts) -> str:
-    teacher, what = facts.teacher.get("name"), facts.config.get("backbone") or facts.config.get("model", "model")
+    teachers, what = list(facts.teachers), facts.config.get("backbone") or facts.config.get("model", "model")
     does = {
         Task.NUCLEI: "finds nuclei" + (f" and tells {_listed(answers.classes)} apart" if answers.classes else ""),
         Task.SEGMENTATION: f"tells {_listed(answers.classes)} apart, pixel by pixel",
@@ -109,16 +113,20 @@ def _summary(answers: Answers, facts: Facts) -> str:
         learned = (
             f" It was trained on labels of {_plain(facts.data.get('name') or facts.metadata.get('data', 'a labelled set'))}."
         )
-    if teacher:
-        learned += f" It was distilled from the teacher {_plain(teacher)}."
+    if len(teachers) == 1:
+        learned += f" It was distilled from the teacher {_plain(facts.teacher.get('name'))}."
+    elif teachers:
+        named = [_called(name, each) for name, each in facts.teachers.items()]
+        learned += f" It was distilled from the teachers {_listed(named)}."
     return f"A {_code(what)} for H&E histology that {does}.{learned}"
 
 
 def _licence(facts: Facts) -> str:
     reasons = why_not_released(facts.metadata)
-    teacher, rows = facts.teacher, []
-    if teacher:
-        rows.append(f"- Teacher {_plain(teacher.get('name'))}: {_plain(teacher.get('licence') or 'unknown')}")
+    rows = [
+        f"- Teacher {_plain(_called(name, each))}: {_plain(each.get('licence') or 'unknown')}"
+        for name, each in facts.teachers.items()
+    ]
     if own := facts.metadata.get("licence"):
         rows.append(f"- Images and labels: {_plain(own)}")
     started = facts.metadata.get("started_from")
@@ -127,6 +135,10 @@ def _licence(facts: Facts) -> str:
     elif started and started != "scratch":
         rows.append(f"- Its weights started from: {_plain(started)}")
     lines = ["## Licence", "", "Licences follow a model from its teacher and its images:", "", *rows]
+    if len(licences := licences_of(facts.metadata)) > 1:
+        decides = strictest(licences)
+        told = f"The strictest of them decides: {_plain(decides)}." if decides else "None of them covers the others: all hold."
+        lines += ["", told]
     if reasons:
         lines += ["", *(f"> **Do not release without reading this: {_plain(reason)}.**" for reason in reasons)]
     if not rows or any(is_unknown(licence) for licence in licences_of(facts.metadata) or [""]):
@@ -218,9 +230,9 @@ def _training(facts: Facts) -> str:
         lines.append(f"- Tiles: {facts.slides['tiles']:,}; shown while training: {metadata.get('tiles_trained', 0):,}")
     if metadata.get("method"):
         lines.append(f"- Method: {_plain(metadata['method'])}")
-    if teacher := facts.teacher:
+    for name, teacher in facts.teachers.items():
         lines.append(
-            f"- Teacher: {_plain(teacher.get('name'))}, from {_place(teacher.get('source') or 'unknown')}, SHA-256 "
+            f"- Teacher: {_plain(_called(name, teacher))}, from {_place(teacher.get('source') or 'unknown')}, SHA-256 "
             f"`{_plain(teacher.get('weights_sha256', ''))[:16]}…`"
         )
     if facts.data:
@@ -261,6 +273,11 @@ def _files(measured: Measured) -> str:
     lines += [f"| {_code(name)} | {_plain(what)} |" for name, what in measured.files.items()]
     lines += [f"| {_code(name)} | not here: {_plain(why)} |" for name, why in measured.left_out.items()]
     return "\n".join(lines)
+
+
+def _called(name: str, teacher: Mapping[str, Any]) -> str:
+    """A teacher as a person knows it: of several with its name in the run."""
+    return f"{name} ({teacher.get('name')})" if name else str(teacher.get("name"))
 
 
 def _listed(names: Sequence[str]) -> str:

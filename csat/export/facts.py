@@ -27,6 +27,14 @@ class Facts:
     slides: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def teachers(self) -> dict[str, dict[str, Any]]:
+        """Every teacher by its name in the run, the only one by ""; none where there is none."""
+        members, named = self.teacher.get("members"), self.teacher.get("teachers")
+        if members:  # teacher.json
+            return {each["name"]: each["spec"] for each in members}
+        return dict(named) if named else {"": self.teacher} if self.teacher else {}
+
+    @property
     def metadata(self) -> dict[str, Any]:
         return self.config.get("metadata") or {}
 

@@ -17,6 +17,7 @@ from csat.storage import files
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = "attempts.json"
+UNANSWERED = "unanswered"  # by one of several teachers: status of a quarantine row, and the first part of a meter's name
 
 
 def begin_attempt(folder: RunFolder) -> int:
@@ -64,11 +65,40 @@ def write_accounts(folder: RunFolder, plan: Plan, checkpoint: Checkpoint, *, is_
     pq.write_table(table, buffer)
     files.insist(lambda: files.write_bytes(folder.path("quarantine.parquet"), buffer.getvalue()))
     reasons = table.group_by(["status", "reason"]).aggregate([([], "count_all")]).to_pylist()
-    if table.num_rows:
-        logger.info("%d slides, rows and tiles were not used: quarantine.parquet says why", table.num_rows)
-    accounts = {"epochs": epochs, "not_used": reasons}
+    unused = [each for each in reasons if each["status"] != UNANSWERED]
+    if number := sum(each["count_all"] for each in unused):
+        logger.info("%d slides, rows and tiles were not used: quarantine.parquet says why", number)
+    accounts = {"epochs": epochs, "not_used": unused}
+    if teachers := _by_teacher(checkpoint.cursor.meters, total["trained"], [each for each in reasons if each not in unused]):
+        accounts["teachers"] = teachers
     folder.write_json("accounting.json", accounts)
     return accounts
+
+
+def _by_teacher(meters: dict[str, float], trained: int, reasons: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Of several teachers: trained tiles that each has answered, and those that it has not, by reason. Says so."""
+    told = {}
+    for name in teachers_in(meters):
+        unanswered = int(meters[f"unanswered.{name}"])
+        mine = {each["reason"].removeprefix(f"{name}."): each["count_all"] for each in reasons if _is_of(each, name)}
+        told[name] = {"answered": trained - unanswered, "unanswered": unanswered, "reasons": mine}
+        if unanswered:
+            logger.info(
+                "%s has not answered %s of %s trained tiles: they were learned from the others",
+                name,
+                f"{unanswered:,}",
+                f"{trained:,}",
+            )
+    return told
+
+
+def teachers_in(meters: dict[str, float]) -> list[str]:
+    """Names of several teachers, by what was counted of them."""
+    return [name.removeprefix(f"{UNANSWERED}.") for name in meters if name.startswith(f"{UNANSWERED}.")]
+
+
+def _is_of(entry: dict[str, Any], teacher: str) -> bool:
+    return entry["reason"].startswith(f"{teacher}.")
 
 
 def write_throughput(
@@ -85,6 +115,10 @@ def write_throughput(
     rows = meters.get("rows", 0.0)
     answered = meters.get("answered", rows)  # a run that an earlier version began did not count them
     loop_s, wait_s = meters.get("loop_s", 0.0), meters.get("wait_s", 0.0)
+    by_name = {
+        name: {"tiles_per_s_per_actor": _rate(meters[f"answered.{name}"], meters[f"teacher_s.{name}"])}
+        for name in teachers_in(meters)
+    }
     throughput = {
         "tiles": int(rows),
         "tiles_per_s": rows / (loop_s / num_workers) if loop_s else None,
@@ -93,6 +127,7 @@ def write_throughput(
             "teacher": {
                 "tiles_per_s_per_actor": _rate(answered, meters.get("teacher_s")),
                 "answered_share": _rate(answered, rows),
+                **({"by_name": by_name} if by_name else {}),
             },
             "student": {"tiles_per_s_per_worker": _rate(rows, loop_s - wait_s), "workers": num_workers},
         },

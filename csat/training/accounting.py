@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from csat.columns import FILTERED, OK, POSITION, QUARANTINED, READ_S, REASON, STATUS, TEACHER_S, UNANSWERED_PREFIX
+from csat.runs.accounts import UNANSWERED
 from csat.runs.checkpoints import Cursor
 from csat.runs.plan import Intervals, Plan
 from csat.runs.quarantine import QUARANTINE_SCHEMA
@@ -13,7 +14,6 @@ from csat.training.context import Columns, TrainContext
 from csat.words import printable
 
 STATUS_NAMES = {QUARANTINED: "quarantined", FILTERED: "filtered"}
-UNANSWERED = "unanswered"  # by one of several teachers: the others' answers are trained
 
 
 class Accounts:
@@ -59,7 +59,7 @@ class Accounts:
             lacking = np.flatnonzero((rows[STATUS] == OK) & (reasons != ""))
             for index in lacking.tolist():
                 self._add_bad_row(rows, index, UNANSWERED, f"{teacher}.{reasons[index]}")
-            self.meter(f"unanswered.{teacher}", len(lacking))
+            self.meter(f"{UNANSWERED}.{teacher}", len(lacking))
             self.meter(f"teacher_s.{teacher}", float(seconds.sum()))
             self.meter(f"answered.{teacher}", int((seconds > 0).sum()))
 

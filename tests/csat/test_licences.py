@@ -2,7 +2,7 @@
 
 import pytest
 
-from csat.licences import forbids_commerce, forbids_derivatives, licence_of
+from csat.licences import forbids_commerce, forbids_derivatives, licence_of, licences_of, strictest
 from teachers.hovernet import PUBLISHED
 from teachers.pathology_encoders import ENCODERS
 
@@ -12,6 +12,27 @@ def test_licences_of_all_that_a_model_came_from_each_once():
     metadata = {"licence": "CC BY 4.0", "started_from": {"run": "a", "teacher": teacher}, "teacher": teacher}
     assert licence_of(metadata) == "CC BY 4.0; CC BY-NC-ND 4.0"
     assert licence_of({"started_from": "scratch", "teacher": None}) == "unknown"
+
+
+def test_each_of_several_teachers_has_its_own():
+    several = {"a": {"licence": "Apache-2.0"}, "b": {"licence": "CC BY-NC 4.0"}, "c": {"licence": "Apache-2.0"}}
+    assert licences_of({"teacher": {"licence": "all in one", "teachers": several}}) == ["Apache-2.0", "CC BY-NC 4.0"]
+
+
+@pytest.mark.parametrize(
+    ("licences", "decides"),
+    [
+        (["Apache-2.0", "CC BY-NC-SA 4.0 (PanNuke), going by the file's name: verify"], 1),
+        (["CC BY-NC-ND 4.0", "CC BY-NC 4.0", "MIT"], 0),
+        (["Apache-2.0", "MIT"], 0),
+        (["CC BY-NC-ND 4.0", "CC BY-SA 4.0"], None),  # neither covers the other
+        (["Apache-2.0", "unknown"], None),
+        (["Apache-2.0", "our own terms"], None),
+        ([], None),
+    ],
+)
+def test_the_strictest_decides(licences, decides):
+    assert strictest(licences) == (None if decides is None else licences[decides])
 
 
 @pytest.mark.parametrize(

@@ -82,9 +82,13 @@ class PretrainConfig:
 
     @property
     def asked(self) -> dict[str | None, NamedTeacher]:
-        """Every teacher with its pool, by name; None is the name of the only one."""
+        """Every teacher with its pool, by name; None is the name of the only one.
+
+        In the order of their names, whatever order they were given in: the student's heads follow it, and with them what a
+        checkpoint holds.
+        """
         if self.teacher is None:
-            return dict(self.teachers)
+            return dict(sorted(self.teachers.items()))
         return {None: NamedTeacher(**vars(self.teacher), pool=self.pool)}
 
     def with_asked(self, asked: Mapping[str | None, NamedTeacher]) -> "PretrainConfig":

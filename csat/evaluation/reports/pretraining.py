@@ -31,7 +31,7 @@ def write_pretraining_report(
         throughput: As in throughput.json.
         evaluation: figure → value, low, high, tiles, groups; {} where nothing was held out.
         pictures: Held-out tiles: `slide`, `tile` uint8 [H, W, 3], `teacher.<name>` and `student.<name>` [C, n, n], `known`
-            bool [H, W] where the nuclei are known, and `covered_px` (from, to) where the responses cover the inner part only.
+            bool [H, W] where the nuclei are known, and `covered_px` [N, 2] (from, to) where responses cover the inner part.
     """
     panels = _panels(pictures)
     page = render(
@@ -79,11 +79,16 @@ def _panels(pictures: list[dict[str, np.ndarray]]) -> list[tuple[str, str, int |
     panels: list[tuple[str, str, int | None]] = [("tile", "tile", 0)]
     if any("known" in picture for picture in pictures):
         panels.append(("known", "known nuclei", 0))
-    for name in (name.removeprefix("teacher.") for name in pictures[0] if name.startswith("teacher.")):
-        channels = pictures[0][f"teacher.{name}"].shape[0]
+    # Of several teachers one may have nothing to show of a tile.
+    shown = {
+        key.removeprefix("teacher."): maps for each in pictures for key, maps in each.items() if key.startswith("teacher.")
+    }
+    for name, maps in shown.items():
+        channels = maps.shape[0]
         # A field shows each of its two components; a distribution shows its most likely channel.
         for channel in range(channels) if channels <= 2 else [None]:
-            part = f" {'hv'[channel] if name == 'hv' else channel}" if channels == 2 else ""
+            is_hv = name.rpartition(".")[2] == "hv"
+            part = f" {'hv'[channel] if is_hv else channel}" if channels == 2 else ""
             panels += [(f"{who}.{name}", f"{who}: {name}{part}", channel) for who in ("teacher", "student")]
     return panels
 
@@ -108,8 +113,9 @@ def _shown(key: str, picture: dict[str, np.ndarray], channel: int | None) -> np.
         shown = _colored((values[channel].astype(np.float32).clip(-1, 1) + 1) / 2, "RdBu")
     shown = cv2.resize(shown, (PICTURE_PX, PICTURE_PX), interpolation=cv2.INTER_AREA if key == "tile" else cv2.INTER_NEAREST)
     if key in ("tile", "known") and "covered_px" in picture:
-        first, last = (round(edge * PICTURE_PX / len(values)) for edge in picture["covered_px"])
-        cv2.rectangle(shown, (first, first), (last - 1, last - 1), FRAME, 1)
+        for covered in np.atleast_2d(picture["covered_px"]):
+            first, last = (round(edge * PICTURE_PX / len(values)) for edge in covered)
+            cv2.rectangle(shown, (first, first), (last - 1, last - 1), FRAME, 1)
     return shown
 
 

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from csat.columns import OK, POSITION, QUARANTINED, RESPONSE_PREFIX, STATUS, TILE, of_arrays
-from csat.evaluation.held_out import KNOWN, PICTURE, FidelityStage
+from csat.columns import OK, POSITION, QUARANTINED, RESPONSE_PREFIX, STATUS, TILE, UNANSWERED_PREFIX, of_arrays
+from csat.evaluation.held_out import KNOWN, PICTURE, FidelityStage, answered_column
 from csat.model.files import save_model
 from csat.model.student import Student, StudentConfig
+from csat.panel import on_tile
 from csat.responses import Kind, ResponseSpec, Symmetry
 from csat.slides.synthetic import make_slides, read_truth
 
@@ -117,3 +118,28 @@ def test_whole_images_are_measured_each_at_its_own_size(tmp_path, slide):
         assert picture["tile"].shape == (64, 96, 3)
     nothing = stage({**columns, STATUS: np.full(4, QUARANTINED, np.uint8)})
     assert all(len(column) == 0 for column in nothing.values())
+
+
+def test_several_teachers_are_measured_each_where_it_has_answered(tmp_path, slide):
+    """The first has nuclei, cropped and in cells of its own; the second lacks a tile, of which nothing of it is shown."""
+    first = [on_tile(ResponseSpec(name="np", kind=Kind.PROBABILITY, channels=1, crop_px=8), "a", 2)]
+    second = [on_tile(HV, "b")]
+    torch.manual_seed(0)
+    student = Student(StudentConfig(backbone="csat_nano", decoder_channels=8), (*first, *second))
+    save_model(student, str(tmp_path), {})
+    columns = rows(slide, [(200, 200), (264, 200), (200, 264)])
+    truth = torch.from_numpy(columns.pop(RESPONSE_PREFIX + "np").astype(np.float32))[..., 16:-16, 16:-16]
+    columns[RESPONSE_PREFIX + "a.np"] = torch.nn.functional.avg_pool2d(truth, 2).numpy().astype(np.float16)
+    columns[RESPONSE_PREFIX + "b.hv"] = columns.pop(RESPONSE_PREFIX + "hv")
+    columns[UNANSWERED_PREFIX + "a"] = np.array(["", "", "teacher_error: x"], object)
+    columns[UNANSWERED_PREFIX + "b"] = np.array(["", "teacher_error: x", ""], object)
+    measured = FidelityStage(str(tmp_path), tile_px=TILE_PX, num_pictures=3)(columns)
+    assert measured[answered_column("a")].tolist() == [True, True, False]
+    assert measured[answered_column("b")].tolist() == [True, False, True]
+    known = measured[KNOWN["teacher"]]
+    assert (known[:2, 1] == 0).all() and (known[:2, 3] == 0).all() and known[:2, 0].sum() > 20, "the crop is that of the tile"
+    assert (known[2] == -1).all(), "without an answer nothing is compared"
+    pictures = [set(np.load(io.BytesIO(data)).files) for data in measured[PICTURE]]
+    assert pictures[0] >= {"teacher.a.np", "teacher.b.hv", "covered_px"}
+    assert "teacher.b.hv" not in pictures[1] and "teacher.a.np" not in pictures[2] and "student.a.np" not in pictures[2]
+    assert np.load(io.BytesIO(measured[PICTURE][0]))["covered_px"].tolist() == [[16, 48]]

@@ -40,7 +40,7 @@ def write_config(folder, **config) -> str:
     return str(folder)
 
 
-def pretraining(folder, slides, *, teacher=None, holdout=0.0) -> str:
+def pretraining(folder, slides, *, teacher=None, teachers=None, holdout=0.0) -> str:
     """The run folder of a pretraining over (slide, patient) pairs, one tile of each."""
     rows = [SlideRow(slide=slide, kind="image", patient=patient) for slide, patient in slides]
     config = ManifestConfig(slides_per_window=2, holdout_fraction=holdout)
@@ -51,6 +51,8 @@ def pretraining(folder, slides, *, teacher=None, holdout=0.0) -> str:
         columns = {field.name: pa.array([values.get(field.name, 0)]).cast(field.type) for field in TILE_SCHEMA}
         writer.add(row, pa.table(columns))
     writer.close()
+    if teachers:
+        return write_config(folder, slides=[], teacher=None, teachers=teachers)
     return write_config(folder, slides=[], teacher=teacher or {"name": "stain", "weights": None})
 
 
@@ -177,6 +179,12 @@ class TestTeacher:
         assert (
             f"1 images were in the training part of the fine-tuning {teacher}, the teacher of {run}: {SEEN.image}" in message
         )
+
+    def test_each_of_several_teachers_counts(self, tmp_path):
+        taught = finetuning(tmp_path / "teacher", train=[SEEN])
+        several = {"a": {"name": "stain"}, "b": {"name": "run", "weights": str(taught)}}
+        run = pretraining(tmp_path / "run", [(NEW.image, None)], teachers=several)
+        assert f"the teacher of {run}: {SEEN.image}" in refusal(str(run), data(test=[SEEN]))
 
     def test_all_three_are_named(self, tmp_path):
         third = sample("/data/wards/b/003.png", "patient 3")

@@ -90,6 +90,29 @@ def test_what_a_licence_forbids_marks_the_card(tmp_path):
     assert yaml.safe_load(text.split("---")[1])["base_model"] == "MahmoodLab/UNI2-h"
 
 
+@pytest.mark.parametrize("knows_the_run", [True, False])
+def test_all_of_several_teachers_are_named_and_the_strictest_licence_decides(tmp_path, knows_the_run):
+    """By teacher.json of the run; by the metadata of an exported folder alone."""
+    hovernet = {"name": "hovernet", "source": "/secret/a.tar", "licence": "CC BY-NC-SA 4.0", "weights_sha256": "34" * 32}
+    timm = {"name": "timm", "source": "hf-hub:bioptimus/H-optimus-0", "licence": "Apache-2.0", "weights_sha256": "56" * 32}
+    combined = {
+        "name": "nuclei + tissue",
+        "source": "…",
+        "licence": "CC BY-NC-SA 4.0; Apache-2.0",
+        "weights_sha256": "78" * 32,
+    }
+    metadata = {"tile_px": 64, "mpp": 0.5, "teacher": {**combined, "teachers": {"nuclei": hovernet, "tissue": timm}}}
+    members = [{"name": "nuclei", "spec": hovernet, "shrink": 1}, {"name": "tissue", "spec": timm, "shrink": 2}]
+    text = card(tmp_path, metadata=metadata, **({"teacher": {**combined, "members": members}} if knows_the_run else {}))
+    assert "distilled from the teachers nuclei (hovernet), tissue (timm)" in text
+    assert "- Teacher nuclei (hovernet): CC BY-NC-SA 4.0" in text and "- Teacher tissue (timm): Apache-2.0" in text
+    assert "The strictest of them decides: CC BY-NC-SA 4.0." in text
+    assert "Do not release without reading this: CC BY-NC-SA 4.0 forbids commercial use" in text
+    assert "SHA-256 `3434343434343434…`" in text and "SHA-256 `5656565656565656…`" in text and "/secret" not in text
+    head = yaml.safe_load(text.split("---")[1])
+    assert (head["license"], head["base_model"]) == ("cc-by-nc-sa-4.0", ["bioptimus/H-optimus-0"])
+
+
 def test_names_are_only_names(tmp_path):
     """A name from a file can neither end the head nor make a link, a table or a tag."""
     evil = "x](http://e)<script>\n---\n| a | `b`"

@@ -9,6 +9,7 @@ from csat.model.files import load_exported, save_model
 from csat.model.parts import BACKBONE, DECODER, HEADS
 from csat.model.student import Student, StudentConfig
 from csat.model.transfer import transfer
+from csat.panel import on_tile
 from csat.responses import Kind, ResponseSpec, Symmetry
 from csat.tasks import Task
 from teachers.hovernet import PUBLISHED
@@ -186,3 +187,21 @@ class TestRefusals:
     def test_a_decoder_that_was_never_trained(self, name):
         message = self.refuse(build(name, Task.CLASSIFICATION), build(name, Task.SEGMENTATION), (BACKBONE, DECODER))
         assert "no decoder that was ever trained: set model.transfer backbone" in message
+
+
+def test_heads_that_were_learned_of_several_teachers_go_by_what_they_mean():
+    """`nuclei.np` becomes `np`; of two teachers' nuclei the first one's, and what nobody asks for stays behind."""
+    nuclei = (
+        ResponseSpec(name="np", kind=Kind.PROBABILITY, channels=1),
+        ResponseSpec(name="hv", kind=Kind.REGRESSION, channels=2, symmetry=Symmetry.HV),
+    )
+    source = used(
+        Student(StudentConfig(backbone="csat_nano"), [on_tile(spec, name) for name in ("a", "b") for spec in nuclei])
+    )
+    model = Student(StudentConfig(backbone="csat_nano"), nuclei)
+    moved = transfer(source, model, parts=ALL, source_name="runs/first")
+    assert {name for name in moved if name.startswith("heads")} == model.tensors_of(HEADS).keys()
+    for spec in nuclei:
+        theirs = list(source.tensors_of_head(f"a.{spec.name}").values())
+        for tensor, other in zip(model.tensors_of_head(spec.name).values(), theirs, strict=True):
+            assert torch.equal(tensor, other)

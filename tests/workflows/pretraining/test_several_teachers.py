@@ -236,7 +236,7 @@ def test_the_command_line(tmp_path):
     config = command_line.parse(
         PretrainConfig, "", [*argv, "--teachers.tissue.shrink", "2"], nested={"teachers": named_teachers}
     )
-    assert config.teacher is None and list(config.asked) == ["tissue", "nuclei"]
+    assert config.teacher is None and list(config.asked) == ["nuclei", "tissue"], "by name, however they were given"
     tissue = config.asked["tissue"]
     assert (tissue.name, tissue.shrink, tissue.pool.gpus_per_actor) == ("timm", 2, 0.5)
     assert tissue.options == {"model": "resnet10t", "micro_batch": 4}

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from csat.errors import ConfigError
+from csat.panel import Member, make_panel
 from csat.responses import Kind, ResponseSpec, TeacherSpec
 from csat.runs.folder import RunFolder
 from workflows.shell.run_teacher import check_same_teacher
@@ -36,4 +37,26 @@ def test_another_teacher_is_refused_once_there_is_work_to_lose(tmp_path):
     folder.set_status("running")
     check_same_teacher(folder, other)
     with pytest.raises(ConfigError, match=f"another teacher:\n  weights_sha256: was {'b' * 64}, is {'a' * 64}\n"):
+        check_same_teacher(folder, SPEC)
+
+
+def test_each_of_several_teachers_is_the_same_and_there(tmp_path):
+    """Whatever order they are named in."""
+    nuclei, tissue = Member(name="nuclei", spec=SPEC, shrink=2), Member(name="tissue", spec=replace(SPEC, name="timm"))
+    other = Member(name="tissue", spec=replace(tissue.spec, weights_sha256="c" * 64))
+    folder = RunFolder(str(tmp_path / "run"))
+    check_same_teacher(folder, make_panel([nuclei, tissue]))
+    folder.set_status("running")
+    check_same_teacher(folder, make_panel([nuclei, tissue]))
+    check_same_teacher(folder, make_panel([tissue, nuclei]))
+    refused = {
+        f"another teacher:\n  tissue, weights_sha256: was {'a' * 64}, is {'c' * 64}\n": [nuclei, other],
+        "another teacher:\n  tissue: is not there\n": [nuclei],
+        "another teacher:\n  third: was not there\n": [nuclei, tissue, replace(tissue, name="third")],
+        "another teacher:\n  nuclei, shrink: was 2, is 1\n": [replace(nuclei, shrink=1), tissue],
+    }
+    for words, members in refused.items():
+        with pytest.raises(ConfigError, match=words):
+            check_same_teacher(folder, make_panel(members))
+    with pytest.raises(ConfigError, match="the only teacher: was not there\n  tissue: is not there\n  nuclei: is not there"):
         check_same_teacher(folder, SPEC)
