@@ -106,12 +106,12 @@ def test_the_first_stage_of_a_pretraining(tone, tmp_path, monkeypatch):
         job = replace(job, stream=replace(job.stream, plan=plan))
         return job.work(answered_by(stage, plan))["tiles"]
 
-    job, method = make_job(config, describe_teacher("tone"))
-    first = make_first_job(job, method)
+    job, methods = make_job(config, describe_teacher("tone"))
+    first = make_first_job(job, methods)
     asked = [[spec.name for spec in each.stream.responses] for each in (first, job)]
     assert asked == [["tone"], ["tone", "bright"]] and first.folder == run.path("reader") and not first.is_trained
     assert work(first) == 3 * NUM_TILES
-    assert make_first_job(job, method) is None, "the run has it"
+    assert make_first_job(job, methods) is None, "the run has it"
     assert work(job) == 4 * NUM_TILES
     lines, trained = read_metrics(run.uri), load_tensors(files.read_bytes(run.path("reader", "reader.safetensors")))
     assert lines[-1]["loss"] < lines[0]["loss"] and read_metrics(run.path("reader"))[-1]["epoch"] == 3

@@ -21,7 +21,7 @@ if __name__ == "__main__":
 
 from csat.runs.checkpoints import Checkpoints
 from csat.runs.folder import RunFolder
-from workflows.pretraining.check import check_method, describe, pools_of
+from workflows.pretraining.check import check_methods, describe, pools_of
 from workflows.pretraining.config import NESTED, PretrainConfig
 from workflows.shell import command_line
 from workflows.shell.config import check_counts
@@ -32,7 +32,7 @@ logger = logging.getLogger("pretrain")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the verb. Returns the exit code, see `command_line.run`; 0 also where the run was done before."""
+    """Run the verb. Returns the exit code, see `command_line.run` and `tell_result`; the same of a run that is finished."""
     return command_line.run(
         pretrain, PretrainConfig, __doc__, argv, nested=NESTED, kept=lambda config: kept_of_run(config.run_folder)
     )
@@ -58,6 +58,7 @@ def pretrain(config: PretrainConfig) -> int:
     from workflows.pretraining.plan import plan_run
     from workflows.pretraining.precision import as_before, settle
     from workflows.pretraining.start import check_resources, load_finish, tell_plan, tell_result, with_cache
+    from workflows.pretraining.students import begin_students
     from workflows.pretraining.tiles import as_recorded, cut_tiles, find_slides
     from workflows.shell.group import train_in_group
 
@@ -66,13 +67,12 @@ def pretrain(config: PretrainConfig) -> int:
     if is_rerun := folder.open(begun, overwrite=config.overwrite, as_before=as_before):
         config = begun
     if is_rerun and folder.is_finished():
-        tell_result(folder, first="this run is finished: nothing to do")
-        return 0
+        return tell_result(folder, first="this run is finished: nothing to do")
     check_same_teacher(folder, teacher)
-    job, method = make_job(config, teacher)  # settings of student and method that cannot work are met here, on the driver
-    Checkpoints(folder.path("checkpoints")).check_fits(method)
-    check_method(config, method)
-    first = make_first_job(job, method)
+    job, methods = make_job(config, teacher)  # settings of students and method that cannot work are met here, on the driver
+    Checkpoints(folder.path("checkpoints")).check_fits(methods)
+    check_methods(config, methods)
+    first = make_first_job(job, methods)
 
     slides = find_slides(config, folder)
     cluster.connect(config.ray)
@@ -92,6 +92,7 @@ def pretrain(config: PretrainConfig) -> int:
         return 0
     job = with_cache(job, manifest)
 
+    begin_students(folder, config)
     folder.set_status("running")
     if first and not job.is_trained:
         train_in_group(first.with_config(config).over(manifest))
@@ -102,10 +103,9 @@ def pretrain(config: PretrainConfig) -> int:
         assert job.is_trained, "the workers ended before the plan's end"
     from workflows.pretraining.finish import finish  # loaded by now, while the workers trained
 
-    finish(folder, job, holdout=manifest.holdout())
-    folder.set_status("finished")
-    tell_result(folder)
-    return 0
+    diverged = finish(folder, job, holdout=manifest.holdout())
+    folder.set_status("finished", **({"diverged": diverged} if diverged else {}))
+    return tell_result(folder)
 
 
 if __name__ == "__main__":

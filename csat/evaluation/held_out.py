@@ -1,6 +1,8 @@
 """The last stage of the stream over held-out tiles: the student against the teacher, and both against known nuclei."""
 
 import io
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -115,6 +117,32 @@ class FidelityStage:
             truth = read_truth(str(slide), int(x_px), int(y_px), int(read_px)) if level == 0 else None
             truths.append(None if truth is None else truth > 0)
         return truths
+
+
+class FidelityStages:
+    """Several students on the same rows: the columns of `FidelityStage` for each, `rows_of` of them are one student's.
+
+    Args:
+        students: Name → folder of the exported student.
+        options: Of each `FidelityStage`.
+    """
+
+    def __init__(self, students: Mapping[str, str], **options: Any):
+        self.stages = {name: FidelityStage(uri, **options) for name, uri in students.items()}
+
+    def __call__(self, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        answered = {name: stage(columns) for name, stage in self.stages.items()}
+        return {_own(name, column): values for name, found in answered.items() for column, values in found.items()}
+
+
+def rows_of(rows: Iterable[Mapping[str, Any]], student: str) -> list[dict[str, Any]]:
+    """One student's part of the rows of `FidelityStages`, as `FidelityStage` would have made them."""
+    prefix = _own(student, "")
+    return [{name.removeprefix(prefix): value for name, value in row.items() if name.startswith(prefix)} for row in rows]
+
+
+def _own(student: str, column: str) -> str:
+    return f"{student}/{column}"  # no student's name has a slash
 
 
 def _is_mask(spec: ResponseSpec) -> bool:

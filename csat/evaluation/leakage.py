@@ -24,6 +24,7 @@ import yaml
 
 from csat.errors import DatasetError, StorageError
 from csat.labels.sets import LabelledData
+from csat.runs.students import manifest_of
 from csat.storage import files
 from csat.tiles.manifest import read_manifest
 from csat.words import some
@@ -107,11 +108,11 @@ def _follow(place: str, *, role: str, visited: set[str]) -> Iterator[Seen]:
     if folder in visited:
         return
     visited.add(folder)
-    if files.exists(files.join(folder, "manifest", "index.json")):
+    if files.exists(files.join(manifest_of(folder), "index.json")):
         yield Seen(
             f"in the pretraining {folder}{role}",
             "Pretrain on the training part only: prepare_only true writes it as pretrain.csv",
-            *_keys(_read_manifest(files.join(folder, "manifest"))),
+            *_keys(_read_manifest(manifest_of(folder))),
         )
     if files.exists(files.join(folder, "samples.csv")):
         yield Seen(

@@ -6,6 +6,7 @@ from typing import Any
 
 from csat.licences import forbids_commerce, forbids_derivatives, licences_of
 from csat.runs.folder import RunFolder
+from csat.runs.students import manifest_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,7 @@ class Measured:
 def read_facts(run: str, config: dict[str, Any]) -> Facts:
     """Of a run folder; of an exported folder alone there is only its config.json."""
     folder, metadata = RunFolder(run), config.get("metadata") or {}
-    index = folder.read_json("manifest/index.json") or {}
+    index = RunFolder(manifest_of(folder.uri)).read_json("index.json") or {}
     return Facts(
         config=config,
         teacher=folder.read_json("teacher.json") or metadata.get("teacher") or {},

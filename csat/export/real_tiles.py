@@ -11,6 +11,7 @@ from csat.labels.augment import fit_tile
 from csat.labels.decoded import SampleDecoder
 from csat.labels.sets import LabelledConfig, assemble
 from csat.runs.folder import RunFolder
+from csat.runs.students import manifest_of
 from csat.settings import read_settings
 from csat.storage.node_cache import SlideCache
 from csat.storage.uris import base_name
@@ -47,7 +48,7 @@ def tiles_of_run(uri: str, *, tile_px: int, number: int, cache: SlideCache | Non
         )
     try:
         if "slides" in config:
-            manifest = read_manifest(folder.path("manifest"))
+            manifest = read_manifest(manifest_of(folder.uri))
             held_out = manifest.holdout()
             is_held_out = held_out is not None and held_out.num_tiles >= LEAST
             found = _of_manifest(held_out if is_held_out else manifest, tile_px, number, cache)

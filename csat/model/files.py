@@ -28,6 +28,8 @@ from csat.model.contract import Model
 from csat.model.registry import STUDENT, find_model
 from csat.model.timm_form import WEIGHTS
 from csat.responses import spec_from_json
+from csat.runs.folder import RunFolder
+from csat.runs.students import STUDENTS
 from csat.storage import files
 from csat.words import some
 
@@ -151,7 +153,12 @@ def exported_folder(run: str) -> str:
         return inside
     if files.exists(files.join(run, CONFIG)):
         return run
+    if students := [files.parent(each) for each in files.glob(files.join(run, STUDENTS, "*", "config.yaml"))]:
+        raise ConfigError(f"the run {run} has several students: choose one of {', '.join(students)}")
     if files.exists(files.join(run, "config.yaml")):
+        status = RunFolder(run).read_json("status.json") or {}
+        if status.get("state") == "failed":
+            raise ConfigError(f"the run {run} has failed and left no model: {status.get('error')}")
         raise ConfigError(f"the run {run} has not exported its model yet: let it finish (the same command resumes it)")
     raise ConfigError(
         f"{run} is neither a run folder nor an exported model: expected exported/{CONFIG} or {CONFIG} in it ({found_in(run)})"

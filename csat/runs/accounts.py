@@ -2,6 +2,7 @@
 
 import io
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -12,12 +13,14 @@ from csat.runs.folder import RunFolder
 from csat.runs.plan import Plan
 from csat.runs.quarantine import read_quarantine
 from csat.runs.recorder import read_metrics
+from csat.runs.students import STUDENTS, seconds_meter, tiles_meter
 from csat.storage import files
 
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = "attempts.json"
 UNANSWERED = "unanswered"  # by one of several teachers: status of a quarantine row, and the first part of a meter's name
+DIVERGED = "diverged"  # what became of a student
 
 
 def begin_attempt(folder: RunFolder) -> int:
@@ -39,7 +42,8 @@ def attempts_of(folder: RunFolder) -> list[dict[str, Any]]:
 
 
 def write_accounts(folder: RunFolder, plan: Plan, checkpoint: Checkpoint, *, is_stopped: bool = False) -> dict[str, Any]:
-    """accounting.json and quarantine.parquet. The loop has checked the sums; here they are said.
+    """accounting.json and quarantine.parquet. The loop has checked the sums; here they are said, and of several students what
+    became of each.
 
     Args:
         is_stopped: A validation ended the run before its plan: the tiles of the last epoch that never came are said, too.
@@ -71,6 +75,8 @@ def write_accounts(folder: RunFolder, plan: Plan, checkpoint: Checkpoint, *, is_
     accounts = {"epochs": epochs, "not_used": unused}
     if teachers := _by_teacher(checkpoint.cursor.meters, total["trained"], [each for each in reasons if each not in unused]):
         accounts["teachers"] = teachers
+    if students := _fates(checkpoint):
+        accounts["students"] = students
     folder.write_json("accounting.json", accounts)
     return accounts
 
@@ -101,13 +107,22 @@ def _is_of(entry: dict[str, Any], teacher: str) -> bool:
     return entry["reason"].startswith(f"{teacher}.")
 
 
+def diverged_in(accounts: Mapping[str, Any]) -> dict[str, str]:
+    """Students that were stopped alone → why."""
+    fates = accounts.get("students", {})
+    return {name: fate["error"] for name, fate in fates.items() if fate["state"] == DIVERGED}
+
+
 def write_throughput(
-    folder: RunFolder, checkpoint: Checkpoint, *, num_workers: int, student: dict[str, Any]
+    folder: RunFolder, checkpoint: Checkpoint, *, num_workers: int, costs: Mapping[str | None, dict[str, Any]]
 ) -> dict[str, Any]:
     """throughput.json: tiles/s of each stage, share of the time that the trainers waited, memory, spilled bytes.
 
     Args:
-        student: What one forward pass costs: input_px, params, macs.
+        costs: Student → what one forward pass costs: input_px, params, macs. Of the only one (None), or of several, by name.
+
+    Returns:
+        The figures: `student` of the only one, or `students`, by name, each with its share of the training.
     """
     meters, metrics = checkpoint.cursor.meters, read_metrics(folder.uri)
     attempts = attempts_of(folder)
@@ -137,11 +152,25 @@ def write_throughput(
         "trainer_peak_rss_bytes": max((line["peak_rss_bytes"] for line in metrics), default=None),
         "object_store_peak_bytes": max((each["object_store_peak_bytes"] for each in attempts), default=None),
         "spilled_bytes": sum(spilled) if spilled else None,
-        "student": student,
+        **({"student": costs[None]} if None in costs else {"students": _with_shares(costs, meters)}),
         "predicted": _compared(folder, steady_rate(metrics)),
     }
     folder.write_json("throughput.json", throughput)
     return throughput
+
+
+def write_own_throughput(folder: RunFolder, name: str, throughput: Mapping[str, Any]) -> dict[str, Any]:
+    """throughput.json of one of several students: the run's, with its own cost and rate.
+
+    Args:
+        folder: The student's.
+        throughput: The run's.
+    """
+    own, others = throughput["students"][name], {key: each for key, each in throughput.items() if key != "students"}
+    student = {**others["stages"]["student"], "tiles_per_s_per_worker": own["tiles_per_s"]}
+    written = {**others, "stages": {**others["stages"], "student": student}, "student": own}
+    folder.write_json("throughput.json", written)
+    return written
 
 
 def steady_rate(metrics: list[dict[str, Any]]) -> float | None:
@@ -162,6 +191,33 @@ def _compared(folder: RunFolder, measured: float | None) -> dict[str, float] | N
     predicted, ratio = plan["tiles_per_s"], measured / plan["tiles_per_s"]
     logger.info("%.3g tiles/s once all stages worked; the plan said %.3g (%.2f x)", measured, predicted, ratio)
     return {"tiles_per_s": predicted, "measured_tiles_per_s": measured, "ratio": ratio}
+
+
+def _fates(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
+    """What became of each of several students; {} where there is one."""
+    meters, fates = checkpoint.cursor.meters, {}
+    for name, state in checkpoint.state.get(STUDENTS, {}).items():
+        fault, tiles = state.get("fault"), int(meters.get(tiles_meter(name), 0))
+        fates[name] = {"state": "trained", "steps": checkpoint.cursor.step, "tiles": tiles}
+        if fault:
+            why = f"step {fault['step']} ({fault['turn']}): {fault['what']} not finite"
+            fates[name] = {"state": DIVERGED, "steps": fault["step"] - 1, "tiles": tiles, "error": why}
+            logger.warning("student %s diverged and was stopped after %d tiles: %s", name, tiles, why)
+    return fates
+
+
+def _with_shares(costs: Mapping[str, dict[str, Any]], meters: Mapping[str, float]) -> dict[str, dict[str, Any]]:
+    """Each student's cost, its tiles/s on one worker if there were no other, and its share of the time of all students."""
+    seconds = {name: meters.get(seconds_meter(name), 0.0) for name in costs}
+    total = sum(seconds.values())
+    return {
+        name: {
+            **cost,
+            "tiles_per_s": _rate(meters.get(tiles_meter(name), 0.0), seconds[name]),
+            "step_share": _rate(seconds[name], total),
+        }
+        for name, cost in costs.items()
+    }
 
 
 def _num_attempts(folder: RunFolder) -> int:

@@ -85,7 +85,7 @@ class Checkpoints:
         self.folder = folder
         self.keep = keep
 
-    def check_fits(self, methods: nn.Module | Mapping[str, nn.Module]) -> None:
+    def check_fits(self, methods: nn.Module | Mapping[str | None, nn.Module]) -> None:
         """Whether the committed checkpoint, if any, can be resumed with the only method, or with each student's by its name.
 
         They stay as they are.

@@ -14,6 +14,8 @@ quarantine.parquet   every slide and tile that was not used, with the reason
 exported/            the student: safetensors + config.json, backbone with timm's keys
 evaluation.json      fidelity to the teacher (and to known nuclei) on held-out tiles
 report.html          all of it for a person
+students/NAME/       of a run with several: what is one student's own, laid out as a run with that one alone, see `students`
+students.json        of such a run: what became of each, its fidelity and cost; students.html lays them beside each other
 data.json            of a fine-tuning: classes, licences, parts and their groups; samples.csv and pretrain.csv list the images
 validation.jsonl     of a fine-tuning: one line per validation
 predictions/         of a fine-tuning: one parquet per part, one row per image

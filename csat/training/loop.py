@@ -12,6 +12,7 @@ import logging
 import resource
 import time
 from collections.abc import Mapping
+from typing import Any
 
 from csat.columns import POSITION
 from csat.errors import NonFiniteLossError, StoppedError
@@ -45,8 +46,8 @@ class Trainer:
     """One rank of one run.
 
     Args:
-        methods: What is trained, already on `context.device`: one, or each student's by its name. Several read the same
-            responses and targets.
+        methods: What is trained, already on `context.device`: one (also by the name None), or each student's by its name.
+            Several read the same responses and targets.
         plan: The run's order of tiles.
         run_folder: URI; rank 0 writes checkpoints/, metrics.jsonl and tensorboard/ there, and those of each of several
             students below students/NAME.
@@ -57,7 +58,7 @@ class Trainer:
 
     def __init__(
         self,
-        methods: Method | Mapping[str, Method],
+        methods: Method | Mapping[str | None, Method],
         plan: Plan,
         context: TrainContext,
         config: TrainConfig,
@@ -68,8 +69,8 @@ class Trainer:
     ):
         self.plan, self.context, self.config, self.tile_px = plan, context, config, tile_px
         self.validation = validation
-        is_alone = isinstance(methods, Method)
-        by_name: dict[str | None, Method] = {None: methods} if is_alone else dict(methods)
+        by_name = dict(methods) if isinstance(methods, Mapping) else {None: methods}
+        is_alone = None in by_name
         assert is_alone or validation is None, "a validation is of one student"
         precision = self._agreed_precision()
         self.learners = [
@@ -345,8 +346,14 @@ class Trainer:
             "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         }
         lines = {learner.name: learner.log(about, pace) for learner in self._active()}
-        figures = lines.get(None) or {**about, **{f"loss/{name}": line["loss"] for name, line in lines.items()}, **pace}
-        if self._recorder:
-            self._recorder.log(figures)
+        figures = lines.get(None) or self._of_all(about, lines, pace)
         if self.context.rank == 0:
             self.context.on_progress(figures)
+
+    def _of_all(self, about: dict[str, Any], lines: Mapping[str, dict[str, Any]], pace: dict[str, Any]) -> dict[str, Any]:
+        """The run's own line, with the loss of each of several students."""
+        lr = next(iter(lines.values()))["lr"]
+        figures = {**about, "lr": lr, **{f"loss/{name}": line["loss"] for name, line in lines.items()}, **pace}
+        if self._recorder:
+            self._recorder.log(figures)
+        return figures

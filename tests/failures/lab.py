@@ -165,6 +165,10 @@ class SmallRun:
         table = self._read(f"checkpoints/{self.committed()[0]}/quarantine.parquet")
         return pq.read_table(io.BytesIO(table)).to_pylist()
 
+    def lines(self, name: str) -> list[int]:
+        """The steps of the lines of such a file as metrics.jsonl."""
+        return [json.loads(line)["step"] for line in self._read(name).splitlines()]
+
     def read_json(self, name: str) -> Any:
         """A file of the run folder, decoded."""
         return json.loads(self._read(name))

@@ -13,6 +13,7 @@ from tests.failures.kills import PROMISES, strike
 from tests.failures.lab import Lab, Outcome, count_tiles, read_file
 from tests.failures.table import as_markdown
 
+TWO = {"students__nano": "csat_nano", "students__small": "{backbone: csat_nano, decoder_channels: 16}"}
 NUM_EPOCHS = 30  # about 120 steps: something is left to train after each kill
 
 
@@ -25,8 +26,8 @@ def lab():
 
 @pytest.fixture(scope="module")
 def struck(lab):
-    """A run that trains, to be killed in part again and again; what came of each kill, by its name."""
-    run = lab.run("chain", train__epochs=NUM_EPOCHS)
+    """A run that trains two students, to be killed in part again and again; what came of each kill, by its name."""
+    run = lab.run("chain", train__epochs=NUM_EPOCHS, **TWO)
     run.start(lab.cluster(), num_workers=2)
     run.wait_until_done(0.02)
     return run, {}
@@ -48,6 +49,9 @@ class TestWhoeverIsKilled:
         run.wait_until_counted()
         counts = run.count()
         assert (counts["lost"], counts["doubled"]) == (0, 0) and counts["tiles"] > 1000, (counts, came_of_it)
+        lines = {name: run.lines(f"{name}metrics.jsonl") for name in ("", "students/nano/", "students/small/")}
+        for name, steps in lines.items():
+            assert steps == lines[""] and steps == sorted(set(steps)), f"{name}: each line once, of each student"
         shares = [struck["done_at_kill"] for struck in came_of_it.values()]
         assert shares == sorted(shares) and shares[-1] < 1, came_of_it
 

@@ -10,6 +10,7 @@ from csat.evaluation.reports.comparison import write_comparison_report
 from csat.evaluation.reports.finetuning import write_finetuning_report
 from csat.evaluation.reports.prediction import write_prediction_report
 from csat.evaluation.reports.pretraining import write_pretraining_report
+from csat.evaluation.reports.students import write_students_report
 from csat.evaluation.reports.sweep import write_sweep_report
 from csat.evaluation.sweep_table import Row
 from csat.runs.folder import RunFolder
@@ -19,6 +20,25 @@ from tests.support.made_up import classified, nuclei, pictures, segmented, write
 
 EVIL = "<img src=x onerror=window.ran=1>"  # what a file may be called
 LONG = "s3://bucket/" + "a_very_long_name_of_a_folder_without_any_blank/" * 4
+RATE = {"tiles_per_s_per_actor": 100.0}
+MADE_UP = {  # of a pretraining
+    "accounts": {
+        "epochs": [{"epoch": 0, "manifest": 4000, "trained": 3000, "quarantined": 1, "filtered": 0}],
+        "not_used": [{"count_all": 1, "reason": EVIL, "status": "quarantined"}],
+    },
+    "throughput": {
+        "student": {"params": 3e6, "macs": 1e9, "input_px": 64},
+        "tiles_per_s": 9.0,
+        "trainer_waiting_share": 0.1,
+        "stages": {"student": {"workers": 1}, "read": RATE, "teacher": {"tiles_per_s_per_actor": None}},
+        "trainer_peak_rss_bytes": 1e9,
+        "object_store_peak_bytes": None,
+        "spilled_bytes": None,
+        "wall_s": 12.0,
+        "attempts": 1,
+    },
+}
+LINE = {"loss/csat": 1.0, "loss/nano": 2.0, "lr": 0.001, "tiles_per_s": 30.0, "wait_share": 0.1}
 MAKERS = {"classification": classified, "segmentation": segmented, "nuclei": nuclei}
 
 
@@ -37,27 +57,40 @@ def pretraining(uri: Path) -> RunFolder:
     ]
     figure = {"value": 0.9, "low": 0.8, "high": 0.95, "tiles": 4, "groups": 2}
     names = ("student_vs_teacher.np.dice", "student_vs_teacher.hv.pearson", "student_vs_known.np.dice", EVIL)
-    rate = {"tiles_per_s_per_actor": 100.0}
     write_pretraining_report(
         folder,
         metrics=lines,
-        accounts={
-            "epochs": [{"epoch": 0, "manifest": 4000, "trained": 3000, "quarantined": 1, "filtered": 0}],
-            "not_used": [{"count_all": 1, "reason": EVIL, "status": "quarantined"}],
-        },
-        throughput={
-            "student": {"params": 3e6, "macs": 1e9, "input_px": 64},
-            "tiles_per_s": 9.0,
-            "trainer_waiting_share": 0.1,
-            "stages": {"student": {"workers": 1}, "read": rate, "teacher": {"tiles_per_s_per_actor": None}},
-            "trainer_peak_rss_bytes": 1e9,
-            "object_store_peak_bytes": None,
-            "spilled_bytes": None,
-            "wall_s": 12.0,
-            "attempts": 1,
-        },
+        **MADE_UP,
         evaluation=dict.fromkeys(names, figure),
         pictures=[_tile(seed) for seed in range(4)],
+    )
+    return folder
+
+
+def students(uri: Path) -> RunFolder:
+    """A pretraining of three students, one of which diverged; the page that compares them."""
+    folder = pretraining(uri)
+    names = ("student_vs_teacher.np.dice", "student_vs_teacher.hv.correlation", EVIL)
+    compared = {}
+    for index, name in enumerate(("csat", "nano", "broken")):
+        value = 0.9 - 0.2 * index
+        figure = {"value": value, "low": value - 0.05, "high": value + 0.03, "tiles": 4, "groups": 2}
+        compared[name] = {
+            "folder": f"students/{name}",
+            "backbone": ("csat", "csat_nano", EVIL)[index],
+            "downsample": 1 + index,
+            **{"state": "trained", "steps": 9, "tiles": 3000},
+            **{"params": 3e6 / 10**index, "macs": 1.4e9 / 10**index, "input_px": 64},
+            **{"tiles_per_s": 40.0 * 3**index, "step_share": 0.7 - 0.3 * index},
+            "fidelity": dict.fromkeys(names, figure),
+        }
+        folder.write_text(f"students/{name}/report.html", "")
+    compared["broken"] |= {"state": "diverged", "error": f"step 7 (student): loss term {EVIL} is not finite", "fidelity": {}}
+    folder.write_json("students.json", compared)
+    pictures = {name: [_tile(seed) for seed in range(3)] for name in ("csat", "nano")}
+    write_students_report(folder, compared, pictures=pictures)
+    write_pretraining_report(
+        folder, **MADE_UP, metrics=[{**LINE, "step": step} for step in range(5)], evaluation={}, pictures=[], students=compared
     )
     return folder
 
@@ -178,8 +211,11 @@ def prediction(uri: Path) -> RunFolder:
 
 KINDS = {
     "pretraining": pretraining,
+    "students": students,
+    "several": students,
     "prediction": prediction,
     "sweep": sweep,
     **{f"finetuning-{task}": lambda uri, task=task: finetuning(uri, task) for task in MAKERS},
     **{f"comparison-{task}": lambda uri, task=task: comparing(uri, task) for task in ("classification", "nuclei")},
 }
+PAGES = {"students": "students.html"}  # kind → the page of it that is looked at, where it is not report.html

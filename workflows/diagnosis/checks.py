@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 import ray
 
 from csat.errors import StorageError
-from csat.methods.contract import Method
 from csat.panel import member_of
 from csat.responses import TeacherSpec
 from csat.runs.checkpoints import Checkpoints
@@ -20,10 +19,11 @@ from workflows.diagnosis.config import DoctorConfig
 from workflows.diagnosis.findings import FAIL, Finding, Findings
 from workflows.diagnosis.nodes import Node, ask_nodes, differences, free_bytes
 from workflows.diagnosis.slides import Opened, demo_slide, open_in_process, spread_over
-from workflows.pretraining.check import as_named, check_method, describe, pools_of
+from workflows.pretraining.check import as_named, check_methods, describe, pools_of
 from workflows.pretraining.config import DEMO
 from workflows.pretraining.job import PretrainJob, make_job
 from workflows.pretraining.start import check_resources
+from workflows.pretraining.students import Methods
 from workflows.shell import cluster
 from workflows.shell.config import check_counts
 
@@ -45,7 +45,7 @@ class Subject:
     scratch: str
     teacher: TeacherSpec | None = None
     job: PretrainJob | None = None
-    method: Method | None = None
+    methods: Methods | None = None
     slides: list[SlideRow] | None = None
     opened: list[Opened] | None = None
     nodes: list[Node] | None = None
@@ -144,15 +144,20 @@ def _check_teacher(subject: Subject, findings: Findings) -> None:
     if subject.teacher is None:
         return
     with findings.check("student", mend="change the settings of student or method that it names") as finding:
-        subject.job, subject.method = make_job(config, subject.teacher)
-        check_method(config, subject.method)
-        params = sum(parameter.numel() for parameter in subject.method.part("student").parameters())
+        subject.job, methods = make_job(config, subject.teacher)
+        check_methods(config, methods)
+        subject.methods = methods
         named = ", ".join(spec.name for spec in subject.job.stream.responses)
-        finding.note(f"{config.student.backbone}, {params / 1e6:.2f} million parameters, learns {named}")
-    if subject.method is None or findings.state_of("storage") == FAIL:
+        params = 0
+        for (name, method), student in zip(methods.items(), config.each_student().values(), strict=True):
+            own = sum(parameter.numel() for parameter in method.part("student").parameters())
+            called = student.backbone if name is None else f"{name}: {student.backbone}"
+            finding.note(f"{called}, {own / 1e6:.2f} million parameters, learns {named}")
+            params += own
+    if subject.methods is None or findings.state_of("storage") == FAIL:
         return
     with findings.check("disk", mend="choose another run_folder") as finding:
-        Checkpoints(RunFolder(config.run_folder).path("checkpoints")).check_fits(subject.method)
+        Checkpoints(RunFolder(config.run_folder).path("checkpoints")).check_fits(subject.methods)
         needed = SPARE_BYTES + (config.train.keep_checkpoints + 1) * STATE_COPIES * 4 * params
         free = free_bytes(config.run_folder) if files.is_local(config.run_folder) else needed
         if free < needed:

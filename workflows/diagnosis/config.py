@@ -17,5 +17,6 @@ class DoctorConfig(PretrainConfig):
     calibrate: bool = True  # measure rates and plan the run, where no check failed
 
     def __post_init__(self):
+        super().__post_init__()
         if self.sample_slides < 1:
             raise ConfigError(f"sample_slides must be at least 1, not {self.sample_slides}")

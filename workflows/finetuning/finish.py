@@ -29,7 +29,7 @@ def finish(folder: RunFolder, job: LabelledJob) -> dict[str, Any]:
     checkpoint = Checkpoints(folder.path("checkpoints")).load()
     is_stopped = len(checkpoint.cursor.done) < job.num_positions
     write_accounts(folder, job.plan, checkpoint, is_stopped=is_stopped)
-    write_throughput(folder, checkpoint, num_workers=job.workers.num_workers, student=evaluation["cost"])
+    write_throughput(folder, checkpoint, num_workers=job.workers.num_workers, costs={None: evaluation["cost"]})
     folder.set_status("finished")
     return evaluation
 

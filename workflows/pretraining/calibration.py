@@ -163,7 +163,7 @@ def measure_teacher(
 
 
 def measure_student(job: PretrainJob, rows: Rows, threads: Sequence[int], sizes: Sequence[int]) -> Measured:
-    """The trainer over answered rows, again and again, in this process."""
+    """The trainer over answered rows, again and again, in this process: the steps of all students."""
     import torch
 
     rates: dict[tuple[int, int], float] = {}
@@ -187,7 +187,7 @@ def _step_rate(job: PretrainJob, rows: Rows, size: int) -> float:
     from csat.training.loop import Trainer
 
     device = torch.device("cuda" if job.workers.gpus_per_worker else "cpu")
-    method = job.build_method().to(device)
+    methods = {name: method.to(device) for name, method in job.build_methods().items()}
     number = size * (1 + TIMED_STEPS)
     taken = np.resize(np.arange(len(rows[TILE])), number)
     steps = [taken[start : start + size] for start in range(0, number, size)]
@@ -208,7 +208,7 @@ def _step_rate(job: PretrainJob, rows: Rows, size: int) -> float:
     with tempfile.TemporaryDirectory(prefix="csat-calibration-") as folder:
         context = TrainContext(batches=lambda _: iter(batches), device=device)
         plan = Plan([number], [0], num_epochs=1, seed=0)
-        Trainer(method, plan, context, config, run_folder=folder, tile_px=job.stream.tile_px).run()
+        Trainer(methods, plan, context, config, run_folder=folder, tile_px=job.stream.tile_px).run()
         timed = read_metrics(folder)[1:]
     return median(line["tiles_per_s"] / (1 - line["wait_share"]) for line in timed)
 

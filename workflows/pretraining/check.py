@@ -1,6 +1,7 @@
 """What is known about a pretraining before a slide is opened: the teacher's view, settings that contradict each other."""
 
 import logging
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,10 +10,12 @@ from typing import Any
 from csat.errors import ConfigError, TeacherError
 from csat.methods.contract import Method
 from csat.methods.registry import wanted_responses, whole_step_px
+from csat.model.student import StudentConfig
 from csat.panel import Member, make_panel, of_teacher
 from csat.responses import TeacherSpec
 from teachers.registry import describe_teacher
 from workflows.pretraining.config import PretrainConfig
+from workflows.pretraining.students import Methods, of_student
 from workflows.shell.config import NamedTeacher, PoolConfig
 
 logger = logging.getLogger("pretrain")
@@ -44,7 +47,11 @@ def tile_px(config: PretrainConfig, spec: TeacherSpec) -> int:
     """Edge of the tiles; of whole images, what their edges are made multiples of."""
     if not config.data.whole:
         return config.data.tile_px
-    return whole_step_px(config.method.name, config.method.options, config.student, spec)
+    steps = []
+    for name, student in config.each_student().items():
+        with of_student(name):
+            steps.append(whole_step_px(config.method.name, config.method.options, student, spec))
+    return math.lcm(*steps)
 
 
 def teacher_options(teacher: NamedTeacher, *, mpp: float | None) -> dict[str, Any]:
@@ -93,16 +100,22 @@ def _in_words(config: PretrainConfig, member: Member) -> str:
     return f", which sees tiles shrunk {member.shrink} times{at}"
 
 
-def check_method(config: PretrainConfig, method: Method) -> None:
-    """Whether this method can work on these pixels, and with the response cache that is asked for. Raises ConfigError."""
+def check_methods(config: PretrainConfig, methods: Methods) -> None:
+    """Whether the method can work on these pixels, and with the response cache that is asked for. Raises ConfigError."""
+    for (name, method), student in zip(methods.items(), config.each_student().values(), strict=True):
+        with of_student(name):
+            _check_method(config, method, student)
+
+
+def _check_method(config: PretrainConfig, method: Method, student: StudentConfig) -> None:
     if config.data.whole and config.manifest.holdout_by == "tile" and config.manifest.holdout_fraction:
         raise ConfigError("manifest.holdout_by tile is about a grid of tiles: use slide with data.whole")
     if config.student_pixels not in ("tile", "pyramid"):
         raise ConfigError(f"student_pixels is tile or pyramid, not {config.student_pixels!r}")
-    if config.student_pixels == "pyramid" and (not method.takes_any_size or config.student.downsample == 1):
+    if config.student_pixels == "pyramid" and (not method.takes_any_size or student.downsample == 1):
         raise ConfigError(
             "student_pixels pyramid is for a student at lower resolution than its teacher: method.name resolution with "
-            f"student.downsample 2 or more, not {config.method.name} with {config.student.downsample}"
+            f"student.downsample 2 or more, not {config.method.name} with {student.downsample}"
         )
     if config.cache.uri is not None and (method.view_in_pool or method.colour_in_pool is not None):
         what = "view (flip and rotation)" if method.view_in_pool else "colours"

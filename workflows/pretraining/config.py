@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from csat.errors import ConfigError
 from csat.model.student import StudentConfig
-from csat.settings import Free, Often, Place, merge, unfold
+from csat.runs.students import check_names
+from csat.settings import Free, Often, Place, SettingsOf, merge, read_settings, unfold
 from csat.storage import uris
 from csat.tiles.grid import TilingConfig
 from csat.tiles.manifest import ManifestConfig
@@ -25,6 +26,7 @@ from workflows.shell.config import (
 
 DEMO = "demo"  # in the place of slides
 TEACHER_NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
+Students = dict[str, str | SettingsOf[StudentConfig]]  # name → backbone, or what more there is to say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,7 @@ class PretrainConfig:
     data: TilingConfig = field(default_factory=TilingConfig)  # how slides become tiles
     manifest: ManifestConfig = field(default_factory=lambda: ManifestConfig(holdout_fraction=0.1))  # order and held-out tiles
     student: StudentConfig = field(default_factory=StudentConfig)  # what is trained
+    students: Often[Students] = field(default_factory=dict)  # several in its place, side by side: name → backbone, or settings
     method: MethodConfig = field(default_factory=MethodConfig)  # how it learns from the responses
     train: TrainConfig = field(default_factory=TrainConfig)  # for how long, at which rates
     demo: DemoConfig = field(default_factory=DemoConfig)  # synthetic slides
@@ -80,6 +83,14 @@ class PretrainConfig:
                     "none of its settings"
                 )
 
+        check_names(map(str, self.students))
+        if self.students and self.student != StudentConfig():
+            names = ", ".join(map(str, self.students))
+            raise ConfigError(
+                f"student is for the only one and students ({names}) for several: leave student out, also of the recipe, and "
+                "say it as students.NAME"
+            )
+
     @property
     def asked(self) -> dict[str | None, NamedTeacher]:
         """Every teacher with its pool, by name; None is the name of the only one.
@@ -100,8 +111,16 @@ class PretrainConfig:
         return replace(self, teacher=TeacherConfig(**own), pool=only.pool)
 
     def with_own_places(self) -> "PretrainConfig":
-        """See `csat.settings.with_places`: slides are places, but for the word demo."""
-        return replace(self, slides=[each if each == DEMO else uris.normalise(each) for each in self.slides])
+        """See `csat.settings.with_places`: slides are places, but for the word demo. Students are spelled out."""
+        slides = [each if each == DEMO else uris.normalise(each) for each in self.slides]
+        students = {str(name): asdict(_read_student(name, said)) for name, said in self.students.items()}
+        return replace(self, slides=slides, students=students)
+
+    def each_student(self) -> dict[str | None, StudentConfig]:
+        """The only one (None), or several by name."""
+        if not self.students:
+            return {None: self.student}
+        return {str(name): _read_student(name, said) for name, said in self.students.items()}
 
 
 def named_teachers(said: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,4 +142,24 @@ def named_teachers(said: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[
     return teachers
 
 
-NESTED = {"teachers": named_teachers}  # settings of which the command line may say a part, see `command_line.parse`
+def merge_students(said: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The students of a recipe after `students.NAME value` and `students.NAME.SETTING value`; null leaves one out."""
+    students = {str(name): _spelled(each) for name, each in said.items()}
+    for path, value in changes.items():
+        name, dot, setting = path.partition(".")
+        students = merge(students, {name: unfold({setting: value}) if dot else _spelled(value)})
+    return {name: student for name, student in students.items() if student is not None}
+
+
+# Settings of which the command line may say a part, see `command_line.parse`.
+NESTED = {"teachers": named_teachers, "students": merge_students}
+
+
+def _read_student(name: str, said: Any) -> StudentConfig:
+    if not isinstance(said, str | Mapping):
+        raise ConfigError(f"students.{name} is a backbone, such as csat, or settings of a student, not {said!r}")
+    return read_settings(StudentConfig, _spelled(said), what=f"students.{name}")
+
+
+def _spelled(said: Any) -> Any:
+    return {"backbone": said} if isinstance(said, str) else said

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-from csat.methods.contract import Method
 from csat.runs.folder import RunFolder
 from csat.training.context import TrainContext
 from csat.training.first_stage import train_first_stage
 from workflows.pretraining.job import PretrainJob, asked_by
+from workflows.pretraining.students import Methods, a_reader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +26,12 @@ class FirstStageJob(PretrainJob):
         return RunFolder(self.run_folder).path(self.stage)
 
     def work(self, context: TrainContext) -> dict[str, Any]:
-        stage, tile_px = self.build_method().first_stage(), self.stream.tile_px
+        stage, tile_px = a_reader(self.build_methods()).first_stage(), self.stream.tile_px
         cursor = train_first_stage(stage, self.plan, context, self.config.train, folder=self.folder, tile_px=tile_px)
         return {"step": cursor.step, "tiles": len(cursor.done)}
 
 
-def make_first_job(job: PretrainJob, method: Method) -> FirstStageJob | None:
+def make_first_job(job: PretrainJob, methods: Methods) -> FirstStageJob | None:
     """What the run has to train before its own training, before its tiles are known; None: nothing, or it has it.
 
     Its responses are asked of the teacher in every epoch: the response cache is for those of the run's own training.
@@ -39,7 +39,7 @@ def make_first_job(job: PretrainJob, method: Method) -> FirstStageJob | None:
     Raises:
         ConfigError: what was trained before does not fit this teacher or student.
     """
-    stage = method.first_stage()
+    stage = a_reader(methods).first_stage()
     if stage is None:
         return None
     if not stage.is_missing(job.run_folder):

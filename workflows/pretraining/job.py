@@ -20,6 +20,7 @@ from teachers.response_cache import ResponseCache
 from workflows.pretraining.check import teacher_options, tile_px
 from workflows.pretraining.config import PretrainConfig
 from workflows.pretraining.stream import ResumingStream, StreamConfig, StreamTeacher
+from workflows.pretraining.students import Methods, check_no_first_stage, of_student, same_of_all, student_factor
 from workflows.shell.config import NamedTeacher, TeacherConfig
 from workflows.shell.data import CACHED, TRAIN
 from workflows.shell.group import RunJob
@@ -59,8 +60,8 @@ class PretrainJob(RunJob):
         teachers = tuple(replace(each, cache=cache) for each, cache in pairs)
         return replace(self, stream=replace(self.stream, teachers=teachers))
 
-    def build_method(self) -> Method:
-        """The method with its student, seeded: the same weights in every process."""
+    def build_methods(self) -> Methods:
+        """The method with each student, seeded: the same weights in every process."""
         return build(self.config, self.teacher, tile_px=self.stream.tile_px)
 
     def streams(self) -> dict[str, Callable[[], Dataset]]:
@@ -76,33 +77,38 @@ class PretrainJob(RunJob):
     def work(self, context: TrainContext) -> dict[str, Any]:
         if self.workers.threads is not None:
             torch.set_num_threads(self.workers.threads)
-        method = self.build_method()
-        if stage := method.first_stage():
-            stage.load(stage.folder(self.run_folder))
-        method = method.to(context.device)
-        trainer = Trainer(method, self.plan, context, self.config.train, run_folder=self.folder, tile_px=self.stream.tile_px)
+        methods = self.build_methods()
+        for method in methods.values():
+            if stage := method.first_stage():
+                stage.load(stage.folder(self.run_folder))
+            method.to(context.device)
+        trainer = Trainer(methods, self.plan, context, self.config.train, run_folder=self.folder, tile_px=self.stream.tile_px)
         cursor = trainer.run()
         return {"step": cursor.step, "tiles": len(cursor.done)}
 
 
-def build(config: PretrainConfig, teacher: TeacherSpec, *, tile_px: int) -> Method:
-    """The method with its student, seeded. Raises ConfigError, TeacherError for settings that cannot work."""
-    torch.manual_seed(config.train.seed)
-    whole = config.data.whole is not None
+def build(config: PretrainConfig, teacher: TeacherSpec, *, tile_px: int) -> Methods:
+    """The method with each student, seeded alike. Raises ConfigError, TeacherError for settings that cannot work."""
+    name, options, whole = config.method.name, config.method.options, config.data.whole is not None
     weights = {name: each.weight for name, each in config.asked.items() if name is not None}
     setting = Setting(tile_px=tile_px, teacher=teacher, whole=whole, seed=config.train.seed, teacher_weights=weights)
-    student = build_student(config.method.name, config.method.options, config.student, teacher)
-    return build_method(config.method.name, config.method.options, student, setting)
+    methods: Methods = {}
+    for student, settings in config.each_student().items():
+        torch.manual_seed(config.train.seed)  # of each: it begins as it would alone
+        with of_student(student):
+            methods[student] = build_method(name, options, build_student(name, options, settings, teacher), setting)
+    return methods
 
 
-def make_job(config: PretrainConfig, teacher: TeacherSpec) -> tuple[PretrainJob, Method]:
+def make_job(config: PretrainConfig, teacher: TeacherSpec) -> tuple[PretrainJob, Methods]:
     """The job before its tiles are known, and what it will train. A plan of one batch stands for theirs, until `over`.
 
     Raises:
-        ConfigError, TeacherError: settings of student and method that cannot work.
+        ConfigError, TeacherError: settings of students and method that cannot work, alone or together.
     """
     edge_px = tile_px(config, teacher)
-    method = build(config, teacher, tile_px=edge_px)
+    methods = build(config, teacher, tile_px=edge_px)
+    check_no_first_stage(methods, config.method.name)
     stream = StreamConfig(
         manifest_uri=RunFolder(config.run_folder).path("manifest"),
         plan=Plan([config.train.batch_size], [0], num_epochs=1, seed=0),
@@ -110,9 +116,10 @@ def make_job(config: PretrainConfig, teacher: TeacherSpec) -> tuple[PretrainJob,
         readers=config.readers,
         teachers=tuple(_stream_teacher(config, teacher, name) for name in config.asked),
         largest_px=None if config.data.whole is None else ((edge_px, edge_px),),
-        student_factor=config.student.downsample if config.student_pixels == "pyramid" else None,
+        student_factor=student_factor(config),
     )
-    return PretrainJob(config=config, teacher=teacher, stream=asked_by(method, stream)), method
+    asked = same_of_all({name: asked_by(method, stream) for name, method in methods.items()}, config.method.name)
+    return PretrainJob(config=config, teacher=teacher, stream=asked), methods
 
 
 def asked_by(method: Method, stream: StreamConfig) -> StreamConfig:

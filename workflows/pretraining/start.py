@@ -1,7 +1,9 @@
 """The last things before the workers start: can the cluster hold the run, are responses kept, what will it take, and where."""
 
 import logging
+from typing import Any
 
+from csat.evaluation.students import has_diverged
 from csat.panel import member_of
 from csat.runs.folder import RunFolder
 from csat.tiles.manifest import Manifest
@@ -12,6 +14,8 @@ from workflows.pretraining.check import pools_of
 from workflows.pretraining.job import PretrainJob
 from workflows.pretraining.stream import StreamTeacher
 from workflows.shell import cluster, output
+
+EXIT_CODE_DIVERGED = 3  # some students are trained, others were stopped
 
 logger = logging.getLogger("pretrain")
 
@@ -70,12 +74,17 @@ def load_finish(job: PretrainJob) -> None:
     finish.load(job)
 
 
-def tell_result(folder: RunFolder, *, first: str | None = None) -> None:
+def tell_result(folder: RunFolder, *, first: str | None = None) -> int:
     """How faithful the student is on held-out tiles, and where a user finds it.
 
     Args:
         first: Said before that.
+
+    Returns:
+        The exit code: 0, or 3 where one of several students diverged and the others are trained.
     """
+    if students := folder.read_json("students.json"):
+        return _tell_students(folder, students, first=first)
     figures, places = folder.read_json("evaluation.json") or {}, (folder.path("exported"), folder.path("report.html"))
     lines = [
         f"held out: {name} {figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}] over {figure['tiles']} tiles"
@@ -83,6 +92,26 @@ def tell_result(folder: RunFolder, *, first: str | None = None) -> None:
     ]
     lines = [*([first] if first else []), *lines, f"student: {places[0]}", f"report:  {places[1]}"]
     output.result("\n".join(lines), run_folder=folder.uri, model=places[0], report=places[1], figures=figures)
+    return 0
+
+
+def _tell_students(folder: RunFolder, students: dict[str, dict[str, Any]], *, first: str | None) -> int:
+    """The same of several students, one line each. Returns the exit code."""
+    lines, diverged = [first] if first else [], {}
+    for name, student in students.items():
+        figures = [f"{figure} {found['value']:.3f}" for figure, found in student["fidelity"].items()]
+        told = "; ".join([f"{student['params'] / 1e6:.2f} M parameters", f"{student['macs'] / 1e9:.2f} GMAC", *figures])
+        if has_diverged(student):
+            diverged[name] = student["error"]
+            told = f"diverged and was stopped, and has left no model: {student['error']}"
+        lines.append(f"student {name}: {told}")
+    models = {name: folder.path(student["folder"], "exported") for name, student in students.items() if name not in diverged}
+    report, page = folder.path("report.html"), folder.path("students.html")
+    lines += [f"students: {folder.path('students')}", f"compared: {page}", f"report:   {report}"]
+    figures = {name: student["fidelity"] for name, student in students.items()}
+    places = {"run_folder": folder.uri, "models": models, "report": report, "comparison": page}
+    output.result("\n".join(lines), **places, figures=figures, diverged=diverged)
+    return EXIT_CODE_DIVERGED if diverged else 0
 
 
 def tell_plan(job: PretrainJob, manifest: Manifest, slides: list[SlideRow]) -> None:

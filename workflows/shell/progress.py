@@ -128,5 +128,13 @@ def describe(figures: dict[str, Any]) -> str:
     days = f" {int(eta // 86400)}d" if eta is not None and eta >= 86400 else ""
     return (
         f"step {figures['step']} | {figures['tiles_per_s']:.1f} tiles/s | waiting {figures['wait_share']:.0%} | "
-        f"loss {figures['loss']:.4f}{left}{days}"
+        f"{_losses(figures)}{left}{days}"
     )
+
+
+def _losses(figures: dict[str, Any]) -> str:
+    """Of the only student, or of each by its name."""
+    if "loss" in figures:
+        return f"loss {figures['loss']:.4f}"
+    of_each = {name.removeprefix("loss/"): value for name, value in figures.items() if name.startswith("loss/")}
+    return "loss " + ", ".join(f"{name} {value:.4f}" for name, value in of_each.items())

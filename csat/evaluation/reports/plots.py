@@ -25,6 +25,9 @@ MOST_NUMBERS = 15  # classes from which a confusion matrix has colours only
 FROM_0 = 1.5  # times that it costs of the cheapest, from which the axis begins at 0
 MARKERS = "oDs^v"  # each for as many groups as there are colours
 LOG_FROM = 10.0  # times that the dearest model costs of the cheapest, from which the axis is logarithmic
+# Of a cost: its key, unit, title of its axis, and whether more of it is better.
+Costs = tuple[tuple[str, float, str, bool], ...]
+OF_IMAGES: Costs = (("macs", 1e9, "GMAC (less is better)", False), ("images_per_s", 1.0, "images/s (more is better)", True))
 FEW_COLORS, MANY_COLORS = "tab10", "tab20"  # palettes
 
 
@@ -128,19 +131,25 @@ def forest(groups: Mapping[str, Mapping[str, Any]], *, metric: str, single: Mapp
     return figure_uri(figure)
 
 
-def pareto(groups: Mapping[str, Mapping[str, Any]], costs: Mapping[str, Mapping[str, Any]], *, metric: str) -> str | None:
+def pareto(
+    groups: Mapping[str, Mapping[str, Any]],
+    costs: Mapping[str, Mapping[str, Any]],
+    *,
+    metric: str,
+    panels: Costs = OF_IMAGES,
+) -> str | None:
     """The metric over what a model costs; the line joins those that no other one beats in both. None where no cost is known.
 
     Names stand in a legend: beside their points, those of models that are nearly as good and as dear would cover each other.
 
     Args:
         groups: Name → figure with `value`, `low`, `high`.
-        costs: Name → `macs` and `images_per_s`, either may be None or absent.
+        costs: Name → the keys of `panels`; any may be None or absent.
+        panels: What is drawn over.
     """
-    panels = (("macs", 1e9, "GMAC (less is better)", False), ("images_per_s", 1.0, "images/s (more is better)", True))
     figure = Figure(figsize=(12, 4.2), layout="constrained")
     is_empty = True
-    for axes, (key, unit, title, more_is_better) in zip(figure.subplots(1, 2), panels, strict=True):
+    for axes, (key, unit, title, more_is_better) in zip(figure.subplots(1, len(panels)), panels, strict=True):
         points = [
             (costs[name][key] / unit, found, place)
             for place, (name, found) in enumerate(groups.items())

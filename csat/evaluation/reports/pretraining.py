@@ -1,5 +1,6 @@
 """report.html of a run: one file, readable offline, for a person who has to believe it or not."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import cv2
@@ -9,6 +10,7 @@ from matplotlib.figure import Figure
 
 from csat.evaluation.reports.page import figure_uri, image_uri, render
 from csat.runs.folder import RunFolder
+from csat.runs.students import manifest_of
 
 PICTURE_PX = 150  # edge of one picture
 FRAME = (0, 255, 255)  # colour of the frame around what the teacher answers for
@@ -22,16 +24,21 @@ def write_pretraining_report(
     throughput: dict[str, Any],
     evaluation: dict[str, dict[str, float]],
     pictures: list[dict[str, np.ndarray]],
+    students: Mapping[str, Mapping[str, Any]] | None = None,
+    student: str | None = None,
 ) -> None:
     """Write `report.html` into the run folder.
 
     Args:
+        folder: Of the run, or of one of its several students.
         metrics: Lines of metrics.jsonl.
         accounts: As in accounting.json.
         throughput: As in throughput.json.
         evaluation: figure → value, low, high, tiles, groups; {} where nothing was held out.
         pictures: Held-out tiles: `slide`, `tile` uint8 [H, W, 3], `teacher.<name>` and `student.<name>` [C, n, n], `known`
             bool [H, W] where the nuclei are known, and `covered_px` [N, 2] (from, to) where responses cover the inner part.
+        students: Of a run with several, see `compare_students`: what they share is reported, and where each has its own.
+        student: Which of several it is about.
     """
     panels = _panels(pictures)
     page = render(
@@ -39,13 +46,16 @@ def write_pretraining_report(
         config=folder.path("config.yaml"),
         run_folder=folder.uri,
         teacher=folder.read_json("teacher.json"),
-        index=folder.read_json("manifest/index.json"),
+        index=RunFolder(manifest_of(folder.uri)).read_json("index.json"),
+        students=students or {},
+        figures=list(dict.fromkeys(name for each in (students or {}).values() for name in each["fidelity"])),
+        student=student,
         accounts=accounts,
         throughput=throughput,
         evaluation=evaluation,
         curves=_curves(metrics),
         panels=[title for _, title, _ in panels],
-        pictures=[_row(picture, panels) for picture in pictures],
+        pictures=[picture_row(picture, panels) for picture in pictures],
     )
     folder.write_text("report.html", page)
 
@@ -55,12 +65,13 @@ def _curves(metrics: list[dict[str, Any]]) -> str | None:
     if not metrics:
         return None
     steps = [line["step"] for line in metrics]
-    names = ["loss", *sorted({name for line in metrics for name in line if name.startswith("loss/")})]
+    of_all = ["loss"] if "loss" in metrics[0] else []  # several students have one each
+    names = [*of_all, *sorted({name for line in metrics for name in line if name.startswith("loss/")})]
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     loss, rate, waiting = figure.subplots(1, 3)
     for name in names:
         loss.plot(steps, [line.get(name, np.nan) for line in metrics], label=name, lw=2.2 if name == "loss" else 1.2)
-    loss.set(title="loss and its unweighted terms", xlabel="step", yscale="log")
+    loss.set(title="loss and its unweighted terms" if of_all else "loss of each student", xlabel="step", yscale="log")
     loss.legend(fontsize=7)
     rate.plot(steps, [line["tiles_per_s"] for line in metrics], color="tab:green")
     rate.set(title="tiles/s", xlabel="step", ylim=(0, None))
@@ -93,7 +104,7 @@ def _panels(pictures: list[dict[str, np.ndarray]]) -> list[tuple[str, str, int |
     return panels
 
 
-def _row(picture: dict[str, np.ndarray], panels: list[tuple[str, str, int | None]]) -> list[str | None]:
+def picture_row(picture: dict[str, np.ndarray], panels: list[tuple[str, str, int | None]]) -> list[str | None]:
     """The panels of one tile as data URIs; None where it has none."""
     return [image_uri(_shown(key, picture, channel)) if key in picture else None for key, _, channel in panels]
 

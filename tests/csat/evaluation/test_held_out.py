@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from csat.columns import OK, POSITION, QUARANTINED, RESPONSE_PREFIX, STATUS, TILE, UNANSWERED_PREFIX, of_arrays
-from csat.evaluation.held_out import KNOWN, PICTURE, FidelityStage, answered_column
+from csat.evaluation.held_out import KNOWN, PICTURE, FidelityStage, FidelityStages, answered_column, rows_of
 from csat.model.files import save_model
 from csat.model.student import Student, StudentConfig
 from csat.panel import on_tile
@@ -143,3 +143,22 @@ def test_several_teachers_are_measured_each_where_it_has_answered(tmp_path, slid
     assert pictures[0] >= {"teacher.a.np", "teacher.b.hv", "covered_px"}
     assert "teacher.b.hv" not in pictures[1] and "teacher.a.np" not in pictures[2] and "student.a.np" not in pictures[2]
     assert np.load(io.BytesIO(measured[PICTURE][0]))["covered_px"].tolist() == [[16, 48]]
+
+
+def test_several_students_are_measured_as_each_alone(slide, student_folder, tmp_path):
+    torch.manual_seed(1)
+    save_model(Student(StudentConfig(backbone="csat_nano", decoder_channels=4), (NP, HV)), str(tmp_path), {})
+    folders, options = {"a": str(student_folder), "b": str(tmp_path)}, {"tile_px": TILE_PX, "num_pictures": 1}
+    tiles = rows(slide, [(200, 200), (264, 200), (264, 264)], status=[OK, QUARANTINED, OK])
+    columns = FidelityStages(folders, **options)(tiles)
+    together = [{name: values[index] for name, values in columns.items()} for index in range(2)]
+    figures = []
+    for name, folder in folders.items():
+        alone = FidelityStage(folder, **options)(tiles)
+        own = rows_of(together, name)
+        assert own[0].keys() == alone.keys() and len(own) == 2
+        for column, values in alone.items():
+            for index in range(2):
+                np.testing.assert_array_equal(own[index][column], values[index])
+        figures.append(own[0]["student_vs_teacher.np.counts"].tolist())
+    assert figures[0] != figures[1], "they are different students"

@@ -2,7 +2,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from csat.runs.accounts import steady_rate, write_accounts
+from csat.runs.accounts import diverged_in, steady_rate, write_accounts, write_own_throughput, write_throughput
 from csat.runs.checkpoints import Checkpoint, Cursor
 from csat.runs.folder import RunFolder
 from csat.runs.plan import Intervals, Plan
@@ -39,3 +39,39 @@ def test_what_one_of_several_teachers_has_not_answered_is_told_by_its_name(tmp_p
     assert [(each["reason"], each["count_all"]) for each in told["not_used"]] == [("unreadable", 1)]
     assert told["epochs"] == [{"epoch": 0, "manifest": 10, "trained": 9, "quarantined": 1, "filtered": 0}]
     assert pq.read_table(tmp_path / "quarantine.parquet").num_rows == 4
+
+
+def checkpoint_of(students, meters):
+    cursor = Cursor(step=10, done=Intervals([(0, 80)]), counts={0: [80, 0, 0]}, meters=meters)
+    return Checkpoint(cursor, {"students": students}, QUARANTINE_SCHEMA.empty_table())
+
+
+def test_what_became_of_each_student_and_what_it_cost(tmp_path):
+    """Two students share 8 of 10 seconds of one worker; one stopped after 40 of 80 tiles."""
+    meters = {"rows": 80, "loop_s": 10.0, "wait_s": 2.0, "student_s/a": 6.0, "student_s/b": 2.0}
+    meters |= {"student_tiles/a": 80, "student_tiles/b": 40}
+    students = {"a": {}, "b": {"fault": {"step": 6, "turn": "student", "what": "loss term np_bce is"}}}
+    checkpoint, folder = checkpoint_of(students, meters), RunFolder(str(tmp_path))
+    accounts = write_accounts(folder, Plan([80], [0], num_epochs=1, seed=0), checkpoint)
+    why = "step 6 (student): loss term np_bce is not finite"
+    assert accounts["students"] == {
+        "a": {"state": "trained", "steps": 10, "tiles": 80},
+        "b": {"state": "diverged", "steps": 5, "tiles": 40, "error": why},
+    }
+    assert folder.read_json("accounting.json") == accounts and diverged_in(accounts) == {"b": why}
+
+    costs = {name: {"input_px": 64, "params": params, "macs": 1} for name, params in (("a", 3), ("b", 1))}
+    throughput = write_throughput(folder, checkpoint, num_workers=1, costs=costs)
+    assert "student" not in throughput and throughput["stages"]["student"]["tiles_per_s_per_worker"] == 10
+    assert throughput["students"]["a"] == {**costs["a"], "tiles_per_s": pytest.approx(80 / 6), "step_share": 0.75}
+    assert throughput["students"]["b"]["tiles_per_s"] == 20
+    own = write_own_throughput(RunFolder(str(tmp_path / "students" / "b")), "b", throughput)
+    assert own["student"] == throughput["students"]["b"] and "students" not in own
+    assert own["stages"]["student"] == {"tiles_per_s_per_worker": 20, "workers": 1}
+
+
+def test_the_only_student_has_no_share(tmp_path):
+    checkpoint = checkpoint_of({}, {"rows": 80, "loop_s": 10.0, "wait_s": 2.0})
+    throughput = write_throughput(RunFolder(str(tmp_path)), checkpoint, num_workers=1, costs={None: {"params": 3}})
+    assert throughput["student"] == {"params": 3} and "students" not in throughput
+    assert "students" not in write_accounts(RunFolder(str(tmp_path)), Plan([80], [0], num_epochs=1, seed=0), checkpoint)

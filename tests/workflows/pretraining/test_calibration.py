@@ -47,6 +47,9 @@ def test_the_runs_own_stages_are_measured(tmp_path):
     student = measure_student(job, answered, [1], (8, 32))
     assert student.rates.keys() == {(1, 8)}, "no step is larger than the run's"
     assert student.by_threads()[1] > 0
+    both = config_of(tmp_path, student=StudentConfig(), students={"nano": "csat_nano", "res": "resnet18"})
+    job = replace(make_job(both, describe(both))[0], stream=job.stream)
+    assert measure_student(job, answered, [1], (8,)).by_threads()[1] < student.by_threads()[1], "all students make a step"
     assert not (tmp_path / "run").exists(), "nothing is written where the run will be"
 
 

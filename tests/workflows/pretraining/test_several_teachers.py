@@ -125,10 +125,10 @@ def rows_in_each_view(tile_px, seed=0):
 
 def answered(config, rows):
     """The job's own stages over rows, one after the other; and its method."""
-    job, method = make_job(config, describe(config))
+    job, methods = make_job(config, describe(config))
     for number in range(len(job.stream.teachers)):
         rows = TeacherStage(**teacher_arguments(job.stream, number))(rows)
-    return rows, job, method
+    return rows, job, methods[None]
 
 
 def losses_of(rows, job, method):
@@ -280,8 +280,8 @@ def test_what_cannot_work_is_said_with_the_teacher_s_name(teachers, options, wor
 
 def test_each_teacher_s_own_nuclei_mask_its_gradient():
     config = config_of(a=STAIN, b=replace(STAIN, shrink=2))
-    _, method = make_job(config, describe(config))
+    method = make_job(config, describe(config))[1][None]
     assert isinstance(method, RCKD) and method.nuclei["b.hv"] == "b.np" and method.nuclei["a.hv"] == "a.np"
     only = config_of(options={"responses": ["a.np", "b.hv"]}, a=STAIN, b=STAIN)
-    _, method = make_job(only, describe(only))
+    method = make_job(only, describe(only))[1][None]
     assert list(method.weights) == ["a.np_bce", "a.np_dice", "b.hv_mse"], "there are no nuclei of b to mask by"

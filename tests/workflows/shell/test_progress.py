@@ -20,6 +20,11 @@ def test_a_line_says_where_how_fast_how_idle_and_how_long():
     assert describe(FIGURES) == "step 7 | 31.3 tiles/s | waiting 12% | loss 0.9877 | ETA 00:02:01"
 
 
+def test_the_loss_of_each_of_several_students_is_said():
+    figures = {name: value for name, value in FIGURES.items() if name != "loss"} | {"loss/a": 0.5, "loss/b": 0.25}
+    assert "| loss a 0.5000, b 0.2500 | ETA" in describe(figures)
+
+
 @pytest.mark.parametrize(("seconds", "words"), [(None, "loss 0.9877"), (90061, "ETA 01:01:01 1d")])
 def test_an_estimate_may_be_missing_or_take_days(seconds, words):
     assert describe({**FIGURES, "eta_s": seconds}).endswith(words)

@@ -8,26 +8,27 @@ import pytest
 from PIL import Image
 
 from tests.support.browser import browser  # noqa: F401 (fixture)
-from tests.support.made_up_reports import EVIL, KINDS
+from tests.support.made_up_reports import EVIL, KINDS, PAGES
 
 WIDTHS_PX, SCHEMES = (1280, 390), ("light", "dark")
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def looks(request, browser):  # noqa: F811
-    """The folder of a report, and how it looks to each."""
+    """A report, and how it looks to each."""
     folder = browser.root / request.param
     KINDS[request.param](folder)
-    page = folder / "report.html"
-    return folder, {
+    page = folder / PAGES.get(request.param, "report.html")
+    return page, {
         (width, scheme): browser.look(page, width_px=width, scheme=scheme) for width in WIDTHS_PX for scheme in SCHEMES
     }
 
 
 def test_nothing_is_complained_of_nor_loaded_from_elsewhere(looks):
-    for look in looks[1].values():
+    page, seen = looks
+    for look in seen.values():
         assert look.console == []
-        assert [urlsplit(url).path.rsplit("/", 1)[-1] for url in look.asked] == ["report.html"]
+        assert [urlsplit(url).path.rsplit("/", 1)[-1] for url in look.asked] == [page.name]
 
 
 def test_every_picture_loads(looks):
@@ -46,12 +47,12 @@ def test_the_page_never_scrolls_sideways(looks):
 
 
 def test_links_are_relative_and_lead_to_files_of_the_run(looks):
-    folder, seen = looks
+    page, seen = looks
     links = {link for look in seen.values() for link in look.links}
     assert "config.yaml" in links
     for link in links:
         assert not urlsplit(link).scheme and not link.startswith("/")
-        assert (folder / unquote(link)).exists(), link
+        assert (page.parent / unquote(link)).exists(), link
 
 
 def test_light_and_dark(looks):
