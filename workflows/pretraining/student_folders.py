@@ -34,7 +34,7 @@ def finish_students(
         answers: Without students that diverged.
     """
     diverged = diverged_in(accounts)
-    shared = {"epochs": accounts["epochs"], "not_used": accounts["not_used"]}
+    shared = {key: value for key, value in accounts.items() if key != "students"}
     for name in students:
         own = RunFolder(folder_of(folder.uri, name))
         own.write_json("accounting.json", shared)
