@@ -13,12 +13,14 @@ take is lost to them, and what no core did is idle. On a GPU the ceiling is the 
 
 import json
 import logging
+import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from csat.runs.recorder import read_metrics
-from workflows.rates.commands import Watched, run
+from workflows.rates.commands import run
 from workflows.rates.config import BenchmarkConfig
 from workflows.rates.contenders import DEFAULTS, STUDENT, TEACHER, TILE_PX, Ours, Task
 from workflows.rates.images import MIDDLE, gather_images, make_teacher, steady
@@ -44,12 +46,11 @@ def measure_ceiling(config: BenchmarkConfig) -> dict[str, Any]:
         num_images = gather_images(config, folder)
         make_teacher(task.weights, config.seed)
         for index in range(config.rounds):
-            planned, out = folder / f"plan-{index}", folder / f"run-{index}"
-            run([*ours.command(task, folder / "images", planned, DEFAULTS), "--plan=true"])
-            watched = run(ours.command(task, folder / "images", out, DEFAULTS), progress=out / "metrics.jsonl")
-            rounds.append(_round(planned, out, watched, config.device))
-            last = rounds[-1]
-            logger.info("round %d: %.2f of %.2f tiles/s", index + 1, last["steady_tiles_per_s"], last["ceiling_tiles_per_s"])
+            here = folder / f"round-{index}"
+            once = measure_once(lambda out: ours.command(task, folder / "images", out, DEFAULTS), here, config.device)
+            told = (index + 1, once["steady_tiles_per_s"], once["ceiling_tiles_per_s"])
+            logger.info("round %d: %.2f of %.2f tiles/s", *told)
+            rounds.append(once)
     names = ("steady_tiles_per_s", "ceiling_tiles_per_s", "waiting_share", "busy_share")
     figures = {name: summary([each[name] for each in rounds]) for name in names}
     figures["steady_to_ceiling"] = ratio(*([each[name] for each in rounds] for name in names[:2]))
@@ -58,7 +59,18 @@ def measure_ceiling(config: BenchmarkConfig) -> dict[str, Any]:
     return figures
 
 
-def _round(planned: Path, out: Path, watched: Watched, device: str) -> dict[str, Any]:
+def measure_once(command: Callable[[Path], list[str]], folder: Path, device: str) -> dict[str, Any]:
+    """A run and what its stages can do by themselves.
+
+    Args:
+        command: Run folder → arguments of pretrain.py, which write a line of metrics.jsonl for each step.
+
+    Raises:
+        ConfigError: a command failed, or had too few steps.
+    """
+    planned, out = folder / "plan", folder / "run"
+    run([*command(planned), "--plan=true"])
+    watched = run(command(out), progress=out / "metrics.jsonl")
     plan = json.loads((planned / "plan.json").read_text())
     costs, stages = plan["calibration"]["costs"], plan["plan"]["stages"]
     lines = read_metrics(str(out))
@@ -82,8 +94,6 @@ def _round(planned: Path, out: Path, watched: Watched, device: str) -> dict[str,
 
 
 def _cores() -> int:
-    import os
-
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -67,7 +67,7 @@ def _command(config: BenchmarkConfig, images: Path, folder: Path) -> list[str]:
 
 
 def _round(folder: Path, whole_s: float) -> dict[str, float]:
-    runs = sorted(_span(path.parent) for path in folder.rglob("status.json"))
+    runs = sorted(_span(path.parent) for path in folder.glob("cells/**/status.json"))
     own_s = sum(end - start for start, end in runs)
     gaps = [max(0.0, after - end) for (_, end), (after, _) in zip(runs, runs[1:], strict=False)]
     return {

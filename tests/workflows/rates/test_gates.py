@@ -1,0 +1,79 @@
+"""Nothing has become twice as slow: generous bounds on ratios that are measured within one run, best of a few.
+
+The machine may be busy with other work: whatever is compared is slowed alike, and one good try is enough.
+"""
+
+from collections.abc import Callable
+
+import pytest
+
+from csat.precision import BFLOAT16, FLOAT32, resolve_precision
+from csat.slides.synthetic import make_slides
+from workflows.rates.ceiling import measure_once
+from workflows.rates.config import BenchmarkConfig
+from workflows.rates.readers import BARE, OURS, measure_readers
+from workflows.rates.students import FORWARD, TRAINING, measure_students
+
+pytestmark = [pytest.mark.thorough, pytest.mark.timeout(300)]
+
+TRIES = 3
+
+
+def best(measure: Callable[[], float], *, enough: float) -> float:
+    """The best of a few tries, no more than are needed."""
+    found = 0.0
+    for _ in range(TRIES):
+        found = max(found, measure())
+        if found >= enough:
+            break
+    return found
+
+
+def test_the_reader_keeps_up_with_bare_openslide():
+    """0.95 to 1.0 from disk on a quiet machine. From the bucket both download first."""
+    seen = {"disk": 0.0, "bucket": 0.0}
+
+    def measure() -> float:
+        figures = measure_readers(BenchmarkConfig(rounds=3))
+        for place, of in figures.items():
+            seen[place] = max(seen[place], of[OURS]["most"] / of[BARE]["most"])
+        return min(seen.values())
+
+    assert best(measure, enough=0.6) >= 0.6, seen
+
+
+@pytest.mark.skipif(resolve_precision("best", "cpu") != BFLOAT16, reason="this CPU has no bfloat16 units")
+def test_a_student_gains_by_bfloat16():
+    """csat trains 1.5 times as fast, and answers faster, too: where bfloat16 loses, something falls back to slow code."""
+
+    def measure() -> float:
+        config = BenchmarkConfig(students=["csat"], ways=[FLOAT32, BFLOAT16], tile_px=128, batch_size=8, rounds=3, threads=1)
+        of = measure_students(config)["csat"]
+        return min(of[what][BFLOAT16]["most"] / of[what][FLOAT32]["most"] for what in (FORWARD, TRAINING))
+
+    assert best(measure, enough=0.9) >= 0.9
+
+
+def test_a_run_stays_near_its_ceiling(tmp_path):
+    """Teacher, student and readers together do what the cores allow, less what it costs to hand tiles on."""
+    made = make_slides(tmp_path / "slides", num_slides=3, size_px=2048)
+    turns = iter(range(TRIES))
+
+    def measure() -> float:
+        figures = measure_once(lambda folder: _command(made, folder), tmp_path / f"try-{next(turns)}", "cpu")
+        return figures["steady_tiles_per_s"] / figures["ceiling_tiles_per_s"]
+
+    assert best(measure, enough=0.45) >= 0.45
+
+
+def _command(slides, folder) -> list[str]:
+    return [
+        "workflows/pretrain.py",
+        "--config=demo",
+        f"--slides={[str(path) for path in slides]}",
+        f"--run_folder={folder}",
+        "--student.backbone=csat",
+        "--train.epochs=1",
+        "--train.log_every_steps=1",
+        "--manifest.holdout_fraction=0",
+    ]
