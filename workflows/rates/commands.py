@@ -56,8 +56,8 @@ class Watched:
         seconds: By the wall clock.
         said: All that it wrote.
         started: When it began, by time.time().
-        resident_bytes: Role → most that one process had in memory for itself (what it maps of the object store not counted).
-        all_bytes: Most that all its processes had together.
+        resident_bytes: Role → most that one process had in memory (what it maps of the object store not counted).
+        all_bytes: Most that all its processes had together, without the files that they map: libraries are there once.
         samples: In order of time.
     """
 
@@ -164,12 +164,12 @@ class _Watcher:
                     with process.oneshot():
                         role, used = role_of(" ".join(process.cmdline())), process.cpu_times()
                         key = (process.pid, process.create_time())
-                    size = own_bytes(process.pid)
+                    anonymous, mapped = _resident(process.pid)
                 except (psutil.Error, OSError):
                     continue  # it has ended
-                total += size
+                total += anonymous
                 self._core_s[key] = (role, used.user + used.system)
-                self._watched.resident_bytes[role] = max(self._watched.resident_bytes.get(role, 0), size)
+                self._watched.resident_bytes[role] = max(self._watched.resident_bytes.get(role, 0), anonymous + mapped)
             self._watched.all_bytes = max(self._watched.all_bytes, total)
             self._watched.samples.append(Sample(time.time(), self._lines(), self._by_role()))
 
@@ -190,7 +190,8 @@ def role_of(command_line: str) -> str:
     return next((role for role, pattern in ROLES.items() if pattern.search(command_line)), OTHERS)
 
 
-def own_bytes(pid: int) -> int:
-    """Resident memory of a process and of the files that it maps, without shared memory, which is there once."""
+def _resident(pid: int) -> tuple[int, int]:
+    """Bytes of a process's own, and of the files that it maps; shared memory, which is there once, is in neither."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith(("RssAnon", "RssFile")))
+    sizes = {line.split()[0]: 1024 * int(line.split()[1]) for line in lines if line.startswith(("RssAnon", "RssFile"))}
+    return sizes.get("RssAnon:", 0), sizes.get("RssFile:", 0)
