@@ -49,7 +49,7 @@ def measure_memory(config: BenchmarkConfig) -> dict[str, Any]:
 
 def _measure(slides: Path, folder: Path) -> dict[str, float]:
     recipe = ["workflows/pretrain.py", "--config=demo", f"--slides={slides}", f"--run_folder={folder}", "--train.epochs=1"]
-    watched = run([*recipe, "--manifest.max_holdout_tiles=64"], watch=True)
+    watched = run([*recipe, "--manifest.holdout_fraction=0"], watch=True)
     throughput = json.loads((folder / "throughput.json").read_text())
     figures = {"tiles": throughput["tiles"], **watched.resident_bytes}
     return figures | {ALL: watched.all_bytes, STORE: throughput["object_store_peak_bytes"]}
