@@ -84,7 +84,7 @@ def tiles_per_s(asked: Asked, scratch: Path) -> float:
     from csat.tiles.sources import list_slides
     from csat.tiles.tiling import tile_slide
     from teachers.registry import describe_teacher
-    from workflows.pretraining.stream import StreamConfig, make_stream
+    from workflows.pretraining.stream import StreamConfig, StreamTeacher, make_stream
     from workflows.shell.config import PoolConfig, RayConfig, ReaderConfig, TeacherConfig
     from workflows.shell.data import configure_data
 
@@ -100,15 +100,19 @@ def tiles_per_s(asked: Asked, scratch: Path) -> float:
     plan = Plan(chunks["rows"], chunks["shard"], num_epochs=max(1, round(wanted / manifest.num_tiles)), seed=0)
     options = {"tile_s": asked.tile_s}
     teacher = describe_teacher(NAME, None, options)
+    asked_teacher = StreamTeacher(
+        name=None,
+        teacher=TeacherConfig(name=NAME, options=options),
+        sha256=teacher.weights_sha256,
+        responses=teacher.responses,
+        pool=PoolConfig(min_actors=asked.actors, max_actors=asked.actors, cpus_per_actor=CPUS_PER_ACTOR, batch_size=BATCH),
+    )
     stream = StreamConfig(
         manifest_uri=str(scratch / "manifest"),
         plan=plan,
         tile_px=TILE_PX,
         readers=ReaderConfig(max_actors=2),
-        pool=PoolConfig(min_actors=asked.actors, max_actors=asked.actors, cpus_per_actor=CPUS_PER_ACTOR, batch_size=BATCH),
-        teacher=TeacherConfig(name=NAME, options=options),
-        teacher_sha256=teacher.weights_sha256,
-        responses=teacher.responses,
+        teachers=(asked_teacher,),
     )
     runtime = {"worker_process_setup_hook": "workflows.rates.sleeping.register"}
     ray.init(include_dashboard=False, runtime_env=runtime, log_to_driver=False)
