@@ -10,9 +10,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from csat.columns import POSITION
 from csat.responses import Kind, ResponseSpec, TeacherSpec
 from teachers.contract import Teacher, sha256_of_settings
 from teachers.registry import TEACHERS
@@ -73,53 +75,62 @@ def register() -> None:
     TEACHERS[NAME] = (SleepingOptions, load_sleeping)
 
 
-def tiles_per_s(asked: Asked, scratch: Path) -> float:
-    """Of the stream in its middle."""
-    import ray
-
-    from csat.runs.plan import Intervals, Plan
+def make_config(asked: Asked, manifest_uri: str) -> Any:
+    """The `StreamConfig`, over a manifest that is made here."""
+    from csat.runs.plan import Plan
     from csat.tiles.grid import TilingConfig
     from csat.tiles.manifest import ManifestConfig, read_manifest
     from csat.tiles.manifest_writer import ManifestWriter
     from csat.tiles.sources import list_slides
     from csat.tiles.tiling import tile_slide
     from teachers.registry import describe_teacher
-    from workflows.pretraining.stream import StreamConfig, StreamTeacher, make_stream
-    from workflows.shell.config import PoolConfig, RayConfig, ReaderConfig, TeacherConfig
-    from workflows.shell.data import configure_data
+    from workflows.pretraining.stream import StreamConfig, StreamTeacher
+    from workflows.shell.config import PoolConfig, ReaderConfig, TeacherConfig
 
-    register()
     tiling, slides = TilingConfig(tile_px=TILE_PX), list_slides(asked.slides)
     config = ManifestConfig(chunk_tiles=CHUNK_TILES, holdout_fraction=0.0)
-    writer = ManifestWriter(str(scratch / "manifest"), config, "sleeping", tiling, slides)
+    writer = ManifestWriter(manifest_uri, config, "sleeping", tiling, slides)
     for slide in slides:
         writer.add(slide, tile_slide(slide, tiling))
     writer.close()
-    manifest = read_manifest(str(scratch / "manifest"))
-    chunks, wanted = manifest.chunks, asked.seconds * asked.actors / asked.tile_s
-    plan = Plan(chunks["rows"], chunks["shard"], num_epochs=max(1, round(wanted / manifest.num_tiles)), seed=0)
+    manifest, wanted = read_manifest(manifest_uri), asked.seconds * asked.actors / asked.tile_s
+    epochs = max(1, round(wanted / manifest.num_tiles))
     options = {"tile_s": asked.tile_s}
-    teacher = describe_teacher(NAME, None, options)
-    asked_teacher = StreamTeacher(
+    spec = describe_teacher(NAME, None, options)
+    number = {"min_actors": asked.actors, "max_actors": asked.actors}
+    teacher = StreamTeacher(
         name=None,
         teacher=TeacherConfig(name=NAME, options=options),
-        sha256=teacher.weights_sha256,
-        responses=teacher.responses,
-        pool=PoolConfig(min_actors=asked.actors, max_actors=asked.actors, cpus_per_actor=CPUS_PER_ACTOR, batch_size=BATCH),
+        sha256=spec.weights_sha256,
+        responses=spec.responses,
+        pool=PoolConfig(**number, cpus_per_actor=CPUS_PER_ACTOR, batch_size=BATCH),
     )
-    stream = StreamConfig(
-        manifest_uri=str(scratch / "manifest"),
-        plan=plan,
+    return StreamConfig(
+        manifest_uri=manifest_uri,
+        plan=Plan(manifest.chunks["rows"], manifest.chunks["shard"], num_epochs=epochs, seed=0),
         tile_px=TILE_PX,
         readers=ReaderConfig(max_actors=2),
-        teachers=(asked_teacher,),
+        teachers=(teacher,),
     )
+
+
+def tiles_per_s(asked: Asked, scratch: Path) -> float:
+    """Of the stream in its middle."""
+    import ray
+
+    from csat.runs.plan import Intervals
+    from workflows.pretraining.stream import make_stream
+    from workflows.shell.config import RayConfig
+    from workflows.shell.data import configure_data
+
+    register()
+    config = make_config(asked, str(scratch / "manifest"))
     runtime = {"worker_process_setup_hook": "workflows.rates.sleeping.register"}
     ray.init(include_dashboard=False, runtime_env=runtime, log_to_driver=False)
     configure_data(RayConfig())
     done, times = [0], [time.monotonic()]
-    for batch in make_stream(stream, Intervals()).iter_batches(batch_size=TILES_AT_ONCE, prefetch_batches=2):
-        done.append(done[-1] + len(batch["position"]))
+    for batch in make_stream(config, Intervals()).iter_batches(batch_size=TILES_AT_ONCE, prefetch_batches=2):
+        done.append(done[-1] + len(batch[POSITION]))
         times.append(time.monotonic())
     first, last = (next(i for i, number in enumerate(done) if number >= share * done[-1]) for share in MIDDLE)
     return (done[last] - done[first]) / (times[last] - times[first])
