@@ -8,6 +8,7 @@ others still do.
 """
 
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -57,6 +58,7 @@ class TeacherStage:
         shrink: int = 1,
         closes: Sequence[str] = (),
         called: str = "teacher",
+        niceness: int = 0,
         loader: Callable[..., Teacher] = load_teacher,
     ):
         """
@@ -75,11 +77,13 @@ class TeacherStage:
             shrink: Tiles are averaged over squares of so many pixels before the teacher sees them; they leave as they came.
             closes: The last of several stages: names of all teachers. A tile that none of them has answered is quarantined.
             called: What it is to whoever reads the messages and reasons: teacher, or model.
+            niceness: Added to that of this process, so that others come first; it cannot be taken back.
             loader: `load_teacher`, or a stand-in of the same signature.
 
         Raises:
             ConfigError, TeacherError: as `load_teacher`; and where this node's weights are others than the driver's.
         """
+        os.nice(niceness)
         if threads is not None:
             import torch
 

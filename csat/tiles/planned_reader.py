@@ -1,5 +1,6 @@
 """From slots of the plan to rows with pixels: the first stage of the stream."""
 
+import os
 from collections.abc import Iterator
 
 import numpy as np
@@ -25,9 +26,20 @@ class PlannedReader:
         done: Positions to leave out.
         reader: Reads the pixels.
         rows_at_once: Rows that leave the stage together; bounds the memory of one output block.
+        niceness: Added to that of this process, so that others come first; it cannot be taken back.
     """
 
-    def __init__(self, manifest_uri: str, plan: Plan, done: Intervals, reader: TileReader, *, rows_at_once: int = 256):
+    def __init__(
+        self,
+        manifest_uri: str,
+        plan: Plan,
+        done: Intervals,
+        reader: TileReader,
+        *,
+        rows_at_once: int = 256,
+        niceness: int = 0,
+    ):
+        os.nice(niceness)
         self.manifest = read_manifest(manifest_uri)
         self.plan = plan
         self.done = done

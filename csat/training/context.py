@@ -32,6 +32,7 @@ class TrainContext:
         on_validation: Called on rank 0 with the figures of each validation.
         is_stopped: Whether the run was asked to end. Any rank may be the first to know; asked often, so it must be cheap.
         is_leaving: Whether a machine of this run will be taken away soon. All ranks ask at the same step, every few seconds.
+        after_step: Called after each step with this rank's tiles and the seconds that the step took, without waiting for rows.
     """
 
     batches: Callable[[int], Iterator[Columns]]
@@ -41,6 +42,7 @@ class TrainContext:
     on_validation: Callable[[dict[str, Any]], None] = lambda figures: None
     is_stopped: Callable[[], bool] = lambda: False
     is_leaving: Callable[[], bool] = lambda: False
+    after_step: Callable[[int, float], None] = lambda tiles, seconds: None
 
     def __post_init__(self):
         is_distributed = dist.is_available() and dist.is_initialized()

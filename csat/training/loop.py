@@ -190,6 +190,7 @@ class Trainer:
             self._pace.rows += int(rows_all)  # after the step: its learning rate is that of the tiles done before it
             parts = []
             self._add_time(waited, started)
+            self.context.after_step(sum(map(len, batches)), time.monotonic() - started - waited)
             if tiles_all and self.step % self.config.log_every_steps == 0:
                 self._log()
             self._validate()

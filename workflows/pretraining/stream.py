@@ -30,6 +30,9 @@ from workflows.shell.data import CACHED, TRAIN, configure_data
 from workflows.shell.tile_slides import slide_cache
 
 MAX_BLOCKS = 4096  # of the plan; beyond that a block holds several slots
+# Readers and teachers take the cores that the trainer leaves. It waits for a few rows only, and what it computes with several
+# threads goes at half its speed where another process holds one of their cores.
+NICENESS = 10
 BLOCK_BYTES = 128 * 2**20  # what Ray Data puts together into one block of rows that a stage gives out one after the other
 
 
@@ -146,6 +149,7 @@ def teacher_arguments(config: StreamConfig, number: int = 0, *, has_gpus: bool =
         label=asked.name,
         shrink=asked.shrink,
         closes=[each.name for each in config.teachers] if is_last else [],
+        niceness=NICENESS,
     )
 
 
@@ -170,7 +174,7 @@ def make_stream(
     pixels = ray.data.from_blocks(blocks).map_batches(
         PlannedReader,
         fn_constructor_args=(config.manifest_uri, config.plan, done, reader),
-        fn_constructor_kwargs=rows_at_once,
+        fn_constructor_kwargs={"niceness": NICENESS, **rows_at_once},
         batch_size=None,
         num_cpus=config.readers.cpus_per_actor,
         compute=ActorPoolStrategy(min_size=config.readers.min_actors, max_size=config.readers.most_actors),

@@ -103,7 +103,7 @@ class WorkerConfig:
 
     num_workers: Often[int] = 1  # processes that train
     cpus_per_worker: float = 1.0  # CPUs reserved for each
-    threads: int | None = None  # of torch in each; None: planned, or one for each reserved CPU
+    threads: int | None = None  # of torch in each; None: planned, or one for each reserved CPU and for cores that stand idle
     gpus_per_worker: Often[float] = 0.0  # GPUs reserved for each process that trains: 0 or 1
     max_failures: int = 3  # times that a lost worker or node restarts the group from the last checkpoint
     prefetch_batches: int = 2  # batches fetched ahead by each worker

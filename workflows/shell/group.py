@@ -26,8 +26,10 @@ from csat.runs.plan import Plan
 from csat.storage import files
 from csat.sweeps.trial import FAILED
 from csat.training.context import Columns, TrainContext
+from csat.training.spare_cores import SpareCores
 from workflows.shell import interruption
 from workflows.shell.board import StopWatch, make_board, passes_on
+from workflows.shell.cluster import available_cpus
 from workflows.shell.config import RayConfig, WorkerConfig
 from workflows.shell.data import WholeSplit, execution_options
 from workflows.shell.failures import reason
@@ -234,6 +236,7 @@ def _work_on_rank(job: Job, board: ray.actor.ActorHandle, streams: list[str]) ->
         on_validation=job.on_validation,
         is_stopped=StopWatch(board).is_stopped,
         is_leaving=_is_leaving,
+        **_spare_cores(job.workers),
     )
     if streams and (rows := job.rows_ahead(context.world_size)):
         context.begin(rows)  # readers and teacher start now
@@ -247,6 +250,13 @@ def _work_on_rank(job: Job, board: ray.actor.ActorHandle, streams: list[str]) ->
             RunFolder(job.run_folder).set_status(FAILED, error=_told(job, error), kind=type(error).__name__)
         return
     ray.train.report(figures)
+
+
+def _spare_cores(workers: WorkerConfig) -> dict[str, Callable[[int, float], None]]:
+    """What looks for cores that this rank could use, too, where the settings leave the threads open."""
+    if workers.threads is not None or workers.gpus_per_worker:
+        return {}
+    return {"after_step": SpareCores(max(1, int(workers.cpus_per_worker)), available_cpus()).after_step}
 
 
 def _rows(job: Job, stream: str, size: int) -> Iterator[Columns]:
