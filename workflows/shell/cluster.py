@@ -121,6 +121,7 @@ def _start(config: RayConfig, kept_gb: float) -> None:
     # Its processes inherit the variables from this one. An agent would first have to make a runtime environment of them, and
     # the processes that Ray starts ahead would be of no use. The dashboard is ten more processes, which nobody looks at.
     os.environ.update(_variables(), RAY_TMPDIR=_own_folder())
+    os.environ.setdefault("RAY_worker_niceness", "0")  # else all have 15 of 19, and readers and teachers could not give way
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # one more process, and nobody takes this machine away
     _initialise(address="local", num_cpus=available_cpus(), object_store_memory=store_bytes, include_dashboard=False)
     meters.nothing_spilled_yet()
