@@ -50,9 +50,9 @@ def pretrain(config: PretrainConfig) -> int:
     torch.set_num_threads(1)  # this process only builds and checks: its threads would wait for each other while Ray starts
 
     folder = RunFolder(config.run_folder)
-    teacher = describe(config)
     if not folder.is_finished():
         cluster.start_meanwhile(config.ray)
+    teacher = describe(config)
     from workflows.pretraining.first_stage import make_first_job
     from workflows.pretraining.job import make_job
     from workflows.pretraining.plan import plan_run

@@ -14,6 +14,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from csat.model.networks.layers import LayerNorm, attend
+
 ATTENTION_CELLS = 7  # positions per axis of the spatial attention
 Resampling = tuple[Tensor, Tensor, Tensor, Tensor]  # pool over rows, over columns; upsample over rows, over columns
 
@@ -55,10 +57,10 @@ class SpatialAttention(nn.Module):
         if dim < 2:
             raise ValueError(f"spatial attention needs tokens of at least 2 channels, not {dim}")
         self.embed = nn.Conv2d(2, dim, ATTENTION_CELLS, padding=ATTENTION_CELLS // 2, **dd)
-        self.norm1 = nn.LayerNorm(dim, **dd)
+        self.norm1 = LayerNorm(dim, **dd)
         self.qkv = nn.Linear(dim, 3 * dim, bias=False, **dd)
         self.proj = nn.Linear(dim, dim, **dd)
-        self.norm2 = nn.LayerNorm(dim, **dd)
+        self.norm2 = LayerNorm(dim, **dd)
         self.fc1 = nn.Linear(dim, 2 * dim, **dd)
         self.fc2 = nn.Linear(2 * dim, dim, **dd)
         self.to_gate = nn.Linear(dim, 1, **dd)
@@ -70,7 +72,7 @@ class SpatialAttention(nn.Module):
         pooled = torch.matmul(torch.matmul(pool_rows.to(x.dtype), statistics.to(x.dtype)), pool_columns.to(x.dtype).t())
         tokens = self.embed(pooled).flatten(2).transpose(1, 2)
         q, k, v = self.qkv(self.norm1(tokens)).unsqueeze(1).chunk(3, dim=-1)
-        tokens = tokens + self.proj(F.scaled_dot_product_attention(q, k, v).squeeze(1))
+        tokens = tokens + self.proj(attend(q, k, v).squeeze(1))
         tokens = tokens + self.fc2(F.gelu(self.fc1(self.norm2(tokens))))
         gate = self.to_gate(tokens).view(-1, pool_rows.shape[0], pool_columns.shape[0])
         gate = torch.matmul(torch.matmul(up_rows.to(gate.dtype), gate), up_columns.to(gate.dtype).t())

@@ -25,7 +25,17 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from csat.model.networks.attention import ATTENTION_CELLS, Resampling, SpatialAttention, resampling
-from csat.model.networks.layers import DropPath, LayerNorm2d, PooledHead, drop_path_rates, taken, trunc_normal_
+from csat.model.networks.layers import (
+    DepthwiseConv2d,
+    DropPath,
+    LayerNorm,
+    LayerNorm2d,
+    PooledHead,
+    attend,
+    drop_path_rates,
+    taken,
+    trunc_normal_,
+)
 
 
 class ConvBlock(nn.Module):
@@ -35,8 +45,8 @@ class ConvBlock(nn.Module):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
         self.fold_grn = fold_grn
-        self.conv_dw = nn.Conv2d(dim, dim, 7, padding=3, groups=dim, bias=False, **dd)
-        self.norm = nn.LayerNorm(dim, eps=1e-6, **dd)
+        self.conv_dw = DepthwiseConv2d(dim, 7, bias=False, **dd)
+        self.norm = LayerNorm(dim, eps=1e-6, **dd)
         self.fc1 = nn.Linear(dim, 4 * dim, **dd)
         self.grn_weight = nn.Parameter(torch.zeros(4 * dim, **dd))
         self.grn_bias = nn.Parameter(torch.zeros(4 * dim, **dd))
@@ -55,14 +65,34 @@ class ConvBlock(nn.Module):
 
     def _grn_and_fc2(self, x: Tensor) -> Tensor:
         """GRN (ConvNeXt V2, eq. 1-3: `x + γ·x·n + β`, n a channel's norm over their mean), then the second linear."""
-        # sum of squares, not a norm: half the time forward and backward on CPU. float32 also under autocast.
-        norm = ((x * x).sum(1, keepdim=True, dtype=torch.float32) + 1e-12).sqrt()
+        norm = (_sum_of_squares(x) + 1e-12).sqrt()
         scale = 1.0 + self.grn_weight * (norm / (norm.mean(-1, keepdim=True) + 1e-6)).to(self.grn_weight.dtype)
         if not self.fold_grn:
             return self.fc2(torch.addcmul(self.grn_bias.to(x.dtype), x, scale.to(x.dtype)))
         weight = self.fc2.weight * scale  # [B, C, 4C]
         bias = torch.mv(self.fc2.weight, self.grn_bias) + self.fc2.bias
         return torch.matmul(x, weight.to(x.dtype).transpose(1, 2)) + bias.to(x.dtype)
+
+
+def _sum_of_squares(x: Tensor) -> Tensor:
+    """`[B, N, C]` → `[B, 1, C]`, float32 also under autocast. Half the time of a norm forward and backward on a CPU."""
+    if not torch.jit.is_scripting() and torch.is_grad_enabled() and x.requires_grad:
+        return _SumOfSquares.apply(x)
+    return (x * x).sum(1, keepdim=True, dtype=torch.float32)
+
+
+class _SumOfSquares(torch.autograd.Function):
+    """Its gradient, `2 x g`, in one pass; torch makes four of it."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return (x * x).sum(1, keepdim=True, dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return x * (2 * gradient).to(x.dtype)
 
 
 class TransformerBlock(nn.Module):
@@ -73,11 +103,11 @@ class TransformerBlock(nn.Module):
         dd = {"device": device, "dtype": dtype}
         self.num_heads = num_heads
         self.head_dim = head_dim
-        self.norm1 = nn.LayerNorm(dim, **dd)
-        self.position = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, **dd)
+        self.norm1 = LayerNorm(dim, **dd)
+        self.position = DepthwiseConv2d(dim, 3, **dd)
         self.qkv = nn.Linear(dim, 3 * num_heads * head_dim, bias=False, **dd)
         self.proj = nn.Linear(num_heads * head_dim, dim, **dd)
-        self.norm2 = nn.LayerNorm(dim, **dd)
+        self.norm2 = LayerNorm(dim, **dd)
         self.fc1 = nn.Linear(dim, 4 * dim, **dd)
         self.fc2 = nn.Linear(4 * dim, dim, **dd)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
@@ -88,7 +118,7 @@ class TransformerBlock(nn.Module):
         y = self.norm1(x)
         y = y + self.position(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         qkv = self.qkv(y).view(b, h * w, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
-        y = F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2])
+        y = attend(qkv[0], qkv[1], qkv[2])
         y = self.proj(y.transpose(1, 2).reshape(b, h, w, self.num_heads * self.head_dim))
         x = x + self.drop_path(y)
         x = x + self.drop_path(self.fc2(F.gelu(self.fc1(self.norm2(x)))))

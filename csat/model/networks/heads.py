@@ -12,14 +12,16 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from csat.model.networks.layers import DepthwiseConv2d, LayerNorm
+
 
 class DecoderBlock(nn.Module):
     """dwconv5 → LN → Linear 2C → GELU → Linear C, with residual. `[B, C, H, W]` in and out."""
 
     def __init__(self, channels: int):
         super().__init__()
-        self.conv_dw = nn.Conv2d(channels, channels, 5, padding=2, groups=channels, bias=False)
-        self.norm = nn.LayerNorm(channels, eps=1e-6)
+        self.conv_dw = DepthwiseConv2d(channels, 5, bias=False)
+        self.norm = LayerNorm(channels, eps=1e-6)
         self.fc1 = nn.Linear(channels, 2 * channels)
         self.fc2 = nn.Linear(2 * channels, channels)
 
@@ -33,7 +35,7 @@ class Lateral(nn.Module):
 
     def __init__(self, in_channels: int, channels: int):
         super().__init__()
-        self.norm = nn.LayerNorm(in_channels, eps=1e-6)
+        self.norm = LayerNorm(in_channels, eps=1e-6)
         self.fc = nn.Linear(in_channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -80,7 +82,7 @@ class DenseHead(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, *, upscale: int = 1, shrink: int = 1):
         super().__init__()
         self.shrink = shrink
-        self.norm = nn.LayerNorm(in_channels, eps=1e-6)
+        self.norm = LayerNorm(in_channels, eps=1e-6)
         self.fc = nn.Linear(in_channels, out_channels * upscale**2)
         self.shuffle = nn.PixelShuffle(upscale)
 
