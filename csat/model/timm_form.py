@@ -21,7 +21,7 @@ from csat.model.networks.backbones import architecture_of
 
 WEIGHTS = "model.safetensors"
 # Architecture → the files of the network, in the order in which they depend on each other; the last makes it known to timm.
-_CSAT = ("attention.py", "layers.py", "csat.py", "csat_timm.py")
+_CSAT = ("layers.py", "attention.py", "csat.py", "csat_timm.py")
 OWN = {
     "csat": _CSAT,
     "csat_nano": _CSAT,
