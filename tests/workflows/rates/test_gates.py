@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from csat.precision import BFLOAT16, FLOAT32, resolve_precision
+from csat.precision import BFLOAT16, FLOAT32, has_bfloat16
 from csat.slides.synthetic import make_slides
 from workflows.rates.ceiling import measure_once
 from workflows.rates.config import BenchmarkConfig
@@ -30,19 +30,18 @@ def best(measure: Callable[[], float], *, enough: float) -> float:
 
 
 def test_the_reader_keeps_up_with_bare_openslide():
-    """0.95 to 1.0 from disk on a quiet machine. From the bucket both download first."""
+    """As fast from disk on a quiet machine; from a bucket it asks for more than the file, which a small one shows."""
     seen = {"disk": 0.0, "bucket": 0.0}
 
     def measure() -> float:
-        figures = measure_readers(BenchmarkConfig(rounds=3))
-        for place, of in figures.items():
+        for place, of in measure_readers(BenchmarkConfig(rounds=3, quick=True)).items():
             seen[place] = max(seen[place], of[OURS]["most"] / of[BARE]["most"])
-        return min(seen.values())
+        return min(seen["disk"] / 0.6, seen["bucket"] / 0.4)
 
-    assert best(measure, enough=0.6) >= 0.6, seen
+    assert best(measure, enough=1.0) >= 1.0, seen
 
 
-@pytest.mark.skipif(resolve_precision("best", "cpu") != BFLOAT16, reason="this CPU has no bfloat16 units")
+@pytest.mark.skipif(not has_bfloat16("cpu"), reason="this CPU has no bfloat16 units")
 def test_a_student_gains_by_bfloat16():
     """csat trains 1.5 times as fast, and answers faster, too: where bfloat16 loses, something falls back to slow code."""
 
