@@ -19,10 +19,10 @@ pytestmark = [pytest.mark.thorough, pytest.mark.timeout(300)]
 TRIES = 3
 
 
-def best(measure: Callable[[], float], *, enough: float) -> float:
+def best(measure: Callable[[], float], *, enough: float, tries: int = TRIES) -> float:
     """The best of a few tries, no more than are needed."""
     found = 0.0
-    for _ in range(TRIES):
+    for _ in range(tries):
         found = max(found, measure())
         if found >= enough:
             break
@@ -62,7 +62,7 @@ def test_a_run_stays_near_its_ceiling(tmp_path):
         figures = measure_once(lambda folder: _command(made, folder), tmp_path / f"try-{next(turns)}", "cpu")
         return figures["steady_tiles_per_s"] / figures["ceiling_tiles_per_s"]
 
-    assert best(measure, enough=0.45) >= 0.45
+    assert best(measure, enough=0.45, tries=2) >= 0.45
 
 
 def _command(slides, folder) -> list[str]:
