@@ -45,6 +45,8 @@ def evaluate(config: EvaluateConfig) -> int:
     from workflows.shell.status import under_way
 
     folder = RunFolder(config.run_folder)
+    if config.data:
+        cluster.start_meanwhile(config.ray, kept_gb=2 * config.data.memory_gb)
     device = find_device(config.device)
     split = None if config.data else config.split
     named = name_runs(config.runs)

@@ -51,6 +51,8 @@ def predict(config: PredictConfig) -> int:
     from workflows.shell.tile_slides import build_manifest, slide_cache
 
     folder = RunFolder(config.output, setting="output")
+    if not folder.is_finished():
+        cluster.start_meanwhile(config.ray)
     job = make_job(config, describe(config))
     slides = list_slides(config.slides, source_mpp=config.data.source_mpp)
     is_rerun = folder.open(config, overwrite=config.overwrite)

@@ -57,8 +57,10 @@ def sweep(config: SweepConfig) -> int:
     results = {cell.name: result for cell in cells if (result := finished_result(cell)) is not None}
     waiting = [cell for cell in cells if cell.name not in results]
     if waiting:
+        kept_gb = 2 * max(cell.config.data.memory_gb for cell in waiting)
+        cluster.start_meanwhile(config.ray, kept_gb=kept_gb)
         data = check_cells(waiting, space)
-        cluster.connect(config.ray, kept_gb=2 * max(cell.config.data.memory_gb for cell in waiting))
+        cluster.connect(config.ray, kept_gb=kept_gb)
         check_resources(config, waiting)
         cluster.check_run_folder_is_shared(folder.uri)
         folder.set_status("running")
