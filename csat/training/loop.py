@@ -322,6 +322,8 @@ class Trainer:
         for learner in self.learners:
             self.checkpoints.load_into(learner.method, checkpoint, learner.name)
             learner.restore(checkpoint.state_of(learner.name))
+            if learner.fault is not None and self.context.rank == 0:
+                logger.warning("student %s diverged before and stays stopped: %s", learner.name, learner.fault)
         if self.validation:
             self.validation.restore(checkpoint.state["validation"])
         self.accounts = Accounts(self.plan, checkpoint.cursor, checkpoint.quarantine)

@@ -82,7 +82,6 @@ class PretrainConfig:
                     f"teachers.{name}: what a teacher is called is a word of small letters, digits and _, as nuclei, and "
                     "none of its settings"
                 )
-
         check_names(map(str, self.students))
         if self.students and self.student != StudentConfig():
             names = ", ".join(map(str, self.students))
