@@ -19,7 +19,7 @@ from tests.cluster.nodes import BIN, environment, kill_all_from, wait_for
 from tests.support.verbs import ROOT
 
 # The title that Ray gives to the process that plays each part.
-TITLES = {"teacher": "TeacherStage", "reader": "PlannedReader", "worker": "TrainWorker"}
+TITLES = {"teacher": "TeacherStage", "reader": "PlannedReader", "worker": "TrainWorker", "picky teacher": "TeacherStage_picky"}
 
 
 class Cluster:

@@ -1,4 +1,4 @@
-"""A teacher that loops for ever on one tile: the run ends with an error within its time limit, and its tiles are safe."""
+"""One of two teachers loops for ever on a tile: the run ends with an error that names it, and its tiles are safe."""
 
 import json
 import time
@@ -38,8 +38,11 @@ def images(tmp_path):
 
 def test_a_teacher_that_hangs_ends_in_an_error_within_the_stall_timeout(hanging_teacher, images, tmp_path, run_alone):
     folder, log = tmp_path / "run", tmp_path / "log"
-    settings = dict(teacher__name="torchscript", teacher__weights=hanging_teacher, ray__stall_timeout_s=STALL_TIMEOUT_S)
-    settings |= dict(data__source_mpp=0.5, workers__max_failures=0, pool__max_actors=1, train__checkpoint_every_steps=1)
+    settings = dict(teachers__nuclei="stain", teachers__stuck="torchscript", teachers__stuck__weights=hanging_teacher)
+    settings |= {f"teachers__{name}__pool__cpus_per_actor": 0.25 for name in ("nuclei", "stuck")}
+    settings |= dict(teachers__stuck__pool__max_actors=1, teachers__stuck__pool__batch_size=16)
+    settings |= dict(data__source_mpp=0.5, workers__max_failures=0, train__checkpoint_every_steps=1)
+    settings |= dict(ray__stall_timeout_s=STALL_TIMEOUT_S)
     started = time.monotonic()
     process = run_alone(arguments([images], folder, **settings), log)
     code = process.wait(timeout=280)
@@ -47,7 +50,7 @@ def test_a_teacher_that_hangs_ends_in_an_error_within_the_stall_timeout(hanging_
     assert code == 1, said[-3000:]
     assert "training failed" in said and "What was committed is safe" in said, said[-3000:]
     told = said.rsplit("training failed", 1)[1]
-    assert "waited for TeacherStage (1 at work). Raise --ray.stall_timeout_s" in told, said[-3000:]
+    assert "waited for TeacherStage_stuck (1 at work). Raise --ray.stall_timeout_s" in told, said[-3000:]
     assert "execution_no_progress" not in told and "RAY_DATA" not in told, "not Ray's own setting"
     assert json.loads((folder / "status.json").read_text())["state"] == "failed"
     total = json.loads((folder / "manifest" / "index.json").read_text())["num_tiles"]

@@ -1,7 +1,8 @@
-"""Each kill once, all in one run; `python -m tests.failures.table` makes runs of each, at many moments."""
+"""Each kill once, all in one run of two teachers and two students; `python -m tests.failures.table` makes runs of each, at many moments."""
 
 import json
 import random
+from collections import Counter
 from dataclasses import asdict
 
 import pytest
@@ -11,10 +12,20 @@ from csat.runs.plan import Intervals
 from csat.runs.quarantine import QUARANTINE_SCHEMA
 from tests.failures.kills import PROMISES, strike
 from tests.failures.lab import Lab, Outcome, count_tiles, read_file
+from tests.failures.scripted import Picky, save_teacher
 from tests.failures.table import as_markdown
 
 TWO = {"students__nano": "csat_nano", "students__small": "{backbone: csat_nano, decoder_channels: 16}"}
 NUM_EPOCHS = 30  # about 120 steps: something is left to train after each kill
+FAULTS = ("reader", "teacher", "picky teacher", "worker", "node", "driver", "head")
+
+
+def two_teachers(folder) -> dict:
+    """Settings: nuclei, and one that cannot answer every second tile; each has actors of its own."""
+    picky = save_teacher(Picky(), folder / "picky.pt")
+    pools = {f"teachers__{name}__pool__cpus_per_actor": 0.25 for name in ("nuclei", "picky")}
+    batches = {"teachers__nuclei__pool__batch_size": 16, "teachers__picky__pool__batch_size": 8}
+    return dict(teachers__nuclei="stain", teachers__picky="torchscript", teachers__picky__weights=picky, **pools, **batches)
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +37,8 @@ def lab():
 
 @pytest.fixture(scope="module")
 def struck(lab):
-    """A run that trains two students, to be killed in part again and again; what came of each kill, by its name."""
-    run = lab.run("chain", train__epochs=NUM_EPOCHS, **TWO)
+    """A run of two teachers and two students, to be killed in part again and again; what came of each kill, by its name."""
+    run = lab.run("chain", train__epochs=NUM_EPOCHS, **TWO, **two_teachers(lab.folder))
     run.start(lab.cluster(), num_workers=2)
     run.wait_until_done(0.02)
     return run, {}
@@ -38,9 +49,11 @@ def struck(lab):
 class TestWhoeverIsKilled:
     """One run meets every kill; its tiles are counted when it has ended."""
 
-    @pytest.mark.parametrize("fault", sorted(PROMISES, key=["reader", "teacher", "worker", "node", "driver", "head"].index))
+    @pytest.mark.parametrize("fault", FAULTS)
     def test_it_goes_on_as_promised(self, lab, struck, fault):
         run, came_of_it = struck
+        if fault == "driver":  # resumed with another pool
+            run.settings |= {"teachers__picky__pool__batch_size": 4, "teachers__picky__pool__max_actors": 1}
         came_of_it[fault] = strike(lab, run, fault, random.Random(fault), num_workers=2 if fault == "head" else 1)
         assert 0 < came_of_it[fault]["done_at_kill"] < run.committed()[1], run.said()
 
@@ -54,6 +67,21 @@ class TestWhoeverIsKilled:
             assert steps == lines[""] and steps == sorted(set(steps)), f"{name}: each line once, of each student"
         shares = [struck["done_at_kill"] for struck in came_of_it.values()]
         assert shares == sorted(shares) and shares[-1] < 1, came_of_it
+
+    def test_what_a_teacher_has_not_answered_is_the_same_in_every_epoch_and_costs_no_tile(self, struck):
+        """The tile alone says whether it is answered: each of those is there once an epoch, whatever was killed."""
+        run, _ = struck
+        rows = [row for row in run.quarantine() if row["status"] == "unanswered"]
+        places = Counter((row["slide"], row["x_px"], row["y_px"], row["reason"]) for row in rows)
+        assert len(places) > 20 and set(places.values()) == {NUM_EPOCHS}
+        assert {row["reason"] for row in rows} == {"picky.teacher_error", "picky.teacher_nonfinite"}
+        accounts = run.read_json("accounting.json")
+        assert accounts["teachers"]["picky"]["unanswered"] == len(rows) and accounts["teachers"]["nuclei"]["unanswered"] == 0
+        assert accounts["epochs"][0]["trained"] == accounts["epochs"][0]["manifest"]
+
+
+def test_every_promise_is_kept_to():
+    assert set(PROMISES) <= set(FAULTS)
 
 
 def test_the_table_sums_up_and_hides_nothing():

@@ -41,10 +41,13 @@ SMALL = {
 
 
 def arguments(slides, run_folder, **settings) -> list[str]:
-    """Command line of a small run; settings are given with __ for the dots. Several students stand in the place of its own."""
+    """Command line of a small run; settings are given with __ for the dots. Several students stand in the place of its own, and
+    several teachers in that of its teacher and pool."""
     merged = {**SMALL, "run_folder": run_folder, **{key.replace("__", "."): value for key, value in settings.items()}}
     if any(key.startswith("students") for key in merged):
         merged = {key: value for key, value in merged.items() if not key.startswith("student.")}
+    if any(key.startswith("teachers") for key in merged):
+        merged = {key: value for key, value in merged.items() if not key.startswith(("teacher.", "pool."))}
     listed = [f"--{key}={'null' if value is None else value}" for key, value in merged.items()]
     return [*listed, f"--slides={json.dumps([str(slide) for slide in slides])}"]
 

@@ -197,7 +197,8 @@ def in_words(record: dict[str, Any]) -> str:
 def _of_teachers(plan: dict[str, Any], calibration: dict[str, Any]) -> list[str]:
     """A line for each teacher; where there are several, with its name."""
     others = calibration.get("others_tiles_per_s", {})
-    names = [plan_name(stage) for stage in plan["stages"] if stage.startswith(f"{TEACHER} ")] if others else [None]
+    named = [stage.removeprefix(f"{TEACHER} ") for stage in plan["stages"] if stage.startswith(TEACHER)]
+    names = named if others else [None]
     rates = [calibration["teacher_tiles_per_s"], *others.values()]
     lines = []
     for name, planned, measured in zip(names, teachers_in(plan), rates, strict=True):
@@ -208,11 +209,6 @@ def _of_teachers(plan: dict[str, Any], calibration: dict[str, Any]) -> list[str]
         )
         lines.append(f"  {name or 'teacher':11} {as_named(told, name)}")
     return lines
-
-
-def plan_name(stage: str) -> str:
-    """The teacher's name in that of its stage."""
-    return stage.removeprefix(f"{TEACHER} ")
 
 
 def _span(hours: float) -> str:

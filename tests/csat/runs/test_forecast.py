@@ -7,7 +7,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from csat.errors import ConfigError
-from csat.runs.forecast import CORES, READING, SAME, STUDENT, TEACHER, Costs, Machines, Shares, forecast, make_plan
+from csat.runs.forecast import (
+    CORES,
+    READING,
+    SAME,
+    STUDENT,
+    TEACHER,
+    Costs,
+    Machines,
+    Shares,
+    TeacherCosts,
+    TeacherPlan,
+    TeacherShares,
+    as_record,
+    forecast,
+    make_plan,
+)
 
 MACHINES = Machines(cpus=2, node_cpus=2, memory_bytes=20e9, store_bytes=1e9)
 COSTS = Costs(read_s=0.001, teacher={1: 10.0, 2: 19.0}, student={1: 40.0, 2: 70.0}, bytes_per_tile=2e5)
@@ -50,6 +65,48 @@ def test_a_teacher_on_gpus():
     assert make_plan(machines.with_gpu(), costs, shares).tiles_per_s == 900
     halves = make_plan(machines, costs, replace(shares, teacher_gpus=0.5))
     assert (halves.actors, halves.tiles_per_s) == (4, 600)  # two on a GPU share its rate
+
+
+SECOND = TeacherShares(name="tissue", cpus=1, gpus=0)
+TWO = replace(SHARES, teacher_name="nuclei", others=(SECOND,))
+BOTH = replace(COSTS, others=(TeacherCosts(rates={1: 4.0}, process_bytes=1e9),))
+
+
+def test_two_teachers_by_hand():
+    """Each is a stage of its own, and a tile costs what both of them cost."""
+    second = (TeacherPlan(actors=2, threads=1),)
+    numbers = {"readers": 1, "actors": 1, "teacher_threads": 1, "student_threads": 1, "others": second}
+    plan = forecast(MACHINES, BOTH, TWO, **numbers)
+    names = (f"{TEACHER} nuclei", f"{TEACHER} tissue")
+    cores = 2 / (0.001 + 0.1 + 0.25 + 0.025)
+    assert plan.stages == pytest.approx({READING: 1000, names[0]: 10, names[1]: 8, STUDENT: 40, CORES: cores})
+    assert (plan.tiles_per_s, plan.bottleneck) == (pytest.approx(cores), CORES)
+    assert (plan.cpus, plan.gpus) == (0.25 + 0.5 + 2 * 1 + 1, 0)
+    assert as_record(plan)["others"] == [{"actors": 2, "threads": 1}]
+
+
+def test_actors_of_two_teachers_keep_pace_with_each_other():
+    """Of a teacher at 10 tiles/s two actors, beside five of one that makes 4: then there is no CPU left for more."""
+    costs = replace(BOTH, teacher={1: 10.0}, student={1: 1000.0})
+    machines = replace(MACHINES, cpus=7.5, node_cpus=4)
+    plan = make_plan(machines, costs, replace(TWO, teacher_threads=1))
+    assert (plan.actors, plan.others[0].actors, plan.readers) == (2, 5, 1)
+    assert plan.tiles_per_s == pytest.approx(min(20, 7.5 / (0.001 + 0.1 + 0.25 + 0.001)))
+    settled = make_plan(machines, costs, replace(TWO, others=(replace(SECOND, actors=1),)))
+    assert (settled.actors, settled.others[0].actors, settled.tiles_per_s) == (1, 1, 4)
+    assert settled.bottleneck == f"{TEACHER} tissue"
+
+
+def test_two_teachers_on_gpus_share_what_there_is():
+    """Three GPUs beside one trainer's: the slow teacher gets two of them."""
+    machines = Machines(cpus=32, gpus=4, node_cpus=32, memory_bytes=100e9, store_bytes=50e9)
+    shares = replace(TWO, teacher_cpus=1, teacher_gpus=1, worker_gpus=1, others=(replace(SECOND, gpus=1),))
+    costs = replace(BOTH, teacher={1: 300.0}, student={1: 4000.0}, others=(TeacherCosts(rates={1: 120.0}),))
+    plan = make_plan(machines, costs, shares)
+    assert (plan.actors, plan.others[0].actors, plan.gpus, plan.tiles_per_s) == (1, 2, 4, 240)
+    assert make_plan(machines.with_gpu(), costs, shares).tiles_per_s == 300
+    with pytest.raises(ConfigError, match="2 teacher actors and 1 readers take .* 3 GPUs"):
+        make_plan(replace(machines, gpus=2), costs, shares)
 
 
 def test_what_is_settled_stays():

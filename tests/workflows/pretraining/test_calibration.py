@@ -1,11 +1,12 @@
 """A few tiles through the run's own stages, in this process, and the plan that follows from the figures."""
 
+import json
 from dataclasses import replace
 
 import pytest
 
 from csat.model.student import StudentConfig
-from csat.runs.forecast import Costs, Machines, as_record, make_plan
+from csat.runs.forecast import Costs, Machines, TeacherCosts, as_record, make_plan
 from csat.slides.synthetic import make_slides
 from csat.tiles.grid import TilingConfig
 from csat.tiles.planned_reader import columns_of
@@ -18,7 +19,7 @@ from workflows.pretraining.check import describe
 from workflows.pretraining.config import PretrainConfig
 from workflows.pretraining.job import make_job
 from workflows.pretraining.plan import costs_of, in_words, planned, shares_of
-from workflows.shell.config import PoolConfig, ReaderConfig, TeacherConfig, WorkerConfig
+from workflows.shell.config import NamedTeacher, PoolConfig, ReaderConfig, TeacherConfig, WorkerConfig
 
 MACHINES = Machines(cpus=8, node_cpus=8, memory_bytes=20e9, store_bytes=1e9)
 COSTS = Costs(read_s=0.001, teacher={1: 10.0, 2: 19.0}, student={1: 400.0}, bytes_per_tile=2e5, teacher_bytes=1e9)
@@ -53,6 +54,32 @@ def test_the_runs_own_stages_are_measured(tmp_path):
     assert not (tmp_path / "run").exists(), "nothing is written where the run will be"
 
 
+def test_each_of_several_teachers_is_measured_after_the_one_before(tmp_path):
+    """With the pixels and the answers that it gets in the run; its pool is planned by itself, and said by its name."""
+    teachers = {"coarse": NamedTeacher(name="stain", shrink=2), "fine": NamedTeacher(name="stain", pool=PoolConfig(threads=1))}
+    config = replace(config_of(tmp_path), teacher=None, teachers=teachers)
+    (slide,) = list_slides([str(make_slides(tmp_path, num_slides=1, size_px=512, seed=1)[0])])
+    job, _ = make_job(config, describe(config))
+    job = replace(job, stream=replace(job.stream, manifest_uri=str(tmp_path / "crashes")))
+    first, answered = measure_teacher(job.stream, spread(columns_of(tile_slide(slide, config.data)), 8), [1], (4,))
+    second, answered = measure_teacher(job.stream, answered, [1], (4,), 1)
+    assert {"response_coarse.np", "response_fine.np", "unanswered_fine"} <= answered.keys()
+    student = measure_student(job, answered, [1], (8,))
+    others = (TeacherCosts(rates=second.by_threads(), process_bytes=second.peak_bytes),)
+    costs = replace(COSTS, teacher=first.by_threads(), student=student.by_threads(), others=others)
+    calibration = Calibration(costs=costs, teacher=first, student=student, seconds=1.0, others={"fine": second})
+    record = json.loads(json.dumps(calibration.as_record()))
+    assert costs_of(record) == costs
+    plan = as_record(make_plan(MACHINES, costs, shares_of(config)))
+    settled = planned(config, json.loads(json.dumps(plan)))
+    assert settled.asked["coarse"].pool.max_actors == plan["actors"] and settled.asked["fine"].pool.threads == 1
+    assert settled.asked["fine"].pool.max_actors == plan["others"][0]["actors"] and settled.teacher is None
+    takes = {"hours": 1.0, "gb_moved": 1.0, "gpu_hours": 0.0}
+    said = in_words({"calibration": record, "positions": 10, "plan": plan, "takes": takes, "with": {}})
+    assert "  coarse      actors: " in said and "(teachers.coarse.pool.max_actors)" in said
+    assert "  fine        actors: " in said and "(teachers.fine.options.micro_batch)" in said
+
+
 def test_tiles_that_cannot_be_read_are_said(tmp_path):
     config = config_of(tmp_path)
     path = make_slides(tmp_path, num_slides=1, size_px=512, seed=1)[0]
@@ -69,8 +96,6 @@ def test_the_best_size_counts():
 
 
 def test_figures_survive_json(tmp_path):
-    import json
-
     measured = Measured(rates={(1, 4): 5.0}, peak_bytes=1e9)
     calibration = Calibration(costs=COSTS, teacher=measured, student=measured, seconds=3.0)
     assert costs_of(json.loads(json.dumps(calibration.as_record()))) == COSTS

@@ -285,3 +285,18 @@ def test_each_teacher_s_own_nuclei_mask_its_gradient():
     only = config_of(options={"responses": ["a.np", "b.hv"]}, a=STAIN, b=STAIN)
     method = make_job(only, describe(only))[1][None]
     assert list(method.weights) == ["a.np_bce", "a.np_dice", "b.hv_mse"], "there are no nuclei of b to mask by"
+
+
+def test_resolution_learns_the_logits_of_one_and_the_map_of_another():
+    logits, tokens = ({**RESNET, "outputs": [output], "num_classes": 3} for output in ("logits", "tokens"))
+    classes = NamedTeacher(name="timm", options=logits, weight=0.5)
+    maps = NamedTeacher(name="timm", options={**tokens, "mpp": 1.0}, shrink=2)
+    config = replace(config_of(classes=classes, maps=maps), method=MethodConfig(name="resolution"))
+    rows, job, method = answered(config, rows_in_each_view(64))
+    assert method.weights == {"soft": 0.5, "pix": 1.0} and method.teacher_of_term == {"soft": "classes", "pix": "maps"}
+    assert rows["response_maps.tokens"].shape == (8, 512, 1, 1), "32 px at a stride of 32"
+    (batch,) = to_batches(rows, method, torch.device("cpu"))
+    assert all(torch.isfinite(term).all() and term.shape == (8,) for term in method.train()(batch).values())
+    both = replace(config_of(classes=classes, maps=maps, more=classes), method=MethodConfig(name="resolution"))
+    with pytest.raises(TeacherError, match="gives several: classes.logits .* more.logits .*method.options.logits"):
+        make_job(both, describe(both))
