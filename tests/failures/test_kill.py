@@ -1,4 +1,6 @@
-"""Each kill once, all in one run of two teachers and two students; `python -m tests.failures.table` makes runs of each, at many moments."""
+"""Each kill once, all in one run of two teachers and two students; `python -m tests.failures.table` makes runs of each kill, at
+many moments.
+"""
 
 import json
 import random

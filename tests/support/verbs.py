@@ -41,7 +41,7 @@ SMALL = {
 
 
 def arguments(slides, run_folder, **settings) -> list[str]:
-    """Command line of a small run; settings are given with __ for the dots. Several students stand in the place of its own, and
+    """Command line of a small run; settings are given with __ for the dots. Several students stand in the place of its own,
     several teachers in that of its teacher and pool."""
     merged = {**SMALL, "run_folder": run_folder, **{key.replace("__", "."): value for key, value in settings.items()}}
     if any(key.startswith("students") for key in merged):
