@@ -1,4 +1,4 @@
-"""Each kill once, all in one run of two teachers and two students; `python -m tests.failures.table` makes runs of each kill, at
+"""Each kill once, all in one run of two teachers and students; `python -m tests.failures.table` makes many runs of each, at
 many moments.
 """
 
