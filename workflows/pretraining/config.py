@@ -65,12 +65,12 @@ class PretrainConfig:
 
     def __post_init__(self):
         if self.teacher is None and not self.teachers:
-            raise ConfigError("there is no teacher: name one with teacher, or several with teachers.NAME")
+            raise ConfigError("there is no teacher: name one, such as teacher=stain, or several with teachers.NAME")
         if self.teacher is not None and self.teachers:
             names = ", ".join(self.teachers)
             raise ConfigError(
-                f"teacher is for the only teacher and teachers ({names}) for several: leave one of them out, or call that "
-                "teacher by a name too, as teachers.NAME"
+                f"teacher is for the only teacher and teachers ({names}) for several: leave teacher out, also of the recipe, "
+                "and call it by a name too, as teachers.NAME"
             )
         if self.teachers and self.pool != PoolConfig():
             raise ConfigError(
@@ -138,6 +138,8 @@ def named_teachers(said: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[
             teachers[name] = merge(teachers.get(name, {}), value if isinstance(value, Mapping) else {"name": value})
         else:
             teachers[name] = merge(teachers.get(name, {}), unfold({setting: value}))
+    if nameless := [name for name, settings in teachers.items() if "name" not in settings]:
+        raise ConfigError(f"teachers.{nameless[0]}: which teacher is it? Say teachers.{nameless[0]}=stain, or another one")
     return teachers
 
 

@@ -217,6 +217,8 @@ def _set_nested(parser: jsonargparse.ArgumentParser, arguments: list[str], neste
     others = [*(f"--{name}={{}}" for name in changes), *others]
     said = parser.parse_args([argument for argument in others if not argument.startswith("--print_config")])
     merged = {name: nested[name](said[name], change) for name, change in changes.items()}
+    for key in unknown_keys(parser.config_class, merged):
+        raise UnknownSettingError(no_such_key(parser.config_class, key))
     return [*others, *(f"--{name}={json.dumps(value)}" for name, value in merged.items())]
 
 

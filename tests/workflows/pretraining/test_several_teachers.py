@@ -78,13 +78,14 @@ def brightness(tmp_path_factory):
 
 
 class TeachersAsStudent(nn.Module):
-    """Answers what the teachers themselves say of the tile that the method shows it, over the whole tile."""
+    """Answers what the teachers themselves say of the tile that the method shows it, over the whole tile; asked again, of the
+    same tiles, the same."""
 
     see = Model.see
 
     def __init__(self, stream, responses):
         super().__init__()
-        self.responses, self.downsample = responses, 1
+        self.responses, self.downsample, self.said = responses, 1, None
         self.shrinks = {each.name: each.shrink for each in stream.teachers}
         self.teachers = {
             each.name: load_teacher(each.teacher.name, each.teacher.weights, each.teacher.options, wanted=each.own_names)
@@ -93,11 +94,12 @@ class TeachersAsStudent(nn.Module):
 
     def forward(self, images):
         tiles = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-        said = {name: teacher.respond(shrunk(tiles, self.shrinks[name])) for name, teacher in self.teachers.items()}
+        if self.said is None:
+            self.said = {name: each.respond(shrunk(tiles, self.shrinks[name])) for name, each in self.teachers.items()}
         predictions = {}
         for spec in self.responses:
             name, own = split_name(spec.name)
-            x = torch.from_numpy(said[name][own]).float()
+            x = torch.from_numpy(self.said[name][own]).float()
             if spec.kind == Kind.PROBABILITY:
                 x = torch.logit(x, LOGIT_LIMIT) if spec.channels == 1 else x.clamp_min(LOGIT_LIMIT).log()
             if spec.is_dense:
@@ -133,7 +135,8 @@ def answered(config, rows):
 
 def losses_of(rows, job, method):
     """Loss terms of the method, in training, with a student that says what the teachers say."""
-    method.student = TeachersAsStudent(job.stream, method.responses)
+    if not isinstance(method.student, TeachersAsStudent):
+        method.student = TeachersAsStudent(job.stream, method.responses)
     (batch,) = to_batches(rows, method, torch.device("cpu"))
     return {name: term.tolist() for name, term in method.train()(batch).items()}
 
@@ -242,15 +245,16 @@ def test_the_command_line(tmp_path):
     assert tissue.options == {"model": "resnet10t", "micro_batch": 4}
     without = command_line.parse(PretrainConfig, "", [*argv, "--teachers.tissue", "null"], nested={"teachers": named_teachers})
     assert list(without.asked) == ["nuclei"]
-    wrong = [*argv, "--teachers.nuclei.shrnk", "2"]
-    with pytest.raises(ConfigError, match="shrnk"):
-        command_line.parse(PretrainConfig, "", wrong, nested={"teachers": named_teachers})
+    wrong = {"nuclei.shrnk": "'teachers.nuclei.shrnk'. Did you mean teachers.NAME.shrink", "b.shrink": "which teacher is it"}
+    for setting, words in wrong.items():
+        with pytest.raises(ConfigError, match=words):
+            command_line.parse(PretrainConfig, "", [*argv, f"--teachers.{setting}", "2"], nested={"teachers": named_teachers})
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"teacher": TeacherConfig(name="stain"), "teachers": {"a": STAIN}}, "leave one of them out"),
+        ({"teacher": TeacherConfig(name="stain"), "teachers": {"a": STAIN}}, "leave teacher out, also of the recipe"),
         ({}, "there is no teacher"),
         ({"teachers": {"a": STAIN}, "pool": PoolConfig(batch_size=2)}, "teachers.a.pool"),
         ({"teachers": {"A b": STAIN}}, "a word of small letters"),
