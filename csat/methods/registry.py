@@ -40,7 +40,17 @@ def read_options(name: str, options: Mapping[str, Any]) -> Any:
     Raises:
         ConfigError: an unknown method or setting (the valid ones are listed), or a value that cannot be.
     """
+    weights = options.get("weights")
+    if isinstance(weights, Mapping):  # of several teachers `nuclei: {np_bce: 2}` is what `nuclei.np_bce: 2` is
+        options = {**options, "weights": _by_term(weights)}
     return read_settings(find_method(name).Config, options, what=f"options of method {name!r}")
+
+
+def _by_term(weights: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in weights.items():
+        flat |= _by_term(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
 
 
 def spell_out(method: Mapping[str, Any], *, as_before: bool = False) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch import nn
 from csat.columns import OK, POSITION, QUARANTINED, READ_S, REASON, STATUS, TEACHER_S, TILE, UNANSWERED_PREFIX
 from csat.errors import ConfigError, TeacherError
 from csat.methods.rckd import RCKD
+from csat.methods.registry import read_options
 from csat.model.contract import Model
 from csat.model.student import StudentConfig
 from csat.panel import split_name
@@ -236,9 +237,9 @@ def test_the_command_line(tmp_path):
     recipe.write_text("teachers: {tissue: {name: timm, options: {model: resnet18, micro_batch: 4}}}\n")
     argv = ["--run_folder", "x", "--slides", "y", "--teachers.nuclei", "stain", "--config", str(recipe)]
     argv += ["--teachers.tissue.options.model", "resnet10t", "--teachers.tissue.pool.gpus_per_actor=0.5"]
-    config = command_line.parse(
-        PretrainConfig, "", [*argv, "--teachers.tissue.shrink", "2"], nested={"teachers": named_teachers}
-    )
+    more = ["--teachers.tissue.shrink", "2", "--method.options.weights.nuclei.np_bce", "3"]
+    config = command_line.parse(PretrainConfig, "", [*argv, *more], nested={"teachers": named_teachers})
+    assert read_options("rckd", config.method.options).weights == {"nuclei.np_bce": 3}
     assert config.teacher is None and list(config.asked) == ["nuclei", "tissue"], "by name, however they were given"
     tissue = config.asked["tissue"]
     assert (tissue.name, tissue.shrink, tissue.pool.gpus_per_actor) == ("timm", 2, 0.5)
