@@ -4,6 +4,12 @@ timm is imported where it is used: it takes seconds, and this module lies under 
 """
 
 import difflib
+import re
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
 
 from torch import nn
 
@@ -58,13 +64,12 @@ def layers_of(backbone: nn.Module, name: str) -> dict[str, int]:
 
 
 def _of_timm(name: str, pretrained: bool, options: dict) -> nn.Module:
+    if "timm" not in sys.modules and architecture_of(name) not in (known := _written_in_timm()):
+        raise _unknown(name, known)  # without loading timm, which takes seconds
     import timm
 
     if not timm.is_model(name):
-        known = timm.list_models()
-        close = difflib.get_close_matches(name, known, n=6, cutoff=0.5) or [m for m in known if name and name[:4] in m][:6]
-        hint = f"did you mean {', '.join(close)}?" if close else "see timm.list_models()"
-        raise ConfigError(f"timm {timm.__version__} has no model {name!r}: {hint}")
+        raise _unknown(name, timm.list_models())
     try:
         backbone = _create(name, pretrained, options)
     except Exception as error:  # timm and the hub raise what they like: the cause stays attached
@@ -78,6 +83,19 @@ def _of_timm(name: str, pretrained: bool, options: dict) -> nn.Module:
             f"timm's {name!r} has no feature map at stride {FINEST_LEVEL_PX} px or coarser: choose another backbone"
         )
     return backbone
+
+
+def _unknown(name: str, known: Sequence[str]) -> ConfigError:
+    close = difflib.get_close_matches(name, known, n=6, cutoff=0.5) or [m for m in known if name and name[:4] in m][:6]
+    hint = f"did you mean {', '.join(close)}?" if close else "see timm.list_models()"
+    return ConfigError(f"timm {version('timm')} has no model {name!r}: {hint}")
+
+
+def _written_in_timm() -> list[str]:
+    """Names of the models that timm's files, and ours, register; read, not loaded."""
+    of_timm = Path(find_spec("timm").submodule_search_locations[0], "models")
+    texts = (path.read_text() for folder in (of_timm, Path(__file__).parent) for path in folder.glob("*.py"))
+    return sorted({name for text in texts for name in re.findall(r"^@register_model\s+def (\w+)\(", text, re.MULTILINE)})
 
 
 def _create(name: str, pretrained: bool, options: dict) -> nn.Module:

@@ -1,10 +1,14 @@
 """Backbones by name, and the errors of names and options that cannot work."""
 
+import re
+import subprocess
+import sys
+
 import pytest
 import timm
 
 from csat.errors import ConfigError
-from csat.model.networks.backbones import create_backbone
+from csat.model.networks.backbones import _written_in_timm, create_backbone
 
 
 def test_unknown_name_shows_what_looks_like_it():
@@ -14,6 +18,19 @@ def test_unknown_name_shows_what_looks_like_it():
         create_backbone("csat_v2")
     with pytest.raises(ConfigError, match="see timm.list_models"):
         create_backbone("%%")
+
+
+def test_names_are_read_off_the_files_that_register_them():
+    assert _written_in_timm() == sorted(timm.list_models())
+
+
+def test_an_unknown_name_is_refused_without_loading_timm():
+    code = (
+        "import sys\nfrom csat.errors import ConfigError\nfrom csat.model.networks.backbones import create_backbone\n"
+        "try:\n    create_backbone('resnet_18')\nexcept ConfigError as error:\n    print('timm' in sys.modules, error)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert re.match(r"False timm [\d.]+ has no model 'resnet_18': did you mean .*resnet18", said), said
 
 
 def test_option_that_the_model_lacks():
