@@ -17,7 +17,8 @@ from tests.failures.lab import Lab, Outcome, count_tiles, read_file
 from tests.failures.scripted import Picky, save_teacher
 from tests.failures.table import as_markdown
 
-TWO = {"students__nano": "csat_nano", "students__small": "{backbone: csat_nano, decoder_channels: 16}"}
+SMALL = "{backbone: csat_nano, decoder_channels: %d}"
+TWO = {"students__nano": SMALL % 16, "students__small": SMALL % 8}
 NUM_EPOCHS = 30  # about 120 steps: something is left to train after each kill
 FAULTS = ("reader", "teacher", "picky teacher", "worker", "node", "driver", "head")
 
