@@ -3,7 +3,7 @@
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import shapely
@@ -20,9 +20,6 @@ from csat.storage.node_cache import SlideCache
 from csat.tasks import Task
 from csat.tiles.grid import TilingConfig, plan_scale
 from csat.tiles.sources import list_slides
-
-if TYPE_CHECKING:
-    pass
 
 Tile = "np.ndarray | Image.Image | torch.Tensor"
 CACHE_BYTES = 64 * 2**30  # of slides from buckets, in the folder for temporary files

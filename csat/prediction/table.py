@@ -86,12 +86,12 @@ class SlideTable:
             self._waiting = [rows.slice(ROW_GROUP)] if len(rows) > ROW_GROUP else []
 
 
-def nuclei_table(uri: str, frame: SlideFrame, *, classes: Sequence[str]) -> SlideTable:
-    """The file nuclei.parquet of a slide, for tables of NUCLEI_SCHEMA.
+def nuclei_table(uri: str, frame: SlideFrame, *, classes: Sequence[str], schema: pa.Schema = NUCLEI_SCHEMA) -> SlideTable:
+    """The file nuclei.parquet of a slide, for tables of NUCLEI_SCHEMA, or of one that has columns beside.
 
     GeoParquet 1.1: geopandas, SpatialData, QGIS and DuckDB open it. Coordinates have no reference system (`crs` null).
     """
-    return SlideTable(uri, NUCLEI_SCHEMA, frame, classes=classes, geo=True)
+    return SlideTable(uri, schema, frame, classes=classes, geo=True)
 
 
 def tile_rows(places: Sequence[Place], probabilities: np.ndarray, classes: Sequence[str]) -> pa.Table:

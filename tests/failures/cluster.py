@@ -63,19 +63,23 @@ class Cluster:
         """Those of the run that play that part, on any node."""
         return [process for node in self.nodes for process in _below(node) if TITLES[fault] in _title(process)]
 
+    def titles(self, node: subprocess.Popen) -> str:
+        """What Ray calls the processes of a node, in one line."""
+        return " ".join(_title(process) for process in _below(node))
+
     def node_of_the_run(self, rng: random.Random) -> subprocess.Popen:
         """A node that has some part of the run, and not the driver's own: that one is the head, which is another fault.
 
         A driver that is started beside several nodes of one machine may join any of them; Ray Train's controller shows which.
         """
-        titles = {node.pid: " ".join(_title(process) for process in _below(node)) for node in self.nodes}
+        titles = {node.pid: self.titles(node) for node in self.nodes}
         parts = [node for node in self.nodes if any(title in titles[node.pid] for title in TITLES.values())]
         return rng.choice([node for node in parts if "TrainController" not in titles[node.pid]])
 
     def node_of_a_trainer(self) -> subprocess.Popen:
         """A node that has a trainer of the run, and not the driver's own."""
         for node in self.nodes:
-            titles = " ".join(_title(process) for process in _below(node))
+            titles = self.titles(node)
             if TITLES["worker"] in titles and "TrainController" not in titles:
                 return node
         raise AssertionError("every trainer is on the driver's own node: try another seed")

@@ -9,10 +9,12 @@ SMALL = ["--tile_px=64", "--batch_size=2", "--rounds=1", "--threads=1"]
 
 def test_the_figures_are_written(tmp_path, capsys):
     output = tmp_path / "figures.json"
-    argv = ['--stages=["student", "model"]', '--students=["csat_nano", "resnet18"]', f"--output={output}", *SMALL]
-    assert benchmark.main([*argv, '--ways=["float32", "float32, channels first", "bfloat16"]']) == 0
+    argv = ['--stages=["student", "model"]', "--model_px=64", '--students=["csat_nano", "resnet18"]', *SMALL]
+    argv += [f"--output={output}", '--ways=["float32", "float32, channels first", "bfloat16"]']
+    assert benchmark.main(argv) == 0
     figures = json.loads(output.read_text())
     assert figures["model"]["stain"]["median"] > 0 and len(figures["model"]["stain"]["rounds"]) == 1
+    assert figures["model"]["stain"]["params"] == 0 and figures["model"]["stain"]["tile_px"] == 64
     assert figures["student"]["csat_nano"]["macs"] < figures["student"]["resnet18"]["macs"]
     for each in figures["student"].values():
         assert all(len(each[what]) == 3 for what in ("forward", "training"))

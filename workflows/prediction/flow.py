@@ -18,7 +18,7 @@ class Flow:
     def __init__(self):
         self.started = time.perf_counter()
         self.first_part_s: float | None = None
-        self.tiles = 0
+        self.tiles = self._first_tiles = 0
         self.fates: Counter[str] = Counter()
         self._busy_s: Counter[str] = Counter()
         self._workers: dict[str, set[str]] = defaultdict(set)
@@ -34,7 +34,7 @@ class Flow:
     def add_part(self, row: Mapping[str, Any]) -> None:
         """A part was written."""
         if self.first_part_s is None:
-            self.first_part_s = self.seconds
+            self.first_part_s, self._first_tiles = self.seconds, int(row[STOP] - row[FIRST])
         self.stream_s = self.seconds
         self.tiles += int(row[STOP] - row[FIRST])
         for stage, (seconds, worker) in STAGES.items():
@@ -72,7 +72,9 @@ class Flow:
             "mm2": self._mm2,
             "wall_s": wall_s,
             "start_s": self.first_part_s,
-            "steady_tiles_per_s": self.tiles / max(wall_s - self.first_part_s, 1e-9) if self.tiles else None,
+            "steady_tiles_per_s": (self.tiles - self._first_tiles) / max(wall_s - self.first_part_s, 1e-9)
+            if self.tiles
+            else None,
             "stream_s": self.stream_s,
             "stages": stages,
         }

@@ -5,6 +5,7 @@ pipeline's rows say which parts were written; what they say of tiles is in the p
 """
 
 import warnings
+from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,7 @@ from csat.tiles.planned_reader import SLOT
 from csat.tiles.reader import TileReader
 from workflows.prediction.answer_stage import AnswerStage
 from workflows.prediction.check import BLOCK_BYTES
+from workflows.prediction.config import PredictConfig
 from workflows.prediction.framed_reader import FramedReader
 from workflows.prediction.job import PredictJob
 from workflows.prediction.part_stage import PartStage
@@ -56,7 +58,7 @@ def make_stream(job: PredictJob, done: Intervals) -> ray.data.Dataset:
         batch_size=network.batch_size,
         num_cpus=network.cpus_per_actor,
         num_gpus=network.gpus_per_actor or None,
-        compute=ActorPoolStrategy(min_size=network.min_actors, max_size=network.max_actors),
+        compute=ActorPoolStrategy(min_size=first_actors(config, ray.cluster_resources()), max_size=network.max_actors),
     )
     # A batch leaves a stage when it is complete. Ray Data would put many of them together first.
     answered.context.target_max_block_size = max(1, min(BLOCK_BYTES, int(0.9 * network.batch_size * job.bytes_per_answer())))
@@ -70,6 +72,23 @@ def make_stream(job: PredictJob, done: Intervals) -> ray.data.Dataset:
         num_cpus=config.outlines.cpus_per_actor,
         compute=ActorPoolStrategy(min_size=config.outlines.min_actors, max_size=config.outlines.max_actors),
     )
+
+
+def first_actors(config: PredictConfig, has: Mapping[str, float]) -> int:
+    """How many actors hold the model from the beginning: all that there is room for. Left to itself, Ray Data often stays at
+    one (https://github.com/ray-project/ray/issues/59144), and a core idles.
+
+    Args:
+        has: What the cluster has, by resource. Not what is free: for a moment that lacks what tiling had. An actor for which
+            there is no room after all waits for it, and the others work.
+    """
+    network, assembly = config.network, config.assembly
+    beside = sum(stage.min_actors * stage.cpus_per_actor for stage in (config.readers, config.outlines))
+    beside += assembly.max_slides * assembly.cpus_per_slide
+    room = {"CPU": has.get("CPU", 0.0) - beside, "GPU": has.get("GPU", 0.0)}
+    each = {"CPU": network.cpus_per_actor, "GPU": network.gpus_per_actor}
+    fitting = [int(room[name] / amount + 1e-6) for name, amount in each.items() if amount]
+    return max(network.min_actors, min([network.max_actors, *fitting]))
 
 
 def configure(job: PredictJob) -> None:

@@ -19,7 +19,7 @@ from csat.prediction.seams import Seams
 from csat.prediction.slide_frame import Place, SlideFrame
 from csat.prediction.slide_maps import Cells, SlideMap, cells_of, grid_of_tiles, grid_of_um
 from csat.prediction.summary import mask_summary, nuclei_summary, tiles_summary
-from csat.prediction.table import SlideTable, embedding_rows, tile_rows
+from csat.prediction.table import SlideTable, embedding_rows, nuclei_table, tile_rows
 from csat.prediction.tiles_geojson import write_tiles_geojson
 from csat.slides.reader import open_slide
 from csat.storage import files
@@ -120,7 +120,7 @@ class NucleiWriter(Writer):
         self._seams: Seams | None = None
         self._first = 0  # of that image's tiles
         classes = task.job.model.classes or (UNTYPED,)
-        table = SlideTable(task.uri(choice.NUCLEI), task.schema(NUCLEI_SCHEMA), task.frame, classes=classes, geo=True)
+        table = nuclei_table(task.uri(choice.NUCLEI), task.frame, classes=classes, schema=task.schema(NUCLEI_SCHEMA))
         self._table = self.stack.enter_context(table)
 
     def add(self, tables: Tables) -> None:

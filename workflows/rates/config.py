@@ -24,7 +24,8 @@ class BenchmarkConfig:
     num_images: int = 1480  # images of peers at most
     students: list[str] = field(default_factory=lambda: list(STUDENTS))  # backbones
     ways: list[str] = field(default_factory=list)  # in which each of them runs; empty: all (see docs/performance.md)
-    models: list[str] = field(default_factory=lambda: ["stain"])  # of the stage model: as predict.py takes one
+    models: list[str] = field(default_factory=lambda: ["stain"])  # of the stage model: as predict.py takes one, or hovernet
+    model_px: int | None = None  # edge of the tiles of the stage model; None: each model's own
     slides: Often[list[Place]] = field(default_factory=list)  # slides for the reader; empty: a synthetic one
     tile_px: int = 256  # edge of the tiles
     batch_size: int = 16  # tiles at once

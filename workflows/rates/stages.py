@@ -10,13 +10,16 @@ import torch
 
 from csat.columns import OK, STATUS, TILE
 from csat.errors import ConfigError
+from csat.model.cost import count_cost
+from csat.prediction.answers import Answers
 from csat.slides.synthetic import make_slides
 from csat.tiles.reader import TileReader
 from teachers.answers import open_answers
 from teachers.registry import load_teacher
 from workflows.rates.config import BenchmarkConfig
 from workflows.rates.readers import rows_of
-from workflows.rates.turns import compare
+from workflows.rates.turns import NAME_WIDTH, compare
+from workflows.shell import output
 
 # name in the table → (teacher, options); random weights cost the same as trained ones
 TEACHERS = {
@@ -25,6 +28,7 @@ TEACHERS = {
     "hovernet fast, width 1/4, bf16": ("hovernet", {"random_weights": True, "width": 0.25, "precision": "bfloat16"}),
     "hovernet fast, bf16": ("hovernet", {"random_weights": True, "precision": "bfloat16"}),
 }
+UNTRAINED = {"hovernet": {"random_weights": True}}  # of the stage model, by name
 
 
 def measure_teachers(config: BenchmarkConfig) -> dict[str, Any]:
@@ -42,17 +46,35 @@ def measure_teachers(config: BenchmarkConfig) -> dict[str, Any]:
 
 
 def measure_models(config: BenchmarkConfig) -> dict[str, Any]:
-    """Whatever answers, on tiles of its own size: the rate that a prediction, which also reads and writes, is held against."""
-    candidates = {}
+    """Whatever answers, and what its network costs. A prediction, which also reads and writes, is held against that rate."""
+    candidates, costs = {}, {}
     for name in config.models:
-        answers = open_answers(name, device=config.device, threads=config.threads)
+        options = UNTRAINED.get(name)
+        answers = open_answers(name, options=options, tile_px=config.model_px, device=config.device, threads=config.threads)
+        costs[name] = _cost_of(answers)
         with tempfile.TemporaryDirectory(prefix="csat-bench-") as scratch:
             tiles = _tiles(replace(config, tile_px=answers.tile_px), Path(scratch))
         if len(tiles) < config.batch_size:
             raise ConfigError(f"{config.slides} give {len(tiles)} tiles of {answers.tile_px} px: lower batch_size")
         candidates[name] = lambda answers=answers, tiles=tiles: answers.answer(tiles)
     title = f"model: batch {config.batch_size}, {torch.get_num_threads()} threads, {config.device}, tiles/s"
-    return compare(title, candidates, rounds=config.rounds, images=config.batch_size, finish=_finish(config))
+    figures = compare(title, candidates, rounds=config.rounds, images=config.batch_size, finish=_finish(config))
+    lines = ["\nparameters, and multiply-accumulates of a tile"]
+    lines += [f"  {name:{NAME_WIDTH}}{_in_words(cost)}" for name, cost in costs.items()]
+    output.result("\n".join(lines), costs=costs)
+    return {name: {**figures[name], **costs[name]} for name in figures}
+
+
+def _cost_of(answers: Answers) -> dict[str, int]:
+    """Of the network that answers; nothing where there is none, or it is onnxruntime's."""
+    network = getattr(answers, "model", None) or getattr(getattr(answers, "teacher", None), "net", None)
+    if network is None:
+        return {"params": 0, "macs": 0, "tile_px": answers.tile_px}
+    return {**count_cost(network, (1, 3, answers.tile_px, answers.tile_px)), "tile_px": answers.tile_px}
+
+
+def _in_words(cost: dict[str, int]) -> str:
+    return f"{cost['params'] / 1e6:.2f}M, {cost['macs'] / 1e9:.2f} GMAC at {cost['tile_px']} px"
 
 
 def _finish(config: BenchmarkConfig) -> Any:
