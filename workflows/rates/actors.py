@@ -23,7 +23,7 @@ logger = logging.getLogger("benchmark")
 ACTORS, QUICK_ACTORS = (1, 4, 16), (1, 2)
 TILE_S = 0.05  # that the teacher takes for a tile: twenty a second for each actor
 SECONDS, QUICK_SECONDS = 25.0, 10.0  # of the stream
-SLIDE_PX = 4096
+SLIDE_PX = 2048
 
 
 def measure_actors(config: BenchmarkConfig) -> dict[str, Any]:
