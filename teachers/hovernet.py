@@ -22,6 +22,7 @@ branch 14%, so what is not wanted is not computed.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -87,7 +88,7 @@ class HoverNetOptions:
     width: float = 1.0  # fraction of the published channels; the published weights need 1
     mpp: float = 0.25  # micrometres per pixel that the weights were trained at
     precision: Precision = "best"  # best, float32 or bfloat16 (autocast): see docs/teachers.md
-    micro_batch: int = 8  # tiles on the device at once
+    micro_batch: int | None = None  # tiles on the device at once; null: as many as suit it
     random_weights: bool = False  # no weights at all: for tests and dry runs, its answers mean nothing
     seed: int = 0  # of the random weights
 
@@ -99,7 +100,9 @@ class HoverNetOptions:
 class HoverNetTeacher(TorchTeacher):
     """A loaded HoVer-Net. See the module's text for what it answers."""
 
-    def __init__(self, net: HoVerNet, spec: TeacherSpec, *, device: str, precision: Precision, micro_batch: int):
+    suits = MappingProxyType({"cpu": 1, "cuda": 8})  # one by one 1.25 times as many as in eights (256 px, EPYC, one core)
+
+    def __init__(self, net: HoVerNet, spec: TeacherSpec, *, device: str, precision: Precision, micro_batch: int | None):
         super().__init__(spec, device=device, precision=precision, micro_batch=micro_batch)
         self.net = net.eval().to(self.device, memory_format=torch.channels_last)
 

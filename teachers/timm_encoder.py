@@ -67,7 +67,7 @@ class TimmOptions:
     mpp: float | None = None  # micrometres per pixel; null: the known encoder's, else any
     licence: str | None = None  # of the weights; null: what the known encoder or timm's configuration states
     precision: Precision = "best"  # best, float32 or bfloat16 (autocast): see docs/teachers.md
-    micro_batch: int = 32  # tiles on the device at once
+    micro_batch: int | None = None  # tiles on the device at once; null: as many as suit it
     random_weights: bool = False  # no weights at all: for tests and dry runs, its answers mean nothing
     seed: int = 0  # of the random weights
 
@@ -94,11 +94,13 @@ class TimmTeacher(TorchTeacher):
         pool: Pool,
         device: str,
         precision: Precision,
-        micro_batch: int,
+        micro_batch: int | None,
     ):
         super().__init__(spec, device=device, precision=precision, micro_batch=micro_batch)
         guard_norms(net)
-        self.net = net.eval().to(self.device, memory_format=torch.channels_last)
+        # Tokens gain nothing from channels_last, and their patches lose: a ViT-S/14 answers 0.85 times as many in bfloat16.
+        self.layout = torch.contiguous_format if hasattr(net, "patch_embed") else torch.channels_last
+        self.net = net.eval().to(self.device, memory_format=self.layout)
         self.input_px, self.pool = input_px, pool
         config = timm.data.resolve_model_data_config(net)
         self.mode = config["interpolation"] if config["interpolation"] in ("bilinear", "bicubic") else "bicubic"
@@ -108,7 +110,8 @@ class TimmTeacher(TorchTeacher):
     def answer(self, images: Tensor) -> dict[str, Tensor]:
         if self.input_px is not None and images.shape[-1] != self.input_px:
             images = F.interpolate(images, size=(self.input_px,) * 2, mode=self.mode, antialias=True).clamp(0, 255)
-        hidden = self.net.forward_features((images - self.mean) / self.std)
+        images = ((images - self.mean) / self.std).contiguous(memory_format=self.layout)
+        hidden = self.net.forward_features(images)
         answers = {}
         for response in self.spec.responses:
             if response.name == "features":

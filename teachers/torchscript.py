@@ -57,7 +57,7 @@ class TorchScriptOptions:
     """How the user's model runs. What it is stands in its JSON."""
 
     spec: Place | None = None  # the JSON; null: beside the weights, with their name and .json
-    micro_batch: int = 16  # tiles on the device at once
+    micro_batch: int | None = None  # tiles on the device at once; null: as many as suit it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ class TorchScriptTeacher(TorchTeacher):
     """A loaded TorchScript model with its description."""
 
     def __init__(
-        self, net: torch.jit.ScriptModule, description: Description, spec: TeacherSpec, *, device: str, micro_batch: int
+        self, net: torch.jit.ScriptModule, description: Description, spec: TeacherSpec, *, device: str, micro_batch: int | None
     ):
         super().__init__(spec, device=device, micro_batch=micro_batch)
         self.net = net.eval().to(self.device)

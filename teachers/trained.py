@@ -55,7 +55,7 @@ class RunOptions:
     """How a fine-tuned model runs. What it is stands in its folder."""
 
     precision: Precision = "best"  # best, float32 or bfloat16 (autocast): see docs/teachers.md
-    micro_batch: int = 16  # tiles on the device at once
+    micro_batch: int | None = None  # tiles on the device at once; null: as many as suit it
     features: bool = False  # answer the backbone's last feature map too, which method resolution learns
     any_size: bool = False  # answer images of any size (convolutional nets), also where it was trained at one tile size
     cam: bool = False  # answer the attention maps of a classifier on a layer too, which method attention learns
@@ -65,7 +65,7 @@ class RunOptions:
 class TrainedTeacher(TorchTeacher):
     """A loaded model. See the module's text for what it answers."""
 
-    def __init__(self, model: Model, spec: TeacherSpec, *, device: str, precision: Precision, micro_batch: int):
+    def __init__(self, model: Model, spec: TeacherSpec, *, device: str, precision: Precision, micro_batch: int | None):
         super().__init__(spec, device=device, precision=precision, micro_batch=micro_batch)
         wanted = [response.name for response in spec.responses]
         self.forms = {name: form for name, form in CAMS.items() if name in wanted}
