@@ -62,6 +62,23 @@ def test_every_file_opens_elsewhere_and_says_the_same(place, capsys):
     assert "Tried with real tiles: 8, of tiles" in (output / "README.md").read_text()
 
 
+@pytest.mark.slow
+def test_from_bucket_to_bucket(place, s3, capsys):
+    """The run lies in a bucket and the output goes to one, in one go."""
+    for path in (place / "run" / "exported").iterdir():
+        files.write_bytes(files.join(s3, "runs", "lung", "exported", path.name), path.read_bytes())
+    output = files.join(s3, "models", "lung")
+    argv = ["--model", f"{s3}/runs/lung", "--output", output, "--tiles", json.dumps([str(place / "tiles")]), "--num_tiles=8"]
+    assert export.main(argv) == 0
+    assert output in capsys.readouterr().out
+    names = {files.base_name(uri) for uri in files.list_dir(output)}
+    assert {"config.json", "model.safetensors", "model.onnx", "torchscript_model.pt", "README.md"} <= names
+    tiles, of_run = real_tiles(5), open_answers(f"{s3}/runs/lung")
+    expected = of_run.answer(tiles)["label"]
+    np.testing.assert_array_equal(open_answers(output).answer(tiles)["label"], expected)
+    np.testing.assert_allclose(open_answers(f"{output}/model.onnx").answer(tiles)["label"], expected, atol=1e-4)
+
+
 def test_what_cannot_work_is_refused_before_anything_is_made(place, tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "none"))
