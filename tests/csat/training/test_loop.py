@@ -112,6 +112,8 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(tmp_path, accumu
     end = resumed.run()
 
     assert end.counts == whole.accounts.cursor.counts
+    assert resumed.accounts.quarantine.equals(whole.accounts.quarantine), "what was quarantined before the kill is still told"
+    assert resumed.accounts.quarantine.num_rows == 1
     for name, tensor in weights_of(whole).items():
         assert torch.equal(tensor, weights_of(resumed)[name]), name
     for name, tensor in whole.learner.average.tensors.items():
