@@ -105,6 +105,10 @@ class StreamConfig:
         of_chunk = chunk_tiles * self.bytes_per_tile()
         return of_chunk if self.largest_px is None else max(self.bytes_per_tile(), min(of_chunk, BLOCK_BYTES))
 
+    def rows_per_block(self) -> int:
+        """At most, of what leaves the reader together: the tiles of the largest chunk; of large images fewer."""
+        return max(1, min(int(self.plan.chunk_rows.max()), BLOCK_BYTES // self.bytes_per_tile()))
+
     def bytes_per_answer(self) -> int:
         """A little less than what a batch of a teacher holds when it is answered: a block is complete when it has more.
 
@@ -192,9 +196,10 @@ def _with_responses(pixels: ray.data.Dataset, config: StreamConfig, *, has_pool:
     for number, asked in enumerate(config.teachers):
         has_gpus = has_pool and not (asked.cache is not None and asked.cache.is_complete())
         arguments = teacher_arguments(config, number, has_gpus=has_gpus)
+        num_gpus = (asked.pool.gpus_per_actor if has_gpus else 0.0) or None
         pool = dict(
             num_cpus=asked.pool.cpus_per_actor,
-            num_gpus=(asked.pool.gpus_per_actor if has_gpus else 0.0) or None,
+            num_gpus=num_gpus,
             compute=ActorPoolStrategy(min_size=asked.pool.min_actors, max_size=asked.pool.most_actors),
         )
         if asked.cache is None:
@@ -206,7 +211,7 @@ def _with_responses(pixels: ray.data.Dataset, config: StreamConfig, *, has_pool:
             named_stage(CachedTeacherStage, asked.name),
             fn_constructor_args=(asked.cache, config.plan),
             fn_constructor_kwargs={**more, **arguments},
-            batch_size=None,
+            batch_size=None if num_gpus is None else config.rows_per_block(),  # with GPUs, Ray Data wants a number
             **pool,
         )
     if not config.is_cached:
