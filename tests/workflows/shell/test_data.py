@@ -17,6 +17,13 @@ def blocks(rows):
         yield {"tile": np.zeros((1, BLOCK_BYTES), np.uint8)}
 
 
+def test_a_round_takes_its_time():
+    pause, begun = Pause(), time.monotonic()
+    for _ in range(5):
+        pause.on_execution_step(None)
+    assert time.monotonic() - begun >= 5 * 0.99 * LEAST_STEP_S
+
+
 @pytest.mark.ray
 def test_a_stream_that_is_full_does_not_spin(ray_cluster, monkeypatch):
     """However slow its consumer is, its loop takes a step at a time, and each of them its time."""
