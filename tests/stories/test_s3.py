@@ -5,9 +5,10 @@ The same command then ends it, and the pool of teachers ends with the first epoc
 
 import contextlib
 import json
+import subprocess
 import time
-from pathlib import Path
 
+import psutil
 import pytest
 
 from csat.errors import StorageError
@@ -19,15 +20,14 @@ from tests.support.verbs import arguments, kill_group, wait_for
 EPOCHS = 4
 
 
-def teachers_alive() -> set[int]:
-    """Processes of this machine that hold the teacher stage of a run with a cache."""
+def teachers_of(run: subprocess.Popen) -> set[int]:
+    """Processes that a run has started and that hold the teacher stage of a run with a cache."""
     found = set()
-    for process in Path("/proc").iterdir():
-        try:
-            if process.name.isdigit() and b"CachedTeacherStage" in (process / "cmdline").read_bytes():
-                found.add(int(process.name))
-        except OSError:  # it ended meanwhile
-            continue
+    with contextlib.suppress(psutil.NoSuchProcess):  # the run ended meanwhile
+        for process in psutil.Process(run.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if "CachedTeacherStage" in " ".join(process.cmdline()):
+                    found.add(process.pid)
     return found
 
 
@@ -41,6 +41,8 @@ def test_a_killed_run_in_a_bucket_with_a_response_cache(s3, slides, tmp_path, ru
     checkpoints = Checkpoints(files.join(folder, "checkpoints"))
     settings = dict(train__epochs=EPOCHS, train__checkpoint_every_steps=2, cache__uri=f"{s3}/cache", cache__budget_gb=0.1)
     settings |= dict(readers__cache_folder=tmp_path / "cache")
+    # One teacher, and so little room on the way that the later epochs are read while they are trained.
+    settings |= dict(pool__max_actors=1, ray__stream_gb=0.006)
     first = run_alone(arguments([f"{s3}/slides/*.svs"], folder, **settings), log)
     wait_for(lambda: files.exists(files.join(folder, "checkpoints", "latest.json")), first, log)
     kill_group(first)
@@ -49,18 +51,16 @@ def test_a_killed_run_in_a_bucket_with_a_response_cache(s3, slides, tmp_path, ru
 
     argv = arguments([f"{s3}/slides/*.svs"], folder, workers__num_workers=2, **settings)
     second = run_alone(argv, log)
-    num_done, of_first_epoch, had_ended = 0, set(), False
+    pool, num_done, is_gone = set(), 0, False
     while second.poll() is None:
-        alive = teachers_alive()
+        alive = teachers_of(second)
+        pool = pool or alive
         with contextlib.suppress(StorageError):  # the checkpoint may be replaced and deleted while it is read
             num_done = len(checkpoints.latest_cursor().done)
-        if num_done < num_tiles:
-            of_first_epoch |= alive
-        elif num_done < EPOCHS * num_tiles:
-            had_ended |= not alive & of_first_epoch
-        time.sleep(0.3)
+        is_gone |= bool(pool) and not alive & pool and num_done < 2 * num_tiles
+        time.sleep(0.2)
     assert second.returncode == 0, log.read_text()[-3000:]
-    assert of_first_epoch and had_ended, "the teacher's actors are gone while the later epochs are trained"
+    assert is_gone, "the pool of the first epoch is gone while most of the later ones is still to be read"
 
     cursor = checkpoints.latest_cursor()
     assert cursor.done.pairs() == [[0, EPOCHS * num_tiles]] and num_tiles > 50
