@@ -6,6 +6,7 @@ import time
 from tests.failures.cluster import TITLES, kill_tree
 from tests.failures.lab import LONGER, Lab, Outcome, SmallRun
 
+ACTOR_STARTS_WITHIN_S = 60.0
 # What is killed, and what is promised to happen.
 PROMISES = {
     "teacher": "the run continues; another actor answers again what was on its way",
@@ -45,7 +46,9 @@ def strike(lab: Lab, run: SmallRun, fault: str, rng: random.Random, *, num_worke
     time.sleep(rng.uniform(0, 0.3))
     cluster, share, end_s, killed_at = lab.cluster(), run.committed()[1], None, time.monotonic()
     if fault in TITLES:
-        found = cluster.processes(fault)
+        deadline = time.monotonic() + ACTOR_STARTS_WITHIN_S  # the one that was killed before may not be back yet
+        while not (found := cluster.processes(fault)) and not run.has_ended() and time.monotonic() < deadline:
+            time.sleep(0.05)
         assert found and not run.has_ended(), f"the run had no {fault} left to kill\n{run.said()}"
         rng.choice(found).kill()
     elif fault == "node":
