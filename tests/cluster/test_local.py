@@ -13,6 +13,7 @@ from csat.runs.checkpoints import Checkpoints
 from csat.runs.recorder import read_metrics
 from tests.cluster.files import CLUSTER, ROOT
 from tests.cluster.nodes import BIN, end, environment, running_from, start, wait_for
+from tests.support import predicting
 from tests.support.verbs import arguments
 
 pytestmark = [pytest.mark.ray, pytest.mark.thorough]
@@ -128,6 +129,17 @@ def test_submitted_again_it_ends_and_reports(two_nodes, pretraining):
     epochs = json.loads((folder / "accounting.json").read_text())["epochs"]
     assert len(epochs) == 20 and all(row["trained"] == row["manifest"] > 50 for row in epochs)
     assert json.loads((folder / "status.json").read_text())["state"] == "finished"
+
+
+def test_a_prediction_is_a_job_as_well(two_nodes, slides, tmp_path):
+    folder = tmp_path / "out"
+    command = [str(BIN / "python"), "workflows/predict.py", *predicting.arguments(slides, folder)]
+    job = two_nodes.job("submit", "--working-dir", ".", "--", *command)
+    assert job.returncode == 0, job.stdout[-3000:] + job.stderr[-2000:]
+    assert f"report: {folder / 'report.html'}" in job.stdout
+    accounts = predicting.check_accounts(lambda name: json.loads((folder / name).read_text()))
+    assert accounts["slides"]["done"] == len(slides) and accounts["tiles"]["predicted"] == accounts["tiles"]["manifest"]
+    assert len(predicting.contents(folder)) == 2 * len(slides)
 
 
 def test_the_script_leaves_nothing_and_told_nobody_the_token(two_nodes):
