@@ -84,9 +84,10 @@ def struck(lab, slides):
     try:
         prediction.wait_until_it_answers()
         cluster = lab.cluster()
-        (other,) = [node for node in cluster.nodes if "_StatsActor" not in cluster.titles(node)]
-        assert "MapWorker" in cluster.titles(other), cluster.titles(other)
-        cluster.kill_node(other)
+        titles = {node.pid: cluster.titles(node) for node in cluster.nodes}
+        others = [node for node in cluster.nodes if "_StatsActor" not in titles[node.pid] and "MapWorker" in titles[node.pid]]
+        assert others, titles
+        cluster.kill_node(others[0])
         cluster.add_node()
         prediction.wait_until_it_answers()
         assert prediction.end() == 0, prediction.said()
