@@ -118,8 +118,8 @@ def test_a_step_is_the_mean_of_each_teacher_over_what_it_has_answered(tmp_path):
         (position, f"{name}.teacher_error") for name, positions in LACKING.items() for position in positions
     }
     other, _ = train(tmp_path / "b", range(24), config=CONFIG, plan=toy_plan(24, 1), bad=(6,), noise=0.7)
-    for name, tensor in trainer.method.state_dict().items():
-        torch.testing.assert_close(other.method.state_dict()[name], tensor, rtol=0, atol=0)
+    for name, tensor in trainer.learner.method.state_dict().items():
+        torch.testing.assert_close(other.learner.method.state_dict()[name], tensor, rtol=0, atol=0)
 
 
 def test_who_has_answered_everything_changes_nothing(tmp_path):
@@ -131,7 +131,7 @@ def test_who_has_answered_everything_changes_nothing(tmp_path):
     context = TrainContext(lambda size: stream(range(24), size, lacking=nothing))
     other = Trainer(plain, toy_plan(24, 1), context, CONFIG, run_folder=str(tmp_path / "b"), tile_px=TILE_PX)
     other.run()
-    for name, tensor in trainer.method.state_dict().items():
+    for name, tensor in trainer.learner.method.state_dict().items():
         torch.testing.assert_close(plain.state_dict()[name], tensor, rtol=0, atol=0)
 
 
@@ -146,7 +146,7 @@ def _rank(rank, folder, port):
     dist.init_process_group("gloo")
     trainer, cursor = train(folder, PARTS[rank], config=CONFIG, plan=toy_plan(22, 1), bad=(6, 7))
     assert cursor.counts == {0: [20, 2, 0]}
-    torch.save(trainer.method.state_dict(), f"{folder}/rank{rank}.pt")
+    torch.save(trainer.learner.method.state_dict(), f"{folder}/rank{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -156,7 +156,7 @@ def test_two_processes_agree_with_one(tmp_path, free_port):
     (tmp_path / "two").mkdir()
     in_two_processes(_rank, str(tmp_path / "two"), free_port)
     ranks = [torch.load(tmp_path / "two" / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
-    for name, tensor in one.method.state_dict().items():
+    for name, tensor in one.learner.method.state_dict().items():
         assert torch.equal(ranks[0][name], ranks[1][name]), name
         torch.testing.assert_close(ranks[0][name], tensor, rtol=1e-2, atol=2e-3)
     lines = [read_metrics(str(tmp_path / which)) for which in ("one", "two")]

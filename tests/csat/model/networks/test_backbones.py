@@ -21,7 +21,8 @@ def test_unknown_name_shows_what_looks_like_it():
 
 
 def test_names_are_read_off_the_files_that_register_them():
-    assert _written_in_timm() == sorted(timm.list_models())
+    known = [name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith(("timm.", "csat."))]
+    assert _written_in_timm() == sorted(known)  # other tests register models of their own
 
 
 def test_an_unknown_name_is_refused_without_loading_timm():
