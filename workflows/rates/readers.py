@@ -109,6 +109,8 @@ def _check(reader: TileReader, rows: dict[str, np.ndarray]) -> None:
 @contextmanager
 def _bucket(path: Path) -> Iterator[str]:
     """A slide in a bucket of a server that lives as long as the context. Yields its URI."""
+    import fsspec
+
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -126,8 +128,8 @@ def _bucket(path: Path) -> Iterator[str]:
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         _wait_for(port)
-        import fsspec
-
+        # Connections are kept by their settings, of which the endpoint in the environment is none.
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
         fsspec.filesystem("s3").mkdir(BUCKET)
         uri = f"s3://{BUCKET}/{path.name}"
         files.write_bytes(uri, path.read_bytes())
@@ -135,6 +137,7 @@ def _bucket(path: Path) -> Iterator[str]:
     finally:
         server.terminate()
         server.wait()
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name)
