@@ -39,7 +39,7 @@ def finetune(config: FinetuneConfig) -> int:
     from workflows.finetuning.check import check
     from workflows.finetuning.fit import fit, open_folder
     from workflows.finetuning.records import tell_data, tell_result, write_samples
-    from workflows.shell import cluster
+    from workflows.shell import cluster, resources
     from workflows.shell.decode_samples import decode
 
     torch.set_num_threads(1)  # this process only builds and checks: its threads would wait for each other while Ray starts
@@ -51,7 +51,7 @@ def finetune(config: FinetuneConfig) -> int:
     cluster.start_meanwhile(config.ray, kept_gb=2 * config.data.memory_gb)
     data = check(config)
     cluster.connect(config.ray, kept_gb=2 * config.data.memory_gb)
-    cluster.check_workers(config.workers, pool=config.pool if config.teacher else None, readers=config.readers)
+    resources.check_workers(config.workers, pool=config.pool if config.teacher else None, readers=config.readers)
     cluster.check_run_folder_is_shared(folder.uri)
     prepared = decode(config.data, data)
     tell_data(data)

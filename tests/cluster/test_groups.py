@@ -5,7 +5,7 @@ import yaml
 
 from csat.errors import ConfigError
 from tests.cluster.files import AUTOSCALER_FILES, KUBERAY_FILES, ROOT, groups, limits
-from workflows.shell import cluster
+from workflows.shell import resources
 from workflows.shell.config import PoolConfig, RayConfig, ReaderConfig, WorkerConfig
 
 RECIPE = yaml.safe_load((ROOT / "workflows/recipes/rckd.yaml").read_text())
@@ -31,25 +31,25 @@ def test_the_limits_are_the_sums_of_the_groups(name):
 def test_the_recipe_starts_with_only_the_head_there(name, monkeypatch):
     head = groups(name)["head"]
     # No cloud here: what Ray would say of a cluster whose groups are all empty.
-    monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {"object_store_memory": float(head.store_bytes)})
-    monkeypatch.setattr(cluster.ray, "nodes", lambda: [{"Alive": True, "Resources": {}}])
+    monkeypatch.setattr(resources.ray, "cluster_resources", lambda: {"object_store_memory": float(head.store_bytes)})
+    monkeypatch.setattr(resources.ray, "nodes", lambda: [{"Alive": True, "Resources": {}}])
     wanted = dict(readers=READERS, pools={"pool": POOL}, workers=WORKERS, ray_config=RAY, slot_bytes=SLOT_BYTES)
     monkeypatch.setenv("CSAT_CLUSTER_LIMITS", limits(name))
-    cluster.check_resources(**wanted)
-    cluster.check_workers(WORKERS, pool=POOL, readers=READERS)
+    resources.check_resources(**wanted)
+    resources.check_workers(WORKERS, pool=POOL, readers=READERS)
     monkeypatch.delenv("CSAT_CLUSTER_LIMITS")
     with pytest.raises(ConfigError, match="the cluster has 0"):
-        cluster.check_resources(**wanted)
+        resources.check_resources(**wanted)
 
 
 def test_the_teachers_of_a_fine_tuning_are_counted(monkeypatch):
     workers, pool, readers = WorkerConfig(num_workers=2, cpus_per_worker=1), PoolConfig(cpus_per_actor=1), ReaderConfig()
-    monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {"CPU": 2.0})
-    cluster.check_workers(workers, readers=readers)
+    monkeypatch.setattr(resources.ray, "cluster_resources", lambda: {"CPU": 2.0})
+    resources.check_workers(workers, readers=readers)
     with pytest.raises(
         ConfigError, match=r"2 workers x cpus 1 \+ 1 teacher actors x 1 .* the cluster has 2: .*pool.min_actors"
     ):
-        cluster.check_workers(workers, pool=pool, readers=readers)
+        resources.check_workers(workers, pool=pool, readers=readers)
 
 
 @every_cluster

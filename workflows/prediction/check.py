@@ -8,7 +8,7 @@ from csat.tiles.resolutions import resolution_summary
 from workflows.prediction.config import CHUNK_TILES
 from workflows.prediction.description import Description
 from workflows.prediction.job import PredictJob
-from workflows.shell import cluster
+from workflows.shell import resources
 
 logger = logging.getLogger("predict")
 
@@ -33,7 +33,7 @@ def check_resources(job: PredictJob) -> None:
     """Whether the cluster can hold this job. Raises ConfigError with the sums, and what to change."""
     config = job.config
     read_bytes = max(job.tile_bytes, min(BLOCK_BYTES, CHUNK_TILES * job.tile_bytes))
-    cluster.check_stages(
+    resources.check_stages(
         {"readers": config.readers, "network": config.network, "outlines": config.outlines},
         beside={"assembly.max_slides": (config.assembly.max_slides, config.assembly.cpus_per_slide)},
         ray_config=config.ray,

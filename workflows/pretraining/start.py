@@ -13,7 +13,7 @@ from teachers.response_cache import KEY, ResponseCache, cache_key, check_budget,
 from workflows.pretraining.check import pools_of
 from workflows.pretraining.job import PretrainJob
 from workflows.pretraining.stream import StreamTeacher
-from workflows.shell import cluster, output
+from workflows.shell import cluster, output, resources
 
 EXIT_CODE_DIVERGED = 3  # some students are trained, others were stopped
 
@@ -23,7 +23,7 @@ logger = logging.getLogger("pretrain")
 def check_resources(job: PretrainJob) -> None:
     """Whether the cluster can hold this job. Raises ConfigError with the sums, and what to change."""
     config = job.config
-    cluster.check_resources(
+    resources.check_resources(
         readers=config.readers,
         pools=pools_of(config),
         workers=config.workers,

@@ -4,7 +4,7 @@ from csat.errors import ConfigError, DatasetError, StorageError
 from csat.labels.sets import LabelledData
 from csat.sweeps.space import Dimension, corners
 from workflows.finetuning.check import check
-from workflows.shell import cluster
+from workflows.shell import resources
 from workflows.sweep.cells import Cell
 from workflows.sweep.config import SweepConfig
 from workflows.sweep.search import GROUP_DRIVER_CPUS
@@ -36,7 +36,7 @@ def check_resources(config: SweepConfig, cells: list[Cell]) -> None:
     for cell in cells:
         workers = cell.config.workers
         is_group = workers.num_workers > 1
-        cluster.check_trials(
+        resources.check_trials(
             max_concurrent=config.max_concurrent,
             cpus=GROUP_DRIVER_CPUS if is_group else config.cpus_per_trial,
             gpus=0.0 if is_group else config.gpus_per_trial,
