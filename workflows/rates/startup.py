@@ -6,21 +6,25 @@ other are a pair. When things happened in a demonstration is read off its run fo
 """
 
 import json
+import logging
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
+from typing import Any
 
 from csat.errors import ConfigError
 from workflows.rates.commands import ROOT, Watched, run
 from workflows.rates.config import BenchmarkConfig
-from workflows.rates.spread import cell, times
+from workflows.rates.spread import cell, summary, times
 from workflows.shell import output
+
+logger = logging.getLogger("benchmark")
 
 PAGES = ("pretrain", "finetune", "tune", "evaluate", "benchmark")
 SHOWN_ROLES = ("driver", "reader", "teacher", "worker")  # of the demonstration's processes
 DEMO = ["workflows/pretrain.py", "--config", "demo"]  # what `make demo` runs
 REFUSED = 2  # exit code of a setting that cannot work
+FIRST_STEP, WHOLE = "until the first step, s", "make demo, s"
 # What has happened → the file of the run folder that was written last, then.
 MILESTONES = {
     "until tiles are cut, s": "manifest/index.json",
@@ -30,8 +34,8 @@ MILESTONES = {
 }
 
 
-def measure_startup(config: BenchmarkConfig) -> dict[str, dict[str, float]]:
-    """Checkout → figure → median over the rounds: seconds of answers and imports, to the first step, to the end; MB resident.
+def measure_startup(config: BenchmarkConfig) -> dict[str, dict[str, Any]]:
+    """Checkout → figure → its rounds: seconds of answers and imports, to the first step, to the end; MB resident.
 
     A round before them is not counted: it fills the cache of files.
 
@@ -46,11 +50,14 @@ def measure_startup(config: BenchmarkConfig) -> dict[str, dict[str, float]]:
     figures: dict[str, dict[str, list[float]]] = {str(checkout): {} for checkout in checkouts}
     for round_index in range(config.rounds + 1):
         for checkout in checkouts:
-            for name, value in _measure_once(checkout, pages).items():
+            measured = _measure_once(checkout, pages)
+            told = (f"round {round_index}" if round_index else "to warm up", checkout.name)
+            logger.info("%s, %s: %.1f s to the first step, %.1f s in all", *told, measured[FIRST_STEP], measured[WHOLE])
+            for name, value in measured.items():
                 if round_index:
                     figures[str(checkout)].setdefault(name, []).append(value)
     _print(figures, config.rounds)
-    return {where: {name: median(values) for name, values in each.items()} for where, each in figures.items()}
+    return {where: {name: summary(values) for name, values in each.items()} for where, each in figures.items()}
 
 
 def _measure_once(checkout: Path, pages: Sequence[str]) -> dict[str, float]:
@@ -65,7 +72,7 @@ def _measure_once(checkout: Path, pages: Sequence[str]) -> dict[str, float]:
         folder = Path(scratch, "run")
         demo = [*DEMO, "--train.log_every_steps", "1", "--run_folder", str(folder)]
         watched = run(demo, cwd=checkout, progress=folder / "metrics.jsonl")
-        figures |= _milestones(folder, watched) | {"make demo, s": watched.seconds}
+        figures |= _milestones(folder, watched) | {WHOLE: watched.seconds}
         throughput = json.loads((folder / "throughput.json").read_text())
         figures["the trainer waits, %"] = 100 * throughput["trainer_waiting_share"]
         resident = watched.resident_bytes
@@ -76,7 +83,7 @@ def _milestones(folder: Path, watched: Watched) -> dict[str, float]:
     """Seconds from the command to the first step and to each milestone, in their order."""
     written = {name: folder / file for name, file in MILESTONES.items()}
     seconds = {name: path.stat().st_mtime - watched.started for name, path in written.items() if path.exists()}
-    seconds["until the first step, s"] = watched.seconds_to(1)
+    seconds[FIRST_STEP] = watched.seconds_to(1)
     return {name: seconds[name] for name in sorted(seconds, key=seconds.get)}
 
 
