@@ -10,7 +10,6 @@ the bottleneck, tiles/s, hours, and what one more GPU or node would change. Noth
 """
 
 import sys
-import tempfile
 from functools import partial
 from pathlib import Path
 
@@ -46,8 +45,8 @@ def doctor(config: DoctorConfig) -> int:
     is_text = config.format == "text"
     spell = partial(with_flags, config_class=DoctorConfig)
     findings = Findings(say=output.result if is_text else None, spell=lambda text: command_line.as_called(spell(text)))
-    with tempfile.TemporaryDirectory(prefix="csat-doctor-") as scratch:
-        subject = examine(config, findings, scratch=scratch)
+    with interruption.scratch_folder("csat-doctor-") as scratch:
+        subject = examine(config, findings, scratch=str(scratch))
         plan = plan_from(subject, findings) if config.calibrate and not findings.has_failed else None
     if not is_text:
         output.result(findings.as_json(plan=plan))

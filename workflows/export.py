@@ -16,7 +16,6 @@ Every file is tried on real tiles, the run's own or those of `tiles`, and writte
 
 import logging
 import sys
-import tempfile
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -57,8 +56,7 @@ def export(config: ExportConfig) -> int:
     check_licences(why_not_released(facts.metadata), accept=config.accept_license)
     answers = open_answers(config.model, tile_px=config.tile_px, name=config.name)
     tiles, where = find_tiles(config, answers)
-    with tempfile.TemporaryDirectory(prefix="csat-export-") as scratch:
-        folder = Path(scratch)
+    with interruption.scratch_folder("csat-export-") as folder:
         measured = make_files(folder, config, answers, facts, tiles, where)
         commit(folder, config.output, {"model": config.model, "tiles": where, "speeds": measured.speeds})
         for name, why in measured.left_out.items():

@@ -7,8 +7,6 @@ answer n times as many tiles as one; the share of that which arrives is the effi
 
 import json
 import logging
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from csat.slides.synthetic import make_slides
@@ -17,6 +15,7 @@ from workflows.rates.config import BenchmarkConfig
 from workflows.rates.sleeping import Asked
 from workflows.rates.spread import cell, ratio, summary
 from workflows.shell import output
+from workflows.shell.interruption import scratch_folder
 
 logger = logging.getLogger("benchmark")
 
@@ -34,13 +33,13 @@ def measure_actors(config: BenchmarkConfig) -> dict[str, Any]:
     """
     numbers = QUICK_ACTORS if config.quick else ACTORS
     rates: dict[int, list[float]] = {number: [] for number in numbers}
-    with tempfile.TemporaryDirectory(prefix="csat-bench-") as scratch:
-        made = make_slides(Path(scratch, "slides"), num_slides=2, size_px=SLIDE_PX)
-        for _ in range(config.rounds):
+    with scratch_folder("csat-bench-") as scratch:
+        made = make_slides(scratch / "slides", num_slides=2, size_px=SLIDE_PX)
+        for index in range(config.rounds):
             for number in numbers:
                 seconds = QUICK_SECONDS if config.quick else SECONDS
                 asked = Asked(slides=[str(path) for path in made], actors=number, tile_s=TILE_S, seconds=seconds)
-                place = Path(scratch, f"{number}.json")
+                place = scratch / f"{number}-{index}.json"
                 run(["-m", "workflows.rates.sleeping", asked.as_json(), str(place)])
                 rates[number].append(json.loads(place.read_text())["tiles_per_s"])
                 logger.info("%d actors: %.1f tiles/s", number, rates[number][-1])

@@ -14,7 +14,6 @@ take is lost to them, and what no core did is idle. On a GPU the ceiling is the 
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from workflows.rates.contenders import DEFAULTS, STUDENT, TEACHER, TILE_PX, Ours
 from workflows.rates.images import MIDDLE, gather_images, make_teacher, steady
 from workflows.rates.spread import cell, ratio, summary
 from workflows.shell import output
+from workflows.shell.interruption import scratch_folder
 
 logger = logging.getLogger("benchmark")
 
@@ -40,8 +40,7 @@ def measure_ceiling(config: BenchmarkConfig) -> dict[str, Any]:
     """
     ours = Ours(more=config.ours)
     rounds: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory(prefix="csat-bench-") as scratch:
-        folder = Path(scratch)
+    with scratch_folder("csat-bench-") as folder:
         task = Task(weights=folder / "teacher.pt", device=config.device, seed=config.seed)
         num_images = gather_images(config, folder)
         make_teacher(task.weights, config.seed)

@@ -1,6 +1,6 @@
 """Commands of a user, timed from outside: seconds, and what their processes take of memory and cores, by role.
 
-Each command is a process group of its own and sees no cluster that the shell knows.
+Each command sees no cluster that the shell knows, and has ended when its function returns, whatever happens.
 """
 
 import os
@@ -19,7 +19,7 @@ import psutil
 from csat.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
-TIMEOUT_S = 3600.0  # of one command
+TIMEOUT_S, END_WITHIN_S = 3600.0, 30.0  # of one command; for one that took too long to commit and end
 SAMPLE_EVERY_S = 0.25
 # Role → what the command line of its processes has. The first that fits counts; `ray` is what Ray itself needs.
 ROLES = {
@@ -121,8 +121,8 @@ def run(
         except subprocess.TimeoutExpired as error:
             raise ConfigError(f"{shown(arguments)} did not end within {TIMEOUT_S:.0f} s") from error
         finally:
-            if process.poll() is None:  # too slow, or somebody interrupts the benchmark
-                process.terminate()
+            if process.poll() is None:  # it took too long
+                _end(process)
             watched.seconds = time.monotonic() - started
             if watcher:
                 watcher.stop()
@@ -131,6 +131,16 @@ def run(
     if code != expected:
         raise ConfigError(f"{shown(arguments)} failed in {cwd} (exit code {code}):\n{watched.said[-3000:]}")
     return watched
+
+
+def _end(process: subprocess.Popen) -> None:
+    """As a verb wants to be ended; at once where it does not hear."""
+    process.terminate()
+    try:
+        process.wait(END_WITHIN_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def shown(arguments: Sequence[str]) -> str:

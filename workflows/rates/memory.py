@@ -6,7 +6,6 @@ slides under other names. Shown is the most that one process of each role had fo
 
 import json
 import logging
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from workflows.rates.commands import run
 from workflows.rates.config import BenchmarkConfig
 from workflows.rates.spread import cell
 from workflows.shell import output
+from workflows.shell.interruption import scratch_folder
 
 logger = logging.getLogger("benchmark")
 
@@ -32,15 +32,15 @@ def measure_memory(config: BenchmarkConfig) -> dict[str, Any]:
     """
     number, edge_px = (QUICK_SLIDES, QUICK_PX) if config.quick else (NUM_SLIDES, SLIDE_PX)
     figures: dict[str, Any] = {"tiles": []}
-    with tempfile.TemporaryDirectory(prefix="csat-bench-") as scratch:
-        once, tenfold = Path(scratch, "once"), Path(scratch, "tenfold")
+    with scratch_folder("csat-bench-") as scratch:
+        once, tenfold = scratch / "once", scratch / "tenfold"
         made = make_slides(once, num_slides=number, size_px=edge_px)
         tenfold.mkdir()
         for index in range(TIMES):
             for path in made:
                 (tenfold / f"{index}-{path.name}").symlink_to(path)
         for slides in (once, tenfold):
-            for name, value in _measure(slides, Path(scratch, f"run-{slides.name}")).items():
+            for name, value in _measure(slides, scratch / f"run-{slides.name}").items():
                 figures.setdefault(name, []).append(value)
             logger.info("%d tiles: %.2f GB in all processes", figures["tiles"][-1], figures[ALL][-1] / 1e9)
     _print(figures)

@@ -4,7 +4,6 @@ Called by benchmark.py (`--stages '["plan", "manifest"]'`). Nothing here needs R
 """
 
 import pickle
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ from csat.tiles.manifest_writer import ManifestWriter
 from csat.tiles.sources import SlideRow
 from workflows.rates.config import BenchmarkConfig
 from workflows.shell import output
+from workflows.shell.interruption import scratch_folder
 
 EPOCHS = 10  # of the simulated run
 TEACHER_BATCH_TILES = 32  # tiles of one teacher call: they come and go together
@@ -56,7 +56,7 @@ def measure_manifest(config: BenchmarkConfig) -> dict[str, float]:
     slides = [SlideRow(slide=f"s3://bucket/slides/case-{i // 4:05d}/slide-{i:06d}.svs", kind="wsi") for i in range(num_slides)]
     ends = np.linspace(0, num_tiles, num_slides + 1).astype(np.int64)
     figures: dict[str, float] = {"memory_before_bytes": resident_bytes()}
-    with tempfile.TemporaryDirectory(prefix="csat-scale-") as folder:
+    with scratch_folder("csat-bench-") as folder:
         uri = str(Path(folder, "manifest"))
         writer = ManifestWriter(uri, ManifestConfig(holdout_fraction=0.1), "simulated", TilingConfig(), slides)
         writing_s = 0.0

@@ -10,7 +10,6 @@ is tried first, on some of the images; the fastest is taken. This project gets n
 """
 
 import logging
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +32,7 @@ from workflows.rates.contenders import (
 from workflows.rates.images import gather_images, make_teacher, steady
 from workflows.rates.spread import cell, ratio, summary, times
 from workflows.shell import output
+from workflows.shell.interruption import scratch_folder
 
 logger = logging.getLogger("benchmark")
 
@@ -56,8 +56,8 @@ def measure_peers(config: BenchmarkConfig) -> dict[str, Any]:
         ConfigError: too few images; a command failed.
     """
     everybody, versions = _contenders(config)
-    with tempfile.TemporaryDirectory(prefix="csat-bench-") as scratch:
-        contest = _Contest(config, Path(scratch))
+    with scratch_folder("csat-bench-") as scratch:
+        contest = _Contest(config, scratch)
         num_images = contest.gather()
         chosen = {} if config.quick or config.device == "cuda" else {each.name: contest.choose(each) for each in everybody}
         runs = contest.rounds(everybody, chosen)

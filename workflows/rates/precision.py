@@ -1,10 +1,9 @@
 """float32 against bfloat16: how fast teacher and student are, and how good the student is after a short training.
 
-Called by benchmark.py (`--stages '["precision"]'`, best with slides of one's own). The formats take turns. Each seed trains
+Called by benchmark.py (`--stages precision`, best with slides of one's own). The formats take turns. Each seed trains
 two students over the same tiles in the same order; both are judged in float32, by the loss on tiles that neither has seen.
 """
 
-import tempfile
 from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
@@ -36,8 +35,10 @@ from teachers.registry import load_teacher
 from teachers.stage import TeacherStage
 from workflows.rates.config import BenchmarkConfig
 from workflows.shell import output
+from workflows.shell.interruption import scratch_folder
 
 SEEDS, EPOCHS, BATCH = (0, 1, 2), 3, 16
+QUICK_SEEDS, QUICK_EPOCHS = (0, 1), 1
 MAX_TILES, HELD_OUT = 256, 4  # tiles in all; every so many-th is held out
 LR = 0.004
 # name → teacher, its options, student
@@ -50,8 +51,8 @@ PAIRS: dict[str, tuple[str, dict[str, Any], str]] = {
 def measure_precision(config: BenchmarkConfig) -> dict[str, Any]:
     """Pair → tiles/s of teacher and student in both formats, and the held-out loss of each seed."""
     figures = {}
-    with tempfile.TemporaryDirectory(prefix="csat-bench-") as scratch:
-        tiles = _read(config, Path(scratch))
+    with scratch_folder("csat-bench-") as scratch:
+        tiles = _read(config, scratch)
     for name, (teacher, options, student) in PAIRS.items():
         figures[name] = _measure(config, tiles, teacher, options, student)
         _print(name, figures[name])
@@ -79,7 +80,8 @@ def _measure(config: BenchmarkConfig, tiles: Rows, teacher: str, options: dict[s
     seen, unseen = ({name: column[chosen] for name, column in answered.items()} for chosen in (~is_held_out, is_held_out))
     rates: dict[str, list[float]] = {FLOAT32: [], BFLOAT16: []}
     losses: dict[str, list[float]] = {FLOAT32: [], BFLOAT16: []}
-    for seed in SEEDS:
+    seeds, epochs = (QUICK_SEEDS, QUICK_EPOCHS) if config.quick else (SEEDS, EPOCHS)
+    for seed in seeds:
         for precision in rates:  # they take turns: a machine that others use is as slow for both
             setting = Setting(tile_px=config.tile_px, teacher=load_teacher(teacher, None, options).spec, seed=seed)
             torch.manual_seed(seed)
@@ -87,30 +89,30 @@ def _measure(config: BenchmarkConfig, tiles: Rows, teacher: str, options: dict[s
                 "rckd", {}, build_student("rckd", {}, StudentConfig(backbone=student), setting.teacher), setting
             )
             method = method.to(config.device)
-            rates[precision].append(_train(method, seen, precision, seed, config.device))
+            rates[precision].append(_train(method, seen, precision, epochs, seed, config.device))
             losses[precision].append(_judge(method, unseen, config.device))
-    return {"student_tiles_per_s": rates, "held_out_loss": losses}
+    return {"epochs": epochs, "student_tiles_per_s": rates, "held_out_loss": losses}
 
 
-def _train(method: Method, rows: Rows, precision: str, seed: int, device: str) -> float:
+def _train(method: Method, rows: Rows, precision: str, epochs: int, seed: int, device: str) -> float:
     """Train; returns tiles/s, the median over log lines."""
     number = len(rows[POSITION]) // BATCH * BATCH
-    plan = Plan([number], [0], num_epochs=EPOCHS, seed=seed)
-    orders = [np.random.default_rng((seed, epoch)).permutation(len(rows[POSITION]))[:number] for epoch in range(EPOCHS)]
+    plan = Plan([number], [0], num_epochs=epochs, seed=seed)
+    orders = [np.random.default_rng((seed, epoch)).permutation(len(rows[POSITION]))[:number] for epoch in range(epochs)]
     order = np.concatenate(orders)
     batches = [
         {name: column[order[start : start + BATCH]] for name, column in rows.items()} | {POSITION: start + np.arange(BATCH)}
         for start in range(0, len(order), BATCH)
     ]
     settings = TrainConfig(
-        epochs=EPOCHS, batch_size=BATCH, precision=precision, seed=seed, log_every_steps=4, optim=OptimConfig(lr=LR)
+        epochs=epochs, batch_size=BATCH, precision=precision, seed=seed, log_every_steps=4, optim=OptimConfig(lr=LR)
     )
-    with tempfile.TemporaryDirectory(prefix="csat-bench-") as folder:
+    with scratch_folder("csat-bench-") as folder:
         context = TrainContext(batches=lambda _: iter(batches), device=torch.device(device))
-        trainer = Trainer(method, plan, context, settings, run_folder=folder, tile_px=rows["tile"].shape[1])
+        trainer = Trainer(method, plan, context, settings, run_folder=str(folder), tile_px=rows["tile"].shape[1])
         trainer.run()
         method.load_state_dict(trainer.learner.averaged_state())
-        return median(line["tiles_per_s"] for line in read_metrics(folder))
+        return median(line["tiles_per_s"] for line in read_metrics(str(folder)))
 
 
 @torch.inference_mode()
@@ -126,7 +128,7 @@ def _judge(method: Method, rows: Rows, device: str) -> float:
 
 
 def _print(name: str, figures: dict[str, Any]) -> None:
-    lines = [f"\n{name}, {len(SEEDS)} seeds, {EPOCHS} epochs"]
+    lines = [f"\n{name}, {len(figures['held_out_loss'][FLOAT32])} seeds, {figures['epochs']} epochs"]
     first = median(figures["student_tiles_per_s"][FLOAT32])
     for precision in (FLOAT32, BFLOAT16):
         rates, losses = figures["student_tiles_per_s"][precision], figures["held_out_loss"][precision]

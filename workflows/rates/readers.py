@@ -10,7 +10,6 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +31,7 @@ from csat.tiles.tiling import tile_slide
 from workflows.rates.config import BenchmarkConfig
 from workflows.rates.openslide_loop import open_by_hand, read_by_hand
 from workflows.rates.turns import compare
+from workflows.shell.interruption import scratch_folder
 
 logger = logging.getLogger("benchmark")
 
@@ -48,14 +48,14 @@ def measure_readers(config: BenchmarkConfig) -> dict[str, Any]:
         ConfigError: a tile could not be read.
     """
     figures = {}
-    with tempfile.TemporaryDirectory(prefix="csat-bench-") as scratch:
+    with scratch_folder("csat-bench-") as scratch:
         edge_px = QUICK_PX if config.quick else SLIDE_PX
-        slide = list(config.slides)[:1] or [str(make_slides(Path(scratch, "slide"), num_slides=1, size_px=edge_px)[0])]
+        slide = list(config.slides)[:1] or [str(make_slides(scratch / "slide", num_slides=1, size_px=edge_px)[0])]
         rows = rows_of(slide, config.tile_px, MOST_TILES)
         figures["disk"] = _on_disk(config, rows)
         if uris.is_local(rows["slide"][0]) and find_spec("moto"):
             with _bucket(Path(rows["slide"][0])) as uri:
-                figures["bucket"] = _in_bucket(config, rows, uri, Path(scratch))
+                figures["bucket"] = _in_bucket(config, rows, uri, scratch)
         else:
             logger.warning("reading from a bucket is left out: it needs a slide on disk, and pip install 'moto[server]'")
     return figures

@@ -1,11 +1,13 @@
 """A run's stream with a teacher that sleeps, in a process with a Ray of its own: what the stage actors times.
 
-python -m workflows.rates.sleeping ASKED.as_json() FILE
+python -m workflows.rates.sleeping ASKED.as_json() FILE.json
+
+The figure goes into the file, the stream's manifest into a folder beside it.
 """
 
 import json
+import os
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,15 +17,18 @@ from typing import Any
 import numpy as np
 
 from csat.columns import POSITION
+from csat.errors import ConfigError
 from csat.responses import Kind, ResponseSpec, TeacherSpec
 from teachers.contract import Teacher, sha256_of_settings
 from teachers.registry import TEACHERS
 
 NAME, CHANNELS = "sleeping", 32
 TILE_PX, BATCH, CHUNK_TILES = 128, 16, 64
-MIDDLE = (0.25, 0.85)  # of the tiles: what counts
+MIDDLE = (0.25, 0.85)  # of the tiles: what counts, once every actor has answered
+PID_BASE = 2048  # float16 holds whole numbers up to here
 CPUS_PER_ACTOR = 0.01  # reserved: they sleep
 TILES_AT_ONCE = 32  # that are taken from the stream
+FEWEST_TILES = 64  # that a rate is taken from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +58,7 @@ class SleepingOptions:
 
 
 class SleepingTeacher(Teacher):
-    """Says the same of every tile, after a while."""
+    """Says of every tile which process has seen it, after a while."""
 
     def __init__(self, options: SleepingOptions):
         self.options = options
@@ -63,7 +68,9 @@ class SleepingTeacher(Teacher):
 
     def respond(self, tiles: np.ndarray) -> dict[str, np.ndarray]:
         time.sleep(self.options.tile_s * len(tiles))
-        return {"features": np.ones((len(tiles), CHANNELS), np.float16)}
+        said = np.ones((len(tiles), CHANNELS), np.float16)
+        said[:, :2] = divmod(os.getpid(), PID_BASE)
+        return {"features": said}
 
 
 def load_sleeping(options: SleepingOptions, *, weights: str | None, device: str, wanted: Sequence[str] | None) -> Teacher:
@@ -115,9 +122,14 @@ def make_config(asked: Asked, manifest_uri: str) -> Any:
 
 
 def tiles_per_s(asked: Asked, scratch: Path) -> float:
-    """Of the stream in its middle."""
+    """Of the stream in its middle.
+
+    Raises:
+        ConfigError: not all actors had answered before its end.
+    """
     import ray
 
+    from csat.columns import RESPONSE_PREFIX
     from csat.runs.plan import Intervals
     from workflows.pretraining.stream import make_stream
     from workflows.shell.config import RayConfig
@@ -128,15 +140,31 @@ def tiles_per_s(asked: Asked, scratch: Path) -> float:
     runtime = {"worker_process_setup_hook": "workflows.rates.sleeping.register"}
     ray.init(include_dashboard=False, runtime_env=runtime, log_to_driver=False)
     configure_data(RayConfig())
-    done, times = [0], [time.monotonic()]
+    done, times, actors = [0], [time.monotonic()], [set()]
     for batch in make_stream(config, Intervals()).iter_batches(batch_size=TILES_AT_ONCE, prefetch_batches=2):
         done.append(done[-1] + len(batch[POSITION]))
         times.append(time.monotonic())
+        actors.append(actors[-1] | {tuple(said) for said in batch[f"{RESPONSE_PREFIX}features"][:, :2].tolist()})
+    return steady(done, times, list(map(len, actors)), asked.actors)
+
+
+def steady(done: Sequence[int], times: Sequence[float], actors: Sequence[int], wanted: int) -> float:
+    """Tiles/s between two shares of a stream, and while so many actors answer.
+
+    Args:
+        done, times, actors: Tiles, seconds, and actors that have answered any, after each batch.
+
+    Raises:
+        ConfigError: they came too late.
+    """
     first, last = (next(i for i, number in enumerate(done) if number >= share * done[-1]) for share in MIDDLE)
+    first = next((i for i, number in enumerate(actors) if i >= first and number >= wanted), last)
+    if done[last] - done[first] < FEWEST_TILES:
+        raise ConfigError(f"{actors[-1]} of {wanted} actors had answered before the end of the stream: make it longer")
     return (done[last] - done[first]) / (times[last] - times[first])
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory(prefix="csat-bench-") as folder:
-        rate = tiles_per_s(Asked(**json.loads(sys.argv[1])), Path(folder))
-    Path(sys.argv[2]).write_text(json.dumps({"tiles_per_s": rate}))
+    place = Path(sys.argv[2])
+    rate = tiles_per_s(Asked(**json.loads(sys.argv[1])), place.with_suffix(""))
+    place.write_text(json.dumps({"tiles_per_s": rate}))

@@ -1,6 +1,5 @@
 """How fast teachers, and models that answer, are by themselves in this process: candidates take turns, round by round."""
 
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from workflows.rates.config import BenchmarkConfig
 from workflows.rates.readers import rows_of
 from workflows.rates.turns import NAME_WIDTH, compare
 from workflows.shell import output
+from workflows.shell.interruption import scratch_folder
 
 # name in the table → (teacher, options); random weights cost the same as trained ones
 TEACHERS = {
@@ -33,8 +33,8 @@ UNTRAINED = {"hovernet": {"random_weights": True}}  # of the stage model, by nam
 
 def measure_teachers(config: BenchmarkConfig) -> dict[str, Any]:
     """Name → tiles/s."""
-    with tempfile.TemporaryDirectory(prefix="csat-bench-") as scratch:
-        tiles = _tiles(config, Path(scratch))
+    with scratch_folder("csat-bench-") as scratch:
+        tiles = _tiles(config, scratch)
     if not len(tiles):
         raise ConfigError(f"no tile of {config.slides} could be read: give others with slides=")
     candidates = {}
@@ -52,8 +52,8 @@ def measure_models(config: BenchmarkConfig) -> dict[str, Any]:
         options = UNTRAINED.get(name)
         answers = open_answers(name, options=options, tile_px=config.model_px, device=config.device, threads=config.threads)
         costs[name] = _cost_of(answers)
-        with tempfile.TemporaryDirectory(prefix="csat-bench-") as scratch:
-            tiles = _tiles(replace(config, tile_px=answers.tile_px), Path(scratch))
+        with scratch_folder("csat-bench-") as scratch:
+            tiles = _tiles(replace(config, tile_px=answers.tile_px), scratch)
         if len(tiles) < config.batch_size:
             raise ConfigError(f"{config.slides} give {len(tiles)} tiles of {answers.tile_px} px: lower batch_size")
         candidates[name] = lambda answers=answers, tiles=tiles: answers.answer(tiles)

@@ -1,13 +1,12 @@
 """How long a user waits before anything happens, and how large the processes are: a whole demonstration, from its command.
 
-Called by benchmark.py (`--stages '["startup"]'`). Everything is a command of its own, as a user gives it. With several
+Called by benchmark.py (`--stages startup`). Everything is a command of its own, as a user gives it. With several
 checkouts they take turns, so that a version is measured against another one under the same load; round n of the one and of the
 other are a pair. When things happened in a demonstration is read off its run folder.
 """
 
 import json
 import logging
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from workflows.rates.commands import ROOT, Watched, run
 from workflows.rates.config import BenchmarkConfig
 from workflows.rates.spread import cell, summary, times
 from workflows.shell import output
+from workflows.shell.interruption import scratch_folder
 
 logger = logging.getLogger("benchmark")
 
@@ -66,10 +66,10 @@ def _measure_once(checkout: Path, pages: Sequence[str]) -> dict[str, float]:
 
     figures = {f"{page} --help, s": seconds(f"workflows/{page}.py", "--help") for page in pages}
     figures |= {f"import {page}, s": seconds("-c", f"import workflows.{page}") for page in pages}
-    with tempfile.TemporaryDirectory(prefix="csat-bench-") as scratch:
-        nowhere = [*DEMO, "--slides", str(Path(scratch, "nowhere")), "--run_folder", str(Path(scratch, "refused"))]
+    with scratch_folder("csat-bench-") as scratch:
+        nowhere = [*DEMO, "--slides", str(scratch / "nowhere"), "--run_folder", str(scratch / "refused")]
         figures["missing slides are refused, s"] = seconds(*nowhere, expected=REFUSED)
-        folder = Path(scratch, "run")
+        folder = scratch / "run"
         demo = [*DEMO, "--train.log_every_steps", "1", "--run_folder", str(folder)]
         watched = run(demo, cwd=checkout, progress=folder / "metrics.jsonl")
         figures |= _milestones(folder, watched) | {WHOLE: watched.seconds}

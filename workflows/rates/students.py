@@ -5,7 +5,6 @@ all candidates take turns. Compiling is not counted, it comes before the first r
 """
 
 import copy
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +24,7 @@ from csat.responses import Kind, ResponseSpec, Symmetry
 from workflows.rates.config import BenchmarkConfig
 from workflows.rates.spread import cell, summary, times
 from workflows.shell import output
+from workflows.shell.interruption import scratch_folder
 
 RESPONSES = (
     ResponseSpec(name="np", kind=Kind.PROBABILITY, channels=1),
@@ -56,15 +56,13 @@ def measure_students(config: BenchmarkConfig) -> dict[str, Any]:
     tiles = np.random.default_rng(config.seed).integers(0, 256, shape, dtype=np.uint8)
     candidates: dict[tuple[str, str, str], Callable[[], object]] = {}
     costs = {}
-    with tempfile.TemporaryDirectory(prefix="csat-bench-") as scratch:
+    with scratch_folder("csat-bench-") as scratch:
         for name in config.students:
             torch.manual_seed(config.seed)
             student = Student(StudentConfig(backbone=name), RESPONSES)
             costs[name] = count_cost(student, (1, 3, config.tile_px, config.tile_px))
             for way in ways:
-                candidates |= {
-                    (name, *key): run for key, run in _candidates(student, way, tiles, config, Path(scratch)).items()
-                }
+                candidates |= {(name, *key): run for key, run in _candidates(student, way, tiles, config, scratch).items()}
         rates = _take_turns(candidates, config)
     figures: dict[str, Any] = {name: {**costs[name], FORWARD: {}, TRAINING: {}} for name in config.students}
     for (name, way, what), values in rates.items():

@@ -7,7 +7,6 @@ the table), and what lies between one run and the next.
 
 import json
 import logging
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from workflows.rates.commands import run
 from workflows.rates.config import BenchmarkConfig
 from workflows.rates.spread import cell, summary
 from workflows.shell import output
+from workflows.shell.interruption import scratch_folder
 
 logger = logging.getLogger("benchmark")
 
@@ -34,11 +34,11 @@ def measure_sweep(config: BenchmarkConfig) -> dict[str, Any]:
         ConfigError: the sweep failed.
     """
     rounds = []
-    with tempfile.TemporaryDirectory(prefix="csat-bench-") as scratch:
-        _make_images(Path(scratch, "images"), config.seed)
+    with scratch_folder("csat-bench-") as scratch:
+        _make_images(scratch / "images", config.seed)
         for index in range(config.rounds):
-            folder = Path(scratch, f"sweep-{index}")
-            watched = run(_command(config, Path(scratch, "images"), folder))
+            folder = scratch / f"sweep-{index}"
+            watched = run(_command(config, scratch / "images", folder))
             rounds.append(_round(folder, watched.seconds))
             logger.info("round %d: %s", index + 1, {name: round(value, 1) for name, value in rounds[-1].items()})
     _print(rounds)

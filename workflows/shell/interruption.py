@@ -16,10 +16,12 @@ import shlex
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 COMMAND = "csat"  # as pyproject.toml installs it
 EXIT_CODES = {
@@ -47,6 +49,7 @@ class _Listener:
         self.stop: Callable[[], bool] | None = None
         self.kept: Callable[[], str] | None = None
         self.has_ray = False  # started, or joined
+        self.scratch: set[Path] = set()  # folders that go away with the process
         self._ending = threading.Lock()
 
     def wait(self, signals: set[int]) -> None:
@@ -72,6 +75,8 @@ class _Listener:
             kept = kept or "what the run folder holds, which does not answer now"
             _say(f"interrupted ({self.name}); kept: {kept}\nresume with: {command()}")
             _kill_children()
+            for folder in tuple(self.scratch):
+                shutil.rmtree(folder, ignore_errors=True)
             for stream in (sys.stdout, sys.stderr):
                 stream.flush()
             os._exit(EXIT_CODES[self.signum])
@@ -101,6 +106,18 @@ def keeps(kept: Callable[[], str]) -> None:
 def has_ray() -> None:
     """Say here that the verb starts a Ray of its own, which ends with it, or joins one."""
     _listener.has_ray = True
+
+
+@contextmanager
+def scratch_folder(prefix: str) -> Iterator[Path]:
+    """A temporary folder that goes away with the context, and where a signal ends the process in it."""
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
+    _listener.scratch.add(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        _listener.scratch.discard(folder)
 
 
 def leave(code: int) -> None:

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from tests.support.verbs import ROOT
-from workflows.shell.interruption import EXIT_CODES, ONE_WITHIN_S
+from workflows.shell.interruption import EXIT_CODES, ONE_WITHIN_S, scratch_folder
 
 # A verb of the same shape: it starts a child, tells what it is at, and what it keeps.
 SCRIPT = """
@@ -37,8 +37,10 @@ try:
             time.sleep({step_s})  # the step that is finished
             print("committed", flush=True)
     else:
-        print("ready", flush=True)
-        time.sleep(60)
+        with interruption.scratch_folder("scratch-") as scratch:
+            (scratch / "file").touch()
+            print("ready", flush=True)
+            time.sleep(60)
 except KeyboardInterrupt:
     interruption.end()
 sys.exit(7)
@@ -116,6 +118,20 @@ def test_where_nothing_trains_there_is_nothing_to_wait_for(tmp_path, state):
     process.send_signal(signal.SIGINT)
     code, seconds, said = end_of(process, log)
     assert code == 130 and seconds < 40 and "kept: 12 of 40 tiles" in said
+
+
+def test_a_scratch_folder_goes_away_with_the_process(tmp_path):
+    process, log = begin(tmp_path, trains=False, env={**os.environ, "TMPDIR": str(tmp_path)})
+    assert [path.name for path in tmp_path.glob("scratch-*/*")] == ["file"]
+    process.send_signal(signal.SIGTERM)
+    assert end_of(process, log)[0] == 143 and not list(tmp_path.glob("scratch-*"))
+
+
+def test_a_scratch_folder_goes_away_with_its_context():
+    with suppress(ValueError), scratch_folder("scratch-") as scratch:
+        (scratch / "file").touch()
+        raise ValueError
+    assert not scratch.exists()
 
 
 def test_ctrl_c_in_a_terminal(tmp_path):
