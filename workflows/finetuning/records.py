@@ -3,6 +3,7 @@
 import csv
 import io
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -57,13 +58,13 @@ def write_samples(folder: RunFolder, prepared: Prepared) -> None:
         for sample in samples
     ]
     _write_csv(folder, "samples.csv", ["image", "part", "sample", "group", "label", "mpp", "reason"], lines)
-    # An image of a container (h5, npy) has no file of its own that a slide reader could open.
-    unlabelled = [
-        [sample.image, sample.group, "" if sample.mpp is None else sample.mpp]
+    # An image of a container (h5, npy) has no file of its own that a slide reader could open; windows of one image have one.
+    unlabelled = dict.fromkeys(
+        (sample.image, sample.group, "" if sample.mpp is None else sample.mpp)
         for sample in (*data.splits["train"], *data.unlabelled)
         if sample.index is None
-    ]
-    _write_csv(folder, "pretrain.csv", ["slide", "patient", "mpp"], unlabelled)
+    )
+    _write_csv(folder, "pretrain.csv", ["slide", "patient", "mpp"], list(unlabelled))
 
 
 def tell_result(folder: RunFolder, *, first: str | None = None) -> None:
@@ -83,7 +84,7 @@ def tell_result(folder: RunFolder, *, first: str | None = None) -> None:
     output.result("\n".join(lines), run_folder=folder.uri, model=places[0], report=places[1], figures=figures)
 
 
-def _write_csv(folder: RunFolder, name: str, header: list[str], lines: list[list[Any]]) -> None:
+def _write_csv(folder: RunFolder, name: str, header: list[str], lines: Sequence[Sequence[Any]]) -> None:
     table = io.StringIO()
     csv.writer(table).writerows([header, *lines])
     folder.write_text(name, table.getvalue())

@@ -32,6 +32,7 @@ class Sample:
     mask: str | None = None  # URI of the class mask or of the instances
     types: str | None = None  # URI of the nuclei's types, where they are in a file of their own
     index: int | None = None  # position within `image`, for containers (h5, npy)
+    window: tuple[int, int, int] | None = None  # left, top and edge (px) of the square of `image` that it is; None: all of it
     form: str | None = None  # what the label files hold, where a layout reads several forms: its own word
     mpp: float | None = None  # micrometres per pixel; None: not stated
     # Who says so (csat.slides.mpp): GIVEN in this sample's row of the user's table, STATED by its own file; None: it is what

@@ -3,6 +3,7 @@
 import csv
 import io
 import time
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -96,6 +97,11 @@ class TestPretraining:
     def test_a_set_that_moved_is_recognised(self, tmp_path):
         run = pretraining(tmp_path, [(f"s3://bucket/copies{SEEN.image.removeprefix('/data')}", None)])
         assert "1 images were" in refusal(str(run), data(test=[SEEN]))
+
+    def test_a_point_of_an_image_is_that_image(self, tmp_path):
+        """The layout manifest with `window_px` calls its samples so."""
+        run = pretraining(tmp_path, [(SEEN.image, None)])
+        assert "1 images were" in refusal(str(run), data(test=[replace(SEEN, key=f"{SEEN.key}@00003")]))
 
     def test_a_file_of_the_same_name_elsewhere_is_another(self, tmp_path):
         run = pretraining(tmp_path, [("/data/wards/b/001.png", None), ("/data/others/a/001.png", None)])

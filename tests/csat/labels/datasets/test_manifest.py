@@ -9,7 +9,9 @@ import tifffile
 
 from csat.errors import ConfigError, DatasetError, SlideError
 from csat.labels.datasets.registry import load_sample, read_dataset
+from csat.labels.splits import SplitConfig, split_set
 from csat.tasks import IGNORE, Task
+from csat.tiles.sources import list_slides
 from tests.csat.labels.datasets.files import HEIGHT, WIDTH, break_image, check_one_unreadable, check_set, only, picture, write
 
 
@@ -180,3 +182,73 @@ def test_a_name_that_is_not_utf8_in_a_table(images):
     write(images / "img" / os.fsdecode(b"\xe4.png"), picture(9))
     found = read_dataset("manifest", table(images, "path,label", r"img/\xe4.png,x", "img/a.png,y"))
     assert (load_sample(only(found, r"img/\xe4.png")).image == picture(9)).all()
+
+
+def test_a_row_can_be_a_point_of_an_image(images):
+    lines = ["path,label,x,y,group,split", "img/a.png,lymph,12,10,a,train", "img/a.png,other,1.4,19,a,train"]
+    lines += ["img/a.png,?,3,3,a,train", "img/b.png,lymph,8,8,b,test", "img/a.png,lymph,12,10,a,train"]
+    path = table(images, *lines)
+    found = read_dataset("manifest", path, options={"window_px": 6, "leave_out": ["?"]})
+    check_set(found, name="manifest", classes=("lymph", "other"), licence="not stated", mpp=None)
+    assert [(sample.key, sample.window, sample.group) for sample in found.samples] == [
+        ("img/a.png@00001", (9, 7, 6), "a"),
+        ("img/a.png@00002", (-2, 16, 6), "a"),
+        ("img/a.png@00003", (9, 7, 6), "a"),  # two points at one place
+        ("img/b.png@00001", (5, 5, 6), "b"),
+    ]
+    whole = picture(0)
+    inside, outside, _, other = (load_sample(sample).image for sample in found.samples)
+    assert (inside == whole[7:13, 9:15]).all() and (other == picture(1)[5:11, 5:11]).all()
+    mirrored = np.pad(whole, ((6, 6), (6, 6), (0, 0)), mode="symmetric")
+    assert (outside == mirrored[22:28, 4:10]).all()
+
+
+@pytest.mark.parametrize(
+    ("lines", "task", "options", "message"),
+    [
+        (["path,label", "img/a.png,x"], None, {"window_px": 6}, "there is no column 'x', 'y'"),
+        (["path,label,x,y", "img/a.png,x,far,1"], None, {"window_px": 6}, "line 2: 'far' in column 'x' is no number"),
+        (["path,label,x,y", "img/a.png,x,1,"], None, {"window_px": 6}, "line 2: column 'y' is empty"),
+        (["path,label,x,y", "img/a.png,x,1,1"], None, {"window_px": 0}, "window_px is an edge of at least 1 px, not 0"),
+        (["path,mask,label,x,y", "img/a.png,m.png,x,1,1"], "segmentation", {"window_px": 6}, "are for a classification"),
+    ],
+)
+def test_points_that_are_none(images, lines, task, options, message):
+    with pytest.raises((ConfigError, DatasetError), match=message):
+        read_dataset("manifest", table(images, *lines), task=task, options=options)
+
+
+class TestRealTables:
+    """Sets whose table says it all, with the settings of docs/datasets.md."""
+
+    def test_cells_by_their_centres(self, shared_data):
+        root = shared_data("crchisto")
+        options = {"path": "image", "label": "type", "group": "image", "image_root": str(root / "images")}
+        found = read_dataset("manifest", str(root), options={**options, "window_px": 64, "leave_out": ["unclassified"]})
+        assert len(found.samples) == 22_444 and len({sample.group for sample in found.samples}) == 100
+        assert found.info.classes == ("epithelial", "fibroblast", "inflammatory", "others")
+        counts = [sum(sample.label == index for sample in found.samples) for index in range(4)]
+        assert counts == [7722, 5712, 6971, 2039]
+        splits = split_set(found, SplitConfig())  # refuses an image in two of them
+        assert [len({sample.group for sample in splits[name]}) for name in ("train", "val", "test")] == [70, 10, 20]
+        assert all(load_sample(sample).image.shape == (64, 64, 3) for sample in found.samples[:300])
+
+    def test_polyps_by_their_slides(self, shared_data):
+        options = {"path": "file", "group": "stain_group"}
+        found = read_dataset("manifest", str(shared_data("crc_polyp5")), options=options)
+        assert found.info.classes == ("AC", "H", "S", "T", "V") and len(found.samples) == 2000
+        splits = split_set(found, SplitConfig())
+        groups = {name: {sample.group for sample in samples} for name, samples in splits.items()}
+        assert len(splits["test"]) == 500 and not groups["test"] & (groups["train"] | groups["val"])
+        assert {sample.label for sample in splits["val"]} == set(range(5)) == {sample.label for sample in splits["train"]}
+
+    def test_cases_of_osteosarcoma(self, shared_data):
+        root = shared_data("osteosarcoma_mini")
+        options = {"path": "file", "group": "case", "image_root": str(root / "images")}
+        found = read_dataset("manifest", str(root), options=options)
+        assert len(found.samples) == 60 and len({sample.group for sample in found.samples}) == 4
+        assert load_sample(found.samples[0]).image.shape == (1024, 1024, 3)
+
+    def test_tiles_without_labels_are_slides_of_their_own(self, shared_data):
+        rows = list_slides([str(shared_data("tcga_tiles_unlabelled") / "images")])
+        assert len(rows) == 240 and {row.kind for row in rows} == {"image"}
