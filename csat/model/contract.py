@@ -38,7 +38,8 @@ class ModelConfig:
     """What is trained, and from where it starts."""
 
     name: Often[str] = "csat"  # a timm model (csat, resnet18, …), hovernet, unet, fanet, mobile_unet, enet or erfnet
-    init: Often[str] = "scratch"  # scratch, pretrained (timm's own weights, downloaded) or run (from_run)
+    init: Often[str] = "scratch"  # scratch, pretrained (timm's own weights, downloaded or of weights) or run (from_run)
+    weights: Often[Place | None] = None  # with init pretrained: a file with timm's names, local or s3://; None: downloaded
     from_run: Often[Place | None] = None  # run folder of pretrain.py or finetune.py, or an exported folder; local or s3://
     transfer: str = "all"  # of from_run: backbone, backbone+decoder, or all (also heads of the same name and form)
     freeze: str = "none"  # what does not train: none, backbone, or backbone+decoder
@@ -58,6 +59,8 @@ class ModelConfig:
                 f"model.init {self.init!r} with model.from_run {self.from_run!r}: a run folder goes with init run, and only "
                 "there"
             )
+        if self.weights is not None and self.init != "pretrained":
+            raise ConfigError(f"model.weights {self.weights} goes with model.init pretrained, not with {self.init}")
         if self.freeze != "none" and self.init == "scratch":
             raise ConfigError(f"model.freeze {self.freeze} with model.init scratch: random weights would never learn")
         if DECODER in FREEZES[self.freeze] and (self.init != "run" or DECODER not in TRANSFERS[self.transfer]):
@@ -134,7 +137,7 @@ class Model(PartedModel):
         cls.check_task(config, info)
         cls.check_settings(config)
         options = cls.read_options(config)
-        more = {"pretrained": config.init == "pretrained"} if cls.has_pretrained else {}
+        more = {"pretrained": config.weights or config.init == "pretrained"} if cls.has_pretrained else {}
         return cls(options, cls.heads_for(info, options), **more)
 
     @classmethod

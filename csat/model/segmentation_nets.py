@@ -32,12 +32,12 @@ class SegmentationNet(Model):
     encoder: ClassVar[tuple[str, ...]] = ("encoder",)
     decoder: ClassVar[tuple[str, ...]] = ("up", "decoder")
 
-    def __init__(self, options: object, responses: Sequence[ResponseSpec], *, pretrained: bool = False):
+    def __init__(self, options: object, responses: Sequence[ResponseSpec], *, pretrained: bool | str = False):
         """
         Args:
             options: What it is made of.
             responses: The head: one, dense, over the whole tile.
-            pretrained: With timm's own weights (downloads them), where it has any.
+            pretrained: With timm's own weights, downloaded or of this file, where it has any.
 
         Raises:
             ConfigError: heads that it does not have.

@@ -26,7 +26,7 @@ from csat.model.networks.heads import DenseDecoder, DenseHead, GlobalHead
 from csat.model.parts import BACKBONE, DECODER, HEADS, head_key
 from csat.model.timm_form import TimmForm, timm_form
 from csat.responses import Kind, ResponseSpec
-from csat.settings import Often, read_settings
+from csat.settings import Often, Place, read_settings
 from csat.tasks import DatasetInfo, heads_of
 
 PREDICTION_STRIDE_PX = 2  # of dense predictions: half the resolution resolves nuclei borders at a quarter of the cost
@@ -41,6 +41,7 @@ class StudentConfig:
     downsample: int = 1  # the student sees the tile at 1/downsample of its pixels
     drop_path: float = 0.0  # stochastic depth of the backbone's last block, 0 to 1
     pretrained: bool = False  # start from timm's own weights (downloads them); csat has none
+    weights: Place | None = None  # start from a file of the backbone's weights with timm's names, local or s3://
     grad_checkpointing: bool = False  # recompute the backbone's blocks in the backward pass: less memory, a third slower
     channels_last: bool = True  # memory layout; faster on CPU and on GPUs with tensor cores
 
@@ -49,6 +50,10 @@ class StudentConfig:
             raise ConfigError(f"student.downsample is a whole factor of at least 1, not {self.downsample}")
         if self.decoder_channels < 1:
             raise ConfigError(f"student.decoder_channels must be at least 1, not {self.decoder_channels}")
+        if self.pretrained and self.weights is not None:
+            raise ConfigError(
+                f"student.pretrained downloads weights, and student.weights names {self.weights}: give one of them"
+            )
         if not 0 <= self.drop_path < 1:
             raise ConfigError(f"student.drop_path must lie in [0, 1), not {self.drop_path}")
 
@@ -88,7 +93,7 @@ class Student(Model):
         self.config, self.downsample = config, config.downsample
         self.backbone = create_backbone(
             config.backbone,
-            pretrained=config.pretrained,
+            pretrained=config.weights or config.pretrained,
             drop_path=config.drop_path,
             grad_checkpointing=config.grad_checkpointing,
         )
@@ -116,16 +121,19 @@ class Student(Model):
             )
         options = StudentConfig(
             backbone=config.name,
-            pretrained=config.init == "pretrained",
+            pretrained=config.init == "pretrained" and config.weights is None,
+            weights=config.weights,
             channels_last=config.channels_last,
             **{name: getattr(config, name) for name in TIMM_SETTINGS},
         )
         return cls(options, heads_of(info))
 
     def describe(self) -> dict[str, Any]:
+        student = {**asdict(self.config), "pretrained": self.config.pretrained or self.config.weights is not None}
+        student.pop("weights")  # a place on the machine where it was trained
         return {
             "backbone": self.config.backbone,
-            "student": asdict(self.config),
+            "student": student,
             "last_map": list(self.last_map),
             "mean": self.mean.flatten().tolist(),
             "std": self.std.flatten().tolist(),

@@ -63,12 +63,12 @@ class TappedClassifier(Model):
     uses = ("downsample",)
     has_pretrained = True
 
-    def __init__(self, options: TappedOptions, responses: Sequence[ResponseSpec], *, pretrained: bool = False):
+    def __init__(self, options: TappedOptions, responses: Sequence[ResponseSpec], *, pretrained: bool | str = False):
         """
         Args:
             options: What it is made of.
             responses: One head, for the tile as a whole.
-            pretrained: With timm's own weights (downloads them).
+            pretrained: With timm's own weights, downloaded or of this file.
 
         Raises:
             ConfigError: an unknown backbone or layer, a layer that is no map or that more than one path leads around, other

@@ -8,7 +8,7 @@ from typing import Any
 from csat.errors import ConfigError
 from csat.model.student import StudentConfig
 from csat.runs.students import check_names
-from csat.settings import Free, Often, Place, SettingsOf, merge, read_settings, unfold
+from csat.settings import Free, Often, Place, SettingsOf, merge, read_settings, unfold, with_places
 from csat.storage import uris
 from csat.tiles.grid import TilingConfig
 from csat.tiles.manifest import ManifestConfig
@@ -112,7 +112,7 @@ class PretrainConfig:
     def with_own_places(self) -> "PretrainConfig":
         """See `csat.settings.with_places`: slides are places, but for the word demo. Students are spelled out."""
         slides = [each if each == DEMO else uris.normalise(each) for each in self.slides]
-        students = {str(name): asdict(_read_student(name, said)) for name, said in self.students.items()}
+        students = {str(name): asdict(with_places(_read_student(name, said))) for name, said in self.students.items()}
         return replace(self, slides=slides, students=students)
 
     def each_student(self) -> dict[str | None, StudentConfig]:

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from csat.model.networks.backbones import load_weights
+
 ENCODER = "mobilenetv2_100"
 WIDTHS = (16, 24, 32, 96)  # of the encoder's maps at strides 2, 4, 8 and 16, and so of the decoder's
 BOTTLENECK = 1280  # channels at stride 32
@@ -27,17 +29,19 @@ class MobileUNet(nn.Module):
     Args:
         num_classes: Channels of the output.
         in_channels: Of the image; the published figures are for one.
-        pretrained: The encoder starts from timm's weights (downloads them).
+        pretrained: The encoder starts from timm's weights: downloaded, or those of this file.
     """
 
     step_px = 32
     tap_channels = WIDTHS[1]
 
-    def __init__(self, num_classes: int, *, in_channels: int = 3, pretrained: bool = False):
+    def __init__(self, num_classes: int, *, in_channels: int = 3, pretrained: bool | str = False):
         super().__init__()
         import timm  # takes seconds, and this module lies under the settings of its model
 
-        self.encoder = timm.create_model(ENCODER, num_classes=0, in_chans=in_channels, pretrained=pretrained)
+        self.encoder = timm.create_model(ENCODER, num_classes=0, in_chans=in_channels, pretrained=pretrained is True)
+        if isinstance(pretrained, str):
+            load_weights(self.encoder, pretrained, name=ENCODER)
         descending = WIDTHS[::-1]
         below = (BOTTLENECK, *descending)
         self.up = nn.ModuleList(

@@ -1,7 +1,9 @@
 """Every model for every task, from every start; settings that cannot work together."""
 
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 
 from csat.errors import ConfigError
 from csat.model.files import load_exported, save_model
@@ -124,6 +126,31 @@ class TestFreeze:
             assert build(name, Task.CLASSIFICATION, **settings).parts()[DECODER] == []
 
 
+@pytest.mark.parametrize(
+    ("name", "task", "of", "settings"),
+    [
+        ("mobilenetv3_small_050", Task.NUCLEI, "backbone", {"decoder_channels": 8}),
+        ("mobilenetv3_small_050", Task.CLASSIFICATION, "backbone", {"options": {"layer": "blocks.3"}}),
+        ("mobile_unet", Task.SEGMENTATION, "net.encoder", {}),
+    ],
+)
+def test_weights_of_a_file_are_the_start_of_every_model_around_a_timm_backbone(tmp_path, name, task, of, settings):
+    torch.manual_seed(5)
+    state = timm.create_model("mobilenetv2_100" if name == "mobile_unet" else name).state_dict()
+    save_file(state, tmp_path / "weights.safetensors")
+    place = str(tmp_path / "weights.safetensors")
+    model = build(name, task, init="pretrained", weights=place, **settings)
+    own = model.get_submodule(of).state_dict()
+    assert own["conv_stem.weight"].shape == state["conv_stem.weight"].shape
+    assert all(torch.equal(tensor, state[key]) for key, tensor in own.items()) and len(own) > 20
+    # The model's own files need that file no more, and do not name it.
+    save_model(model, str(tmp_path / "run" / "exported"), {"task": task})
+    (tmp_path / "weights.safetensors").unlink()
+    assert place not in (tmp_path / "run" / "exported" / "config.json").read_text()
+    again = load_exported(str(tmp_path / "run")).state_dict()
+    assert all(torch.equal(tensor, again[key]) for key, tensor in model.state_dict().items())
+
+
 class TestBadSettings:
     @pytest.mark.parametrize(
         ("settings", "words"),
@@ -133,6 +160,7 @@ class TestBadSettings:
             ({"freeze": "all"}, "model.freeze is one of none, backbone, backbone.decoder, not 'all'"),
             ({"from_run": "x"}, "model.init 'scratch' with model.from_run 'x'"),
             ({"init": "run"}, "model.init 'run' with model.from_run None"),
+            ({"weights": "a.pt"}, "model.weights a.pt goes with model.init pretrained, not with scratch"),
         ],
     )
     def test_values(self, settings, words):

@@ -234,6 +234,8 @@ def test_bad_settings_are_refused():
         StudentConfig(downsample=0)
     with pytest.raises(ConfigError, match="drop_path"):
         StudentConfig(drop_path=1.5)
+    with pytest.raises(ConfigError, match="pretrained downloads weights, and student.weights names a.pt: give one"):
+        StudentConfig(pretrained=True, weights="a.pt")
 
 
 def test_student_learns_a_map():

@@ -55,6 +55,17 @@ def test_weights_of_a_teacher_are_a_place(here):
     assert with_places(TeacherConfig(name="hovernet", weights="fast.pth")).weights == str(here / "fast.pth")
 
 
+def test_weights_of_a_student_are_a_place(here):
+    assert with_places(read_config({**SETTINGS, "model": {"init": "pretrained", "weights": "a.pt"}})).model.weights == str(
+        here / "a.pt"
+    )
+    argv = ["--run_folder", "run", "--slides", "demo", "--teacher", "stain"]
+    one = command_line.parse(PretrainConfig, "", [*argv, "--student.weights", "a.pt"])
+    assert one.student.weights == str(here / "a.pt")
+    several = command_line.parse(PretrainConfig, "", [*argv, "--students.x", "csat", "--students.y.weights", "a.pt"])
+    assert [student.weights for student in several.each_student().values()] == [None, str(here / "a.pt")]
+
+
 def test_options_that_are_paths_are_places(here):
     """Of a data set's layout, under its own name or another, and of a teacher."""
     sets = {
