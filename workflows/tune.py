@@ -64,18 +64,21 @@ def sweep(config: SweepConfig) -> int:
         check_resources(config, waiting)
         cluster.check_run_folder_is_shared(folder.uri)
         folder.set_status("running")
-        per_cell = (config.num_trials if space else 0) + config.final_seeds
-        progress = Progress(num_runs=len(cells) * per_cell, num_done=len(results) * per_cell)
+        num_done = sum(cell.num_runs for cell in cells if cell.name in results)
+        progress = Progress(num_runs=sum(cell.num_runs for cell in cells), num_done=num_done)
         with closing(progress):
-            for key in dict.fromkeys(cell.data_key for cell in waiting):
-                members = [cell for cell in waiting if cell.data_key == key]
+            waiting.sort(key=lambda cell: cell.leader is not None)  # who is searched for others comes before them
+            for is_led, key in dict.fromkeys((cell.leader is not None, cell.data_key) for cell in waiting):
+                members = [cell for cell in waiting if (cell.leader is not None, cell.data_key) == (is_led, key)]
                 name = f"data of {members[0].folder}"
                 with share(name, decode(members[0].config.data, data[key])):
                     for cell in members:
-                        results[cell.name] = run_cell(cell, config, space, data_name=name, progress=progress, tracker=tracker)
+                        more = {"progress": progress, "tracker": tracker, "leader": results.get(cell.leader)}
+                        results[cell.name] = run_cell(cell, config, space, data_name=name, **more)
     first = None if waiting else "this sweep is finished: nothing to do"
     ended = [results[cell.name] for cell in cells]
-    return finish(folder, ended, space, num_bootstraps=cells[0].config.num_bootstraps, first=first)
+    num_bootstraps = cells[0].config.num_bootstraps
+    return finish(folder, ended, space, num_bootstraps=num_bootstraps, questions=config.questions, first=first)
 
 
 if __name__ == "__main__":

@@ -151,7 +151,7 @@ def to_text(result: Mapping[str, Any]) -> str:
     others = [["", *groups]]
     for name in names:
         cells = [group["figures"][name] for group in groups.values()]
-        others.append([name, *(_with_limits(each["value"], each["low"], each["high"]) for each in cells)])
+        others.append([name, *(tables.with_limits(each["value"], each["low"], each["high"]) for each in cells)])
     about = f"{result['part']}: {result['samples']:,} images of {result['units']:,} groups"
     if result["units"] < FEW_GROUPS:
         about += f"; with fewer than about {FEW_GROUPS} groups, intervals tend to be too narrow"
@@ -167,10 +167,6 @@ def to_csv(result: Mapping[str, Any]) -> str:
             about = {"name": name, "metric": metric, "samples": figure["samples"], "groups": figure["groups"]}
             rows.append({**about, "params": row.pop("parameters"), **row})
     return tables.to_csv(CSV_HEADER, rows)
-
-
-def _with_limits(value: float | None, low: float | None, high: float | None) -> str:
-    return tables.NOTHING if value is None else f"{tables.figure(value)} {tables.limits(low, high)}"
 
 
 def _learned(run: JudgedRun) -> str:

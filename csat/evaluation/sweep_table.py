@@ -70,6 +70,21 @@ def to_text(rows: Sequence[Row]) -> str:
     return "\n".join([table, *notes])
 
 
+def to_markdown(rows: Sequence[Row]) -> str:
+    """A line per data set, a column per start, and one per start after the first for what it differs by from the first."""
+    starts = list(dict.fromkeys(row.start for row in rows))
+    by_cell = {(row.data_set, row.start): row for row in rows}
+    lines = [["", *starts, *(f"{start} minus {starts[0]}" for start in starts[1:])]]
+    lines.append(["---"] * len(lines[0]))
+    for data_set in dict.fromkeys(row.data_set for row in rows):
+        mine = [by_cell.get((data_set, start)) for start in starts]
+        metric = next((row.metric for row in mine if row and row.metric), None)
+        values = [_in_markdown(row) for row in mine]
+        differences = [_difference_in_markdown(row) for row in mine[1:]]
+        lines.append([f"{data_set} ({metric})" if metric else data_set, *values, *differences])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def to_csv(rows: Sequence[Row]) -> str:
     """One line per row; the best setting as JSON in one column."""
     return tables.to_csv(CSV_HEADER, ({**asdict(row), "params": json.dumps(row.params)} for row in rows))
@@ -90,6 +105,18 @@ def _cells_of(row: Row) -> tuple[str, ...]:
         duration(row.wall_s),
         in_words(row.params) or NOTHING,
     )
+
+
+def _in_markdown(row: Row | None) -> str:
+    """Mean ± std over the seeds, and the interval."""
+    if row is None or row.value is None:
+        return NOTHING
+    spread = "" if row.std is None else f" ± {row.std:.3f}"
+    return f"{row.value:.3f}{spread} {tables.limits(row.low, row.high)}"
+
+
+def _difference_in_markdown(row: Row | None) -> str:
+    return NOTHING if row is None else tables.with_limits(row.difference, row.difference_low, row.difference_high, "+.3f")
 
 
 def in_words(params: Mapping[str, Any]) -> str:

@@ -92,5 +92,9 @@ def figure(value: float | None, form: str = ".3f", unit: float = 1.0) -> str:
     return NOTHING if value is None else format(value / unit, form)
 
 
+def with_limits(value: float | None, low: float | None, high: float | None, form: str = ".3f") -> str:
+    return NOTHING if value is None else f"{value:{form}} {limits(low, high, form)}"
+
+
 def limits(low: float | None, high: float | None, form: str = ".3f") -> str:
     return NOTHING if low is None or high is None else f"[{low:{form}}, {high:{form}}]"

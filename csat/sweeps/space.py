@@ -9,6 +9,7 @@ search:
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -19,7 +20,7 @@ RANGES = ("uniform", "loguniform", "randint", "lograndint")
 KINDS = (*RANGES, "choice")
 # What may be searched: what a model is and how it learns. A start says what it begins with, a data set what it learns from.
 SEARCHABLE = ("model", "method", "train", "validation", "data.augment", "data.sampling")
-NOT_SEARCHABLE = ("model.name", "model.init", "model.from_run", "train.seed")
+NOT_SEARCHABLE = ("model.name", "model.init", "model.weights", "model.from_run", "train.seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,14 @@ def corners(space: tuple[Dimension, ...]) -> list[dict[str, Any]]:
     """Points at which every choice and both ends of every range occur: settings that hold there hold in between."""
     first = {dimension.name: dimension.values[0] for dimension in space}
     return [first, *({**first, dimension.name: value} for dimension in space for value in dimension.values[1:])]
+
+
+def grid(space: tuple[Dimension, ...]) -> list[dict[str, Any]]:
+    """Every combination of choices, the last setting changing fastest. Raises ConfigError for a range, which has no end."""
+    if ranges := [dimension.name for dimension in space if dimension.kind != "choice"]:
+        raise ConfigError(f"searcher grid tries all choices, and search.{ranges[0]} is a range: give {{choice: […]}}")
+    names = [dimension.name for dimension in space]
+    return [dict(zip(names, values, strict=True)) for values in product(*(dimension.values for dimension in space))]
 
 
 def _dimension(name: str, spec: Any) -> Dimension:

@@ -14,10 +14,11 @@ import optuna
 from optuna.trial import TrialState, create_trial
 
 from csat.storage import files
-from csat.sweeps.space import Dimension
+from csat.sweeps.space import Dimension, grid
 from csat.sweeps.trial import FAILED, PRUNED, Trial, best_trial, read_trial
 
-SEARCHERS = ("optuna", "random")
+SEARCHERS = ("optuna", "random", "grid")
+GRID = "grid"
 TRIALS, SEEDS = "trials", "seeds"  # folders of a cell
 RECORD = "search.json"
 LEAST_RANDOM, RANDOM_SHARE = 3, 1 / 3  # trials that are drawn at random before TPE has something to learn from
@@ -30,14 +31,15 @@ class Study:
     Args:
         folder: URI of the cell's folder.
         space: What is searched.
-        searcher: "optuna" (TPE, Bergstra et al. 2011) or "random".
-        num_trials: In all.
+        searcher: "optuna" (TPE, Bergstra et al. 2011), "random", or "grid" (all choices, in order).
+        num_trials: In all; at most as many as a grid has.
         seed: Equal seeds draw the same first settings in every cell, so that cells start alike.
     """
 
     def __init__(self, folder: str, space: tuple[Dimension, ...], *, searcher: str, num_trials: int, seed: int):
         self.folder, self.searcher, self.num_trials, self.seed = folder, searcher, num_trials, seed
         self._distributions = {dimension.name: dimension.distribution() for dimension in space}
+        self._grid = grid(space) if searcher == GRID else None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._study = optuna.create_study(direction="maximize")
         self._asked: dict[int, optuna.Trial] = {}
@@ -78,6 +80,8 @@ class Study:
         number = len(self._recorded)
         if number >= self.num_trials:
             return None
+        if self._grid is not None:
+            self._study.enqueue_trial(self._grid[number])
         self._study.sampler = self._sampler(number)
         self._asked[number] = self._study.ask(self._distributions)
         params = self._asked[number].params

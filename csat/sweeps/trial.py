@@ -78,6 +78,7 @@ class CellResult:
         seeds: URIs of the finished runs with the best setting.
         error: Why there are no such runs, or not as many as asked for; None: all is well.
         wall_s: From the first trial to the last seed, over all attempts.
+        given: The setting that the search of another data set has chosen, where this cell has no search of its own.
     """
 
     data_set: str
@@ -87,11 +88,12 @@ class CellResult:
     seeds: tuple[str, ...]
     error: str | None = None
     wall_s: float = 0.0
+    given: dict[str, Any] = field(default_factory=dict)
 
     @property
     def params(self) -> dict[str, Any]:
         """The best setting."""
-        return {} if self.best is None else next(trial.params for trial in self.trials if trial.number == self.best)
+        return self.given if self.best is None else next(trial.params for trial in self.trials if trial.number == self.best)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

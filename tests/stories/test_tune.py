@@ -60,7 +60,10 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("argument", "words"),
         [
-            ("--searcher=grid", ["searcher is one of optuna, random", "'grid'"]),
+            ("--searcher=bohb", ["searcher is one of optuna, random, grid", "'bohb'"]),
+            ("--searcher=grid", ["searcher grid tries all choices", "is a range"]),
+            ("--settings_from.a=b", ["settings_from and search_only name 'b'; the data sets are: a"]),
+            ("--questions.gain=[nano, csat]", ["questions.gain compares two or more of nano, not ['nano', 'csat']"]),
             ("--scheduler=hyperband", ["scheduler is one of asha, none"]),
             ("--final_seeds=0", ["final_seeds must be at least 1"]),
             ("--cpus_per_trial=0", ["cpus_per_trial must be above 0"]),
@@ -175,6 +178,41 @@ class TestWithACluster:
     def test_another_sweep_in_its_folder_is_refused(self, finished, capsys):
         _, argv, _ = finished
         refuse(capsys, [*argv, "--base.train.epochs=5"], "base.train.epochs: was 4, is 5")
+
+
+@pytest.mark.ray
+@pytest.mark.thorough
+@pytest.mark.usefixtures("ray_cluster")
+def test_one_search_for_two_data_sets_and_a_table_for_each_question(images, tmp_path, capsys):
+    argv = command(
+        tmp_path,
+        tmp_path / "run",
+        data_root=str(images),
+        data_sets={"tenth": data_settings("b"), "all": data_settings("a")},
+        starts={"nano": {"model.name": "csat_nano"}, "wide": {"model": {"name": "csat_nano", "decoder_channels": 12}}},
+        searcher="grid",
+        search={"train.optim.lr": {"choice": [1.0e-4, 3.0e-3]}},
+        settings_from={"tenth": "all"},
+        search_only=["all"],
+        scheduler="none",
+        final_seeds=1,
+    )
+    assert tune.main([*argv, "--questions.wider=[nano, wide]"]) == 0
+    cells = tmp_path / "run" / "cells"
+    for start in ("nano", "wide"):
+        whole, tenth = (read_json(cells / name / start / "cell.json") for name in ("all", "tenth"))
+        assert [trial["params"]["train.optim.lr"] for trial in whole["trials"]] == [1.0e-4, 3.0e-3] and whole["seeds"] == []
+        chosen = whole["trials"][whole["best"]]["params"]
+        assert (tenth["trials"], tenth["given"], len(tenth["seeds"])) == ([], chosen, 1)
+        seed = yaml.safe_load((cells / "tenth" / start / "seeds" / "000" / "config.yaml").read_text())
+        assert seed["train"]["optim"]["lr"] == chosen["train.optim.lr"]
+    assert [row["data_set"] for row in read_json(tmp_path / "run" / "table.json")] == ["tenth", "tenth"]
+    # Another question to a finished sweep computes nothing but its table.
+    capsys.readouterr()
+    assert tune.main([*argv, "--questions.narrower=[wide, nano]"]) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert (tmp_path / "run" / "wider.md").read_text().startswith("|  | nano | wide | wide minus nano |")
+    assert (tmp_path / "run" / "narrower.md").read_text().startswith("|  | wide | nano | nano minus wide |")
 
 
 def check_cell(cell, *, num_trials, num_seeds):

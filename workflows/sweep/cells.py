@@ -8,9 +8,11 @@ from functools import cached_property
 from typing import Any
 
 from csat.errors import ConfigError
+from csat.labels.datasets.registry import with_places as with_layout_places
 from csat.settings import merge, plain_settings, unfold, with_places
 from csat.storage import files
-from csat.sweeps.space import Dimension, corners
+from csat.sweeps.space import Dimension, corners, grid
+from csat.sweeps.study import GRID
 from workflows.finetuning.config import FinetuneConfig, read_config
 from workflows.sweep.config import SweepConfig
 
@@ -26,16 +28,26 @@ class Cell:
     Attributes:
         folder: URI of the cell's folder.
         settings: Nested settings of finetune.py, all but the searched ones and the run folder.
+        num_trials: Of its search; 0: it has none.
+        num_seeds: Runs with the best setting; 0: it is searched for others alone.
+        leader: Name of the cell whose search chooses for this one; None: its own.
     """
 
     data_set: str
     start: str
     folder: str
     settings: dict[str, Any] = field(repr=False)
+    num_trials: int = 0
+    num_seeds: int = 1
+    leader: str | None = None
+
+    @property
+    def num_runs(self) -> int:
+        return self.num_trials + self.num_seeds
 
     @property
     def name(self) -> str:
-        return f"{self.data_set} x {self.start}"
+        return name_of(self.data_set, self.start)
 
     @cached_property
     def config(self) -> FinetuneConfig:
@@ -60,6 +72,11 @@ class Cell:
             raise type(error)(f"{self.name}: {error}") from error
 
 
+def name_of(data_set: str, start: str) -> str:
+    """What a cell is called."""
+    return f"{data_set} x {start}"
+
+
 def make_cells(config: SweepConfig, space: tuple[Dimension, ...]) -> list[Cell]:
     """All cells of a sweep, data set by data set, settings checked at every corner of the search space.
 
@@ -74,13 +91,23 @@ def make_cells(config: SweepConfig, space: tuple[Dimension, ...]) -> list[Cell]:
                 raise ConfigError(f"{what}.{name}: a name becomes a folder: use letters, digits, _ and -")
             _check_mapping(f"{what}.{name}", settings)
     _check_mapping("base", config.base)
+    num_trials = len(grid(space)) if config.searcher == GRID else config.num_trials
     cells = []
     for data_set, data_settings in config.data_sets.items():
+        leader = config.settings_from.get(data_set)
         for start, start_settings in config.starts.items():
             settings = merge(unfold(config.base), unfold(data_settings), unfold(start_settings))
             settings = merge(_below(config.data_root, settings), _resources(settings, config))
             folder = files.join(config.run_folder, "cells", data_set, start)
-            cell = Cell(data_set=str(data_set), start=str(start), folder=folder, settings=settings)
+            cell = Cell(
+                data_set=str(data_set),
+                start=str(start),
+                folder=folder,
+                settings=settings,
+                num_trials=num_trials if space and leader is None else 0,
+                num_seeds=0 if data_set in config.search_only else config.final_seeds,
+                leader=None if leader is None else name_of(leader, str(start)),
+            )
             cell = replace(cell, settings=plain_settings(with_places(cell.config)))
             for point in corners(space):
                 run = cell.read(point)
@@ -102,13 +129,24 @@ def _below(data_root: str | None, settings: dict[str, Any]) -> dict[str, Any]:
     sets = data.get("sets") if isinstance(data, Mapping) else None
     if data_root is None or not isinstance(sets, Mapping):
         return settings
-    return merge(settings, {"data": {"sets": {name: _set_below(data_root, value) for name, value in sets.items()}}})
+    return merge(settings, {"data": {"sets": {name: _set_below(data_root, name, value) for name, value in sets.items()}}})
 
 
-def _set_below(data_root: str, value: Any) -> Any:
+def _set_below(data_root: str, name: str, value: Any) -> Any:
     if isinstance(value, Mapping) and "path" in value:
-        return {**value, "path": _set_below(data_root, value["path"])}
+        options = value.get("options")
+        more = {"options": _options_below(data_root, value.get("layout") or name, options)} if options else {}
+        return {**value, "path": _set_below(data_root, name, value["path"]), **more}
     return files.join(data_root, value) if isinstance(value, str) else value
+
+
+def _options_below(data_root: str, layout: str, options: Any) -> Any:
+    """Options of a layout, those that are relative places in that folder: what `with_places` would make absolute."""
+    if not isinstance(options, Mapping):
+        return options
+    placed = with_layout_places(layout, options)
+    is_relative = {name: isinstance(value, str) and value != placed[name] for name, value in options.items()}
+    return {name: files.join(data_root, value) if is_relative[name] else value for name, value in options.items()}
 
 
 def _resources(settings: dict[str, Any], config: SweepConfig) -> dict[str, Any]:

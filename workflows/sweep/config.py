@@ -1,5 +1,6 @@
 """The settings of tune.py."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,7 +32,7 @@ HOLDS = {"base": FinetuneConfig}  # where a message finds a setting of finetune.
 # Settings that hold settings of finetune.py: one of them may be said on the command line.
 NESTED = {
     **dict.fromkeys(("base", "data_sets", "starts"), lambda said, change: merge(unfold(said), unfold(change))),
-    "search": lambda said, change: {**said, **change},
+    **dict.fromkeys(("search", "settings_from", "questions"), lambda said, change: {**said, **change}),
 }
 
 
@@ -45,12 +46,15 @@ class SweepConfig:
     base: Often[dict[str, Any]] = field(default_factory=dict)  # settings of finetune.py that all runs share
     data_root: Often[Place | None] = None  # folder that relative paths of data sets lie in; None: the current one
     search: Often[dict[str, Any]] = field(default_factory=dict)  # setting of finetune.py → {loguniform: [low, high]}, …
-    num_trials: Often[int] = 8  # settings tried in each cell
-    searcher: str = "optuna"  # optuna (TPE) or random
+    num_trials: Often[int] = 8  # settings tried in each cell; of a grid all are
+    searcher: str = "optuna"  # optuna (TPE), random, or grid (every combination of choices)
+    settings_from: dict[str, str] = field(default_factory=dict)  # data set → the one whose search chooses for it too
+    search_only: list[str] = field(default_factory=list)  # data sets that are searched for others: they get no seeds
     scheduler: str = "asha"  # asha (stops what lags behind) or none
     asha: AshaConfig = field(default_factory=AshaConfig)  # when trials are stopped
     seed: int = 0  # of the search
     final_seeds: Often[int] = 3  # runs with the best setting of each cell, each with a seed of its own: what the table shows
+    questions: Free[dict[str, list[str]]] = field(default_factory=dict)  # name → starts: a table of theirs against the first
     max_concurrent: Often[Free[int]] = 1  # trials at once
     cpus_per_trial: Often[Free[float]] = 1.0  # CPUs reserved for each
     gpus_per_trial: Often[Free[float]] = 0.0  # GPUs reserved for each; 0.25 lets four share one
@@ -65,8 +69,28 @@ class SweepConfig:
         for name in ("num_trials", "final_seeds", "max_concurrent"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        _check_leaders(self.data_sets, self.settings_from, self.search_only, has_search=bool(self.search))
+        for name, starts in self.questions.items():
+            if len(starts) < 2 or len(set(starts) & set(self.starts)) < len(starts):
+                raise ConfigError(f"questions.{name} compares two or more of {', '.join(self.starts)}, not {starts}")
         if not self.cpus_per_trial > 0 or self.gpus_per_trial < 0:
             raise ConfigError(
                 f"cpus_per_trial must be above 0 and gpus_per_trial not below, not {self.cpus_per_trial:g} and "
                 f"{self.gpus_per_trial:g}"
             )
+
+
+def _check_leaders(
+    data_sets: Mapping[str, Any], leaders: Mapping[str, str], search_only: Sequence[str], *, has_search: bool
+) -> None:
+    """Which data set searches for which."""
+    if (leaders or search_only) and not has_search:
+        raise ConfigError("settings_from and search_only are about the search, and nothing is searched: set search")
+    for name in (*leaders, *leaders.values(), *search_only):
+        if name not in data_sets:
+            raise ConfigError(f"settings_from and search_only name {name!r}; the data sets are: {', '.join(data_sets)}")
+    for name, leader in leaders.items():
+        if leader in leaders:
+            raise ConfigError(f"settings_from.{name}: {leader} is in settings_from too, and has no search of its own")
+    if both := sorted(set(leaders) & set(search_only)):
+        raise ConfigError(f"{both[0]} is in settings_from and in search_only: then nothing of it would be run")

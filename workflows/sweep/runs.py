@@ -1,6 +1,8 @@
 """One cell of a sweep, start to end: search, seeds with the best setting, tidying up, and the record that says it is done."""
 
 import logging
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from csat.runs.folder import RunFolder
@@ -35,16 +37,21 @@ def run_cell(
     data_name: str,
     progress: Progress,
     tracker: MlflowTracker | None,
+    leader: CellResult | None = None,
 ) -> CellResult:
     """Do what is left of a cell.
 
     Args:
         data_name: Under which the cell's data are shared.
+        leader: The cell whose search chooses for this one; None: its own.
     """
     train, is_group = cell.config.train, cell.config.workers.num_workers > 1
-    num_trials = config.num_trials if space else 0
-    study = Study(cell.folder, space, searcher=config.searcher, num_trials=num_trials, seed=config.seed)
-    runs = CellRuns(cell, study, num_seeds=config.final_seeds, progress=progress)
+    study = Study(cell.folder, space, searcher=config.searcher, num_trials=cell.num_trials, seed=config.seed)
+    given = {} if leader is None else leader.params
+    has_setting = leader is None or leader.best is not None
+    if not has_setting:
+        progress.skip(cell.num_seeds)
+    runs = CellRuns(cell, study, num_seeds=cell.num_seeds if has_setting else 0, progress=progress, given=given)
     if runs.num_left:
         run_trials(
             runs,
@@ -67,8 +74,9 @@ def run_cell(
         trials=tuple(trials),
         best=None if best is None else best.number,
         seeds=tuple(_place(cell, SEEDS, run.number) for run in seeds if run.state == FINISHED),
-        error=_what_failed(trials, seeds),
+        error=_what_failed(trials, best, seeds) if has_setting else f"{cell.leader} came to no setting",
         wall_s=study.wall_s,
+        given=given,
     )
     if result.error:
         logger.warning("%s: %s", cell.name, result.error)
@@ -82,8 +90,15 @@ class CellRuns:
     The seeds are others than the trials': the best of those may owe it to its seed.
     """
 
-    def __init__(self, cell: Cell, study: Study, *, num_seeds: int, progress: Progress):
+    def __init__(
+        self, cell: Cell, study: Study, *, num_seeds: int, progress: Progress, given: Mapping[str, Any] = MappingProxyType({})
+    ):
+        """
+        Args:
+            given: The setting of the seeds, where the cell has no search.
+        """
         self.cell, self.study, self.num_seeds, self.progress = cell, study, num_seeds, progress
+        self._given = dict(given)
         self._numbers: dict[str, int] = {}  # run folder → number of a trial that runs
         self._seeds: dict[int, Trial] | None = None
         progress.begin(f"{cell.name}: trials", total=study.num_trials, ended=study.ended())
@@ -135,7 +150,7 @@ class CellRuns:
             self._seeds, self._waiting = {}, []
             self.progress.skip(self.num_seeds)
             return
-        self._params = {} if best is None else best.params
+        self._params = self._given if best is None else best.params
         self._seeds = {number: self._read_seed(number) for number in range(self.num_seeds)}
         self._waiting = [number for number, run in self._seeds.items() if not run.has_ended]
         self.progress.begin(f"{self.cell.name}: seeds", total=self.num_seeds, ended=self.seeds())
@@ -157,12 +172,12 @@ def _tidy(cell: Cell, trials: list[Trial], best: Trial | None) -> None:
     files.delete(files.join(cell.folder, RAY_FOLDER))
 
 
-def _what_failed(trials: list[Trial], seeds: list[Trial]) -> str | None:
+def _what_failed(trials: list[Trial], best: Trial | None, seeds: list[Trial]) -> str | None:
     """Why a cell has no seeds, or not all; None where it has."""
     failed = [trial for trial in trials if trial.state == FAILED]
     if trials and len(failed) == len(trials):
         return f"all {len(trials)} trials failed; the first: {failed[0].error}"
-    if trials and not seeds:
+    if trials and best is None:
         return f"no trial of {len(trials)} was ever validated"
     lost = [run for run in seeds if run.state == FAILED]
     return f"{len(lost)} of {len(seeds)} seeds failed; the first: {lost[0].error}" if lost else None

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from csat.evaluation.scores import figures_of
-from csat.evaluation.sweep_table import duration, in_words, make_table, to_csv, to_json, to_text
+from csat.evaluation.sweep_table import duration, in_words, make_table, to_csv, to_json, to_markdown, to_text
 from csat.sweeps.trial import CellResult, Trial
 from tests.support.made_up import classified
 from tests.support.made_up_sweeps import write_seed
@@ -48,6 +48,21 @@ def test_the_difference_is_to_the_first_start(rows):
     assert rows[0].difference is None
     assert rows[1].difference == pytest.approx(rows[1].value - rows[0].value)
     assert 0 < rows[1].difference_low < rows[1].difference < rows[1].difference_high
+
+
+def test_a_table_of_a_question(rows):
+    head, rule, lung, glands = to_markdown(rows).splitlines()
+    assert head == "|  | scratch | rckd | broken | rckd minus scratch | broken minus scratch |" and rule.count("---") == 6
+    scratch, rckd = rows[:2]
+    assert lung.split(" | ") == [
+        "| lung (balanced_accuracy)",
+        f"{scratch.value:.3f} ± {scratch.std:.3f} [{scratch.low:.3f}, {scratch.high:.3f}]",
+        f"{rckd.value:.3f} ± {rckd.std:.3f} [{rckd.low:.3f}, {rckd.high:.3f}]",
+        "-",
+        f"{rckd.difference:+.3f} [{rckd.difference_low:+.3f}, {rckd.difference_high:+.3f}]",
+        "- |",
+    ]
+    assert glands.startswith("| glands (balanced_accuracy) | ") and glands.endswith(" | - | - | - | - |")
 
 
 def test_cost_and_search(rows):

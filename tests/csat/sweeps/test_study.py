@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from csat.sweeps.space import read_space
+from csat.errors import ConfigError
+from csat.sweeps.space import grid, read_space
 from csat.sweeps.study import Study
 from tests.support.made_up_sweeps import write_trial
 
@@ -47,6 +48,22 @@ def test_optuna_learns_and_random_does_not(tmp_path):
     seen = {searcher: run(make(tmp_path / searcher, searcher, num_trials=30)) for searcher in ("optuna", "random")}
     late = {searcher: sum(score(params) for params in found[-10:]) / 10 for searcher, found in seen.items()}
     assert late["optuna"] > late["random"]
+
+
+def test_a_grid_is_tried_in_order_and_resumed(tmp_path):
+    space = read_space(
+        {"train.optim.lr": {"choice": [1e-3, 1e-2, 1e-1]}, "data.sampling": {"choice": ["natural", "balanced"]}}
+    )
+    points = grid(space)
+    assert [tuple(point.values()) for point in points] == [
+        *((1e-3, "natural"), (1e-3, "balanced"), (1e-2, "natural"), (1e-2, "balanced"), (1e-1, "natural"), (1e-1, "balanced"))
+    ]
+    study = lambda: Study(str(tmp_path), space, searcher="grid", num_trials=len(points), seed=0)  # noqa: E731
+    first = run(study(), 4)
+    assert first + run(study()) == points
+    assert study().suggest() is None and study().best().params == points[0]
+    with pytest.raises(ConfigError, match="search.train.optim.lr is a range: give {choice"):
+        Study(str(tmp_path / "range"), SPACE, searcher="grid", num_trials=2, seed=0)
 
 
 def test_interrupted_trials_come_first_with_their_own_settings(tmp_path):

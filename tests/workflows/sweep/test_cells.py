@@ -35,6 +35,14 @@ def test_cells_come_data_set_by_data_set(tmp_path):
     assert cells[2].config.data.sets["folder"]["path"] == "/elsewhere/b"
 
 
+def test_places_among_a_layouts_options_lie_in_the_same_folder(tmp_path):
+    data = {"sets": {"points": {"path": "t.csv", "layout": "manifest", "options": {"image_root": "images", "path": "file"}}}}
+    (cell,) = cells_of(tmp_path, data_sets={"a": {"data": {**data, "tile_px": 32}}})
+    settings = cell.config.data.sets["points"]
+    assert settings["path"] == str(tmp_path / "t.csv")
+    assert settings["options"] == {"image_root": str(tmp_path / "images"), "path": "file"}
+
+
 def test_what_is_decoded_alike_is_shared(tmp_path):
     sets = {"a": data_settings("a"), "tenth": data_settings("a", **{"split.label_fraction": 0.5})}
     starts = {"plain": {}, "balanced": {"data": {"sampling": "balanced"}}, "fine": {"data": {"tile_px": 64}}}

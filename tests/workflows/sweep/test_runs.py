@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from csat.errors import ConfigError
 from csat.settings import read_settings
 from csat.sweeps.space import read_space
 from csat.sweeps.study import Study
 from csat.sweeps.tracking import MlflowTracker
-from csat.sweeps.trial import CellResult
+from csat.sweeps.trial import CellResult, Trial
 from tests.support.labelled_folders import data_settings, sweep_settings
 from tests.support.made_up_sweeps import write_seed, write_trial
 from workflows.sweep.cells import make_cells
@@ -25,7 +26,7 @@ class Sweep:
         settings = {"data_sets": {"a": data_settings("a")}, "run_folder": str(folder), "num_trials": 2, **changes}
         self.config = read_settings(SweepConfig, {**sweep_settings(), **settings}, what="sweep")
         self.space = read_space(self.config.search)
-        (self.cell,) = make_cells(self.config, self.space)
+        self.cell, *_ = make_cells(self.config, self.space)
         self.progress = Progress(num_runs=4, num_done=0)
 
     def study(self):
@@ -54,8 +55,9 @@ class Sweep:
             done.append(suggested)
         return done
 
-    def finish(self, tracker=None):
-        return run_cell(self.cell, self.config, self.space, data_name="none", progress=self.progress, tracker=tracker)
+    def finish(self, tracker=None, leader=None):
+        more = {"progress": self.progress, "tracker": tracker, "leader": leader}
+        return run_cell(self.cell, self.config, self.space, data_name="none", **more)
 
 
 def test_seeds_come_when_all_trials_have_ended(tmp_path):
@@ -113,6 +115,58 @@ def test_without_a_search_there_are_seeds_only(tmp_path):
     assert [suggested["settings"]["train"]["seed"] for suggested in done] == [1, 2]
     result = sweep.finish()
     assert isinstance(result, CellResult) and (result.trials, result.best, len(result.seeds)) == ((), None, 2)
+
+
+class TestOneSearchForAnother:
+    SETS = {"data_sets": {"tenth": data_settings("b"), "all": data_settings("a")}, "settings_from": {"tenth": "all"}}
+
+    def test_the_cells(self, tmp_path):
+        sweep = Sweep(tmp_path, **self.SETS, search_only=["all"])
+        tenth, whole = make_cells(sweep.config, sweep.space)
+        assert (tenth.num_trials, tenth.num_seeds, tenth.leader) == (0, 2, "all x nano")
+        assert (whole.num_trials, whole.num_seeds, whole.leader) == (2, 0, None)
+
+    def test_what_is_searched_alone_gets_no_seeds_and_no_error(self, tmp_path):
+        sweep = Sweep(tmp_path, **self.SETS, search_only=["all"])
+        _, sweep.cell = make_cells(sweep.config, sweep.space)
+        runs = CellRuns(sweep.cell, sweep.study(), num_seeds=0, progress=sweep.progress)
+        assert len(sweep.end_all(runs)) == 2 and runs.num_left == 0
+        result = sweep.finish()
+        assert (result.best, result.seeds, result.error) == (1, (), None)
+
+    def test_its_setting_is_what_the_seeds_get(self, tmp_path):
+        sweep = Sweep(tmp_path, **self.SETS)
+        given = {"train.optim.lr": 0.0125, "train.optim.weight_decay": 0.1}
+        study = Study(sweep.cell.folder, sweep.space, searcher="optuna", num_trials=0, seed=0)
+        runs = CellRuns(sweep.cell, study, num_seeds=2, progress=sweep.progress, given=given)
+        done = [suggested["settings"]["train"] for suggested in sweep.end_all(runs)]
+        assert [(train["optim"]["lr"], train["seed"]) for train in done] == [(0.0125, 1), (0.0125, 2)]
+        leader = CellResult(
+            data_set="all", start="nano", trials=(Trial(number=0, params=given, state="finished"),), best=0, seeds=()
+        )
+        result = sweep.finish(leader=leader)
+        assert (result.params, result.best, len(result.seeds), result.error) == (given, None, 2, None)
+        assert finished_result(sweep.cell) == result
+
+    def test_without_a_setting_nothing_is_run(self, tmp_path):
+        sweep = Sweep(tmp_path, **self.SETS)
+        leader = CellResult(data_set="all", start="nano", trials=(), best=None, seeds=(), error="all 2 trials failed")
+        result = sweep.finish(leader=leader)
+        assert (result.error, result.seeds) == ("all x nano came to no setting", ())
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"settings_from": {"tenth": "half"}}, "settings_from and search_only name 'half'; the data sets are: tenth, all"),
+            ({"search_only": ["half"]}, "settings_from and search_only name 'half'"),
+            ({"settings_from": {"tenth": "all", "all": "tenth"}}, "settings_from.tenth: all is in settings_from too"),
+            ({"search_only": ["tenth"]}, "tenth is in settings_from and in search_only"),
+            ({"search": {}}, "are about the search, and nothing is searched"),
+        ],
+    )
+    def test_what_cannot_be(self, tmp_path, settings, message):
+        with pytest.raises(ConfigError, match=message):
+            Sweep(tmp_path, **{**self.SETS, **settings})
 
 
 @pytest.mark.slow
