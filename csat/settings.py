@@ -22,6 +22,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_typ
 import jsonargparse
 
 from csat.errors import ConfigError
+from csat.shipped import is_shipped
 from csat.storage import uris
 
 Config = TypeVar("Config")
@@ -35,9 +36,10 @@ class Mark:
     name: str
 
 
-PLACE, FREE, OFTEN = Mark("place"), Mark("free"), Mark("often")
+PLACE, MODEL, FREE, OFTEN = Mark("place"), Mark("model"), Mark("free"), Mark("often")
 NAME = "NAME"  # stands in a setting's name for what the user calls something, as in teachers.NAME.weights
 Place = Annotated[str, PLACE]  # a path or URI: absolute from the command line on, see `with_places`
+ModelPlace = Annotated[Place, MODEL]  # the place of a model, or the name of one that comes with the package
 Free = Annotated[T, FREE]  # may differ when a run is resumed: how the work is spread and reported, never what is learned
 Often = Annotated[T, OFTEN]  # often said: shown first where settings are listed
 
@@ -271,7 +273,7 @@ def _placed(hint: Any, value: Any) -> Any:
     """A value with its places absolute, as far as it is of that type."""
     if marks := getattr(hint, "__metadata__", ()):
         if PLACE in marks and isinstance(value, str):
-            return uris.normalise(value)
+            return value if MODEL in marks and is_shipped(value) else uris.normalise(value)
         for mark in marks:
             if isinstance(mark, PlaceAfter) and isinstance(value, str) and value.startswith(mark.prefix):
                 return mark.prefix + uris.normalise(value.removeprefix(mark.prefix))

@@ -15,6 +15,7 @@ from csat.prediction.answers import About, Answers, classes_of, finished, is_ans
 from csat.prediction.opening import ONNX
 from csat.prediction.opening import open_answers as open_trained
 from csat.responses import Kind, ResponseSpec, TeacherSpec
+from csat.shipped import also, is_shipped
 from csat.storage import files
 from teachers.contract import Teacher
 from teachers.registry import RUN, TEACHERS, build_options, load_teacher
@@ -66,8 +67,8 @@ def open_answers(
     """Whatever answers, ready to be shown tiles.
 
     Args:
-        name: A teacher's name (`stain`, `hovernet`, `timm`, `torchscript`); or a place: run folder, exported folder, ONNX
-            file, local or in a bucket.
+        name: A teacher's name (`stain`, `hovernet`, `timm`, …); or a place: run folder, exported folder, ONNX file, local or
+            in a bucket; or a student that comes with the package.
         weights: Of a teacher that needs them.
         options: Of a teacher.
         tile_px: Edge of the tiles; None: as it was trained, or 256 for a teacher that takes any.
@@ -85,10 +86,10 @@ def open_answers(
         raise ConfigError(
             f"weights and options are a teacher's ({', '.join(_names())}), and {name} has its own: leave them out"
         )
-    if not name.endswith(ONNX) and not files.is_dir(name):
+    if not name.endswith(ONNX) and not files.is_dir(name) and not is_shipped(name):
         raise ConfigError(
             f"there is no model {name!r}: expected a run folder, an exported folder, an ONNX file (local or s3://…), or one "
-            f"of the teachers {', '.join(_names())}"
+            f"of the teachers {', '.join(_names())}{also()}"
         )
     answers = open_trained(name, tile_px=tile_px, device=device, precision=precision, threads=threads)
     if mpp is not None and answers.mpp is None:

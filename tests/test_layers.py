@@ -15,7 +15,7 @@ SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 
 # The rooms of csat, lowest first: a room may import those before its own line, and nothing of its own line but itself.
 FLOORS = (
-    ("columns", "instances", "licences", "losses", "nuclei", "words"),
+    ("columns", "instances", "licences", "losses", "nuclei", "shipped", "words"),
     ("errors",),
     ("precision", "responses", "storage"),
     ("panel", "settings"),

@@ -16,7 +16,7 @@ from csat.errors import ConfigError
 from csat.model.parts import BACKBONE, DECODER, HEADS, PartedModel
 from csat.model.timm_form import TimmForm
 from csat.responses import ResponseSpec
-from csat.settings import Often, Place, read_settings
+from csat.settings import ModelPlace, Often, Place, read_settings
 from csat.tasks import DatasetInfo, heads_of
 from csat.views.grid import downsample
 
@@ -40,7 +40,7 @@ class ModelConfig:
     name: Often[str] = "csat"  # a timm model (csat, resnet18, …), hovernet, unet, fanet, mobile_unet, enet or erfnet
     init: Often[str] = "scratch"  # scratch, pretrained (timm's own weights, downloaded or of weights) or run (from_run)
     weights: Often[Place | None] = None  # with init pretrained: a file with timm's names, local or s3://; None: downloaded
-    from_run: Often[Place | None] = None  # run folder of pretrain.py or finetune.py, or an exported folder; local or s3://
+    from_run: Often[ModelPlace | None] = None  # run of pretrain.py or finetune.py, exported folder, or a student by its name
     transfer: str = "all"  # of from_run: backbone, backbone+decoder, or all (also heads of the same name and form)
     freeze: str = "none"  # what does not train: none, backbone, or backbone+decoder
     decoder_channels: int = 64  # width of the dense decoder of a timm backbone

@@ -30,29 +30,33 @@ from csat.model.timm_form import WEIGHTS
 from csat.responses import spec_from_json
 from csat.runs.folder import RunFolder
 from csat.runs.students import STUDENTS
+from csat.shipped import also, folder_of
 from csat.storage import files
 from csat.words import some
 
 FORMAT_VERSION = 1
 CONFIG = "config.json"
 EXPORTED = "exported"  # the folder in a run that holds its model
+LEAST_HALVED = 1024  # numbers of a tensor from which half precision saves something
 
 
-def save_model(model: Model, folder: str, metadata: dict[str, Any]) -> None:
+def save_model(model: Model, folder: str, metadata: dict[str, Any], *, is_small: bool = False) -> None:
     """Write a model's folder.
 
     Args:
         model: On any device.
         folder: URI; made if it is not there.
         metadata: JSON-ready: mpp, tile_px, the teacher, licences.
+        is_small: Large tensors in half precision, and nothing for timm.
     """
-    description, form = model.describe(), model.in_timm(metadata)
+    description, form = model.describe(), None if is_small else model.in_timm(metadata)
     header = {"backbone": description["backbone"]} if "backbone" in description else None
     files.make_dir(folder)
     files.delete(files.join(folder, CONFIG))  # of an earlier export: until all is written there is no model
     for name, state in {**model.state(), **({WEIGHTS: form.tensors} if form else {})}.items():
         # Plain contiguous copies: safetensors refuses other strides and tensors that share memory.
         tensors = {key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in state.items()}
+        tensors = {key: _halved(tensor) if is_small else tensor for key, tensor in tensors.items()}
         files.write_bytes(files.join(folder, name), save(tensors, metadata=header))
     for name, text in (form.sources if form else {}).items():
         files.write_bytes(files.join(folder, name), text.encode())
@@ -143,11 +147,13 @@ def load_exported(run: str) -> Model:
 
 
 def exported_folder(run: str) -> str:
-    """The exported model of a run folder, or the folder itself where it is an exported one.
+    """The exported model of a run folder, the folder itself where it is an exported one, or that of a student of the package.
 
     Raises:
         ConfigError: neither; says whether a run is there that has not finished.
     """
+    if shipped := folder_of(run):
+        return shipped
     inside = files.join(run, EXPORTED)
     if files.exists(files.join(inside, CONFIG)):
         return inside
@@ -162,6 +168,7 @@ def exported_folder(run: str) -> str:
         raise ConfigError(f"the run {run} has not exported its model yet: let it finish (the same command resumes it)")
     raise ConfigError(
         f"{run} is neither a run folder nor an exported model: expected exported/{CONFIG} or {CONFIG} in it ({found_in(run)})"
+        f"{also()}"
     )
 
 
@@ -170,6 +177,11 @@ def found_in(folder: str, most: int = 8) -> str:
     if not files.is_dir(folder):
         return "there is no such folder"
     return f"it holds {some(map(files.base_name, files.list_dir(folder)), most)}"
+
+
+def _halved(tensor: Tensor) -> Tensor:
+    """A large tensor of floats in half precision; what is small, such as a normalisation, keeps its digits."""
+    return tensor.half() if tensor.is_floating_point() and tensor.numel() >= LEAST_HALVED else tensor
 
 
 def _class_of(config: dict[str, Any], folder: str) -> type[Model]:

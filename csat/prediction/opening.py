@@ -7,6 +7,7 @@ from csat.licences import licence_of
 from csat.model.contract import Model
 from csat.model.files import EXPORTED, exported_folder, load_model, local_copy, read_model_config, sha256_of_weights
 from csat.prediction.answers import About, Answers, ModelAnswers
+from csat.shipped import is_shipped
 from csat.storage import files
 
 ONNX = ".onnx"
@@ -24,7 +25,8 @@ def open_answers(
     """A trained model, ready to be shown tiles.
 
     Args:
-        place: Run folder of pretrain.py or finetune.py, exported folder, or ONNX file of export.py; a path or a URI.
+        place: Run folder of pretrain.py or finetune.py, exported folder, or ONNX file of export.py, a path or a URI; or the
+            name of a student that comes with the package.
         tile_px: Edge of the tiles; None: as it was trained.
         device: As torch names it.
         precision: float32 or bfloat16 (autocast); an ONNX file has its own.
@@ -34,7 +36,7 @@ def open_answers(
     Raises:
         ConfigError: there is no model, or it does not take such tiles; says what there is.
     """
-    place = files.normalise(place)
+    place = place if is_shipped(place) else files.normalise(place)
     if place.endswith(ONNX):
         from csat.prediction.onnx_answers import OnnxAnswers  # onnxruntime is an extra
 

@@ -62,6 +62,23 @@ def test_every_file_opens_elsewhere_and_says_the_same(place, capsys):
     assert "Tried with real tiles: 8, of tiles" in (output / "README.md").read_text()
 
 
+def test_a_small_one_is_the_weights_in_half_precision_and_the_card(place, tmp_path, capsys):
+    output, exported = tmp_path / "small", place / "run" / "exported"
+    config = json.loads((exported / "config.json").read_text())
+    config["metadata"] |= {"started_from": {"run": "/home/someone/runs/first", "licence": "MIT"}}
+    save_model(load_exported(str(exported)), str(tmp_path / "run" / "exported"), config["metadata"])
+    argv = ["--model", str(tmp_path / "run"), "--output", str(output), "--tiles", json.dumps([str(place / "tiles")])]
+    assert export.main([*argv, "--num_tiles", "8", "--small", "true"]) == 0
+    made = {path.name for path in output.iterdir()}
+    assert made == {"config.json", "student.safetensors", "README.md", "export.json"}
+    assert (output / "student.safetensors").stat().st_size < 0.6 * (exported / "student.safetensors").stat().st_size
+    tiles, whole, small = real_tiles(5), open_answers(str(place / "run")), open_answers(str(output))
+    np.testing.assert_allclose(small.answer(tiles)["label"], whole.answer(tiles)["label"], atol=0.01)
+    assert small.model.state_dict()["mean"].equal(whole.model.state_dict()["mean"]), "what is small keeps its digits"
+    assert "/home/someone" not in (output / "config.json").read_text()
+    assert "in half precision: at most" in (output / "README.md").read_text()
+
+
 @pytest.mark.slow
 def test_from_bucket_to_bucket(place, s3, capsys):
     """The run lies in a bucket and the output goes to one, in one go."""

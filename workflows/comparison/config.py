@@ -8,7 +8,7 @@ from typing import Any
 from csat.errors import ConfigError
 from csat.labels.sets import LabelledConfig
 from csat.labels.splits import SPLITS
-from csat.settings import Free, Often, Place, SettingsOf, read_settings
+from csat.settings import Free, ModelPlace, Often, Place, SettingsOf, read_settings
 from csat.slides.mpp import check_mpp
 from csat.storage import files
 from csat.storage.uris import has_magic
@@ -20,7 +20,7 @@ class AnswererConfig:
     """Whatever answers and is no finished run: a teacher, or a model that needs to be told how it sees."""
 
     teacher: str | None = None  # stain, hovernet, timm, torchscript
-    model: Place | None = None  # in its place: run folder, exported folder or ONNX file, local or s3://
+    model: ModelPlace | None = None  # in its place: run folder, exported folder or ONNX file, local or s3://, or its name
     weights: Place | None = None  # of a teacher that needs them
     options: dict[str, Any] = field(default_factory=dict)  # of a teacher, such as mode: fast
     tile_px: int | None = None  # edge of its windows; None: as it was trained, or about 256 px
@@ -39,7 +39,7 @@ class AnswererConfig:
 
 
 Judged = str | AnswererConfig  # the place of a run or a model, or what says more
-Runs = list[Place] | dict[str, Place | list[Place] | SettingsOf[AnswererConfig] | Any]
+Runs = list[ModelPlace] | dict[str, ModelPlace | list[ModelPlace] | SettingsOf[AnswererConfig] | Any]
 
 EVERY_SPLIT = "all"
 

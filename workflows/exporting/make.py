@@ -3,7 +3,9 @@
 import json
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +19,12 @@ from csat.model.cost import count_cost
 from csat.model.files import CONFIG, save_model
 from csat.prediction.answers import ModelAnswers
 from csat.prediction.onnx_answers import OnnxAnswers
+from csat.prediction.opening import open_answers
 from workflows.exporting.config import ExportConfig
 
 logger = logging.getLogger("export")
 
+MOST_HALF = 0.02  # by which a finished answer may differ in half precision
 TIMM = "for timm: the backbone"
 TIMM_WHOLE = "for timm: the whole classifier"
 
@@ -40,6 +44,8 @@ def make_files(
         ConfigError: a file that does not say what the model says.
     """
     tried = tiles[: config.num_tiles]
+    if config.small:
+        return _make_small(folder, config, answers, facts, tried, where)
     save_model(answers.model, str(folder), facts.metadata)
     described = json.loads((folder / CONFIG).read_text())
     told, left_out = _weights(folder, described), {}
@@ -62,13 +68,48 @@ def make_files(
         name = openvino.NAME
         told[name] = openvino.convert(folder / onnx.NAME, folder, answers, tried)
         logger.info("%s: %s", name, told[name])
-    image = (1, 3, answers.tile_px // answers.model.downsample, answers.tile_px // answers.model.downsample)
-    cost = count_cost(answers.model, image)
     told[CONFIG] = "what every reader has to know: timm's, WSInfer's and our own keys"
-    found = {"cost": cost, "speeds": speeds, "machine": _machine(config.threads), "files": told, "left_out": left_out}
-    measured = Measured(**found, tiles=f"{len(tried)}, {where}")
+    found = {"speeds": speeds, "machine": _machine(config.threads), "files": told, "left_out": left_out}
+    measured = Measured(**found, cost=_cost(answers), tiles=f"{len(tried)}, {where}")
     (folder / CARD).write_text(write_card(answers, Facts(**{**vars(facts), "config": described}), measured))
     return measured
+
+
+def _make_small(
+    folder: Path, config: ExportConfig, answers: ModelAnswers, facts: Facts, tried: np.ndarray, where: str
+) -> Measured:
+    """The weights in half precision, tried against those that they come from. Raises ConfigError: they say something else."""
+    save_model(answers.model, str(folder), _without_folders(facts.metadata), is_small=True)
+    described = json.loads((folder / CONFIG).read_text())
+    halved = open_answers(str(folder), tile_px=answers.tile_px)
+    pairs = zip(answers.answer(tried).values(), halved.answer(tried).values(), strict=True)
+    difference = max(float(np.abs(one - other).max()) for one, other in pairs)
+    if not difference <= MOST_HALF:
+        raise ConfigError(
+            f"in half precision it says something else: up to {difference:.3g} apart on {len(tried)} tiles, {where}"
+        )
+    (name,) = [path.name for path in folder.iterdir() if path.name != CONFIG]
+    told = {name: f"the weights in half precision: at most {difference:.1e} apart", CONFIG: "what a reader has to know"}
+    batch = np.resize(tried, (quantised.SPEED_BATCH, *tried.shape[1:]))
+    seconds = quantised.measure({"torch": lambda: halved.answer(batch)})["torch"]
+    found = {"speeds": {f"torch, batch of {len(batch)}": len(batch) / seconds}, "machine": _machine(config.threads)}
+    measured = Measured(**found, cost=_cost(answers), files=told, left_out={}, tiles=f"{len(tried)}, {where}")
+    (folder / CARD).write_text(write_card(answers, Facts(**{**vars(facts), "config": described}), measured))
+    return measured
+
+
+def _without_folders(value: Any) -> Any:
+    """Plain values in which a path of this machine is its last part: whoever gets the model has other folders."""
+    if isinstance(value, Mapping):
+        return {name: _without_folders(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(each) for each in value]
+    return value.rstrip("/").rpartition("/")[2] if isinstance(value, str) and value.startswith(("/", "~")) else value
+
+
+def _cost(answers: ModelAnswers) -> dict[str, float]:
+    edge_px = answers.tile_px // answers.model.downsample
+    return count_cost(answers.model, (1, 3, edge_px, edge_px))
 
 
 def _weights(folder: Path, described: dict) -> dict[str, str]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from csat.errors import ConfigError
 from csat.settings import Free, Often, Place
+from csat.shipped import is_shipped
 from csat.storage import uris
 from csat.tiles.grid import TilingConfig
 from csat.tiles.manifest import ManifestConfig
@@ -18,14 +19,15 @@ CHUNK_TILES = 128  # tiles that are read together
 class AnswersConfig:
     """Which model answers."""
 
-    name: Often[str]  # a run's folder, an exported folder or an ONNX file, local or s3://; or a teacher's name, such as stain
+    name: Often[str]  # a run, an exported folder or an ONNX file, local or s3://; a student by its name; a teacher: stain
     weights: Often[Place | None] = None  # of a teacher that needs them
     options: Often[dict[str, Any]] = field(default_factory=dict)  # of a teacher, such as mode: fast
     precision: str = "float32"  # or bfloat16, where the model can
 
     def with_own_places(self) -> "AnswersConfig":
-        """See `csat.settings.with_places`: all that is no teacher's name is a place."""
-        return self if self.name in TEACHERS else replace(self, name=uris.normalise(self.name))
+        """See `csat.settings.with_places`: all that is no teacher's and no student's name is a place."""
+        is_name = self.name in TEACHERS or is_shipped(self.name)
+        return self if is_name else replace(self, name=uris.normalise(self.name))
 
 
 @dataclass(frozen=True, kw_only=True)
