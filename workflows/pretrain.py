@@ -55,9 +55,10 @@ def pretrain(config: PretrainConfig) -> int:
     teacher = describe(config)
     from workflows.pretraining.first_stage import make_first_job
     from workflows.pretraining.job import make_job
+    from workflows.pretraining.keeping import decides_to_keep, with_cache
     from workflows.pretraining.plan import plan_run
     from workflows.pretraining.precision import as_before, settle
-    from workflows.pretraining.start import check_resources, load_finish, tell_plan, tell_result, with_cache
+    from workflows.pretraining.start import check_resources, load_finish, tell_plan, tell_result
     from workflows.pretraining.students import begin_students
     from workflows.pretraining.tiles import as_recorded, cut_tiles, find_slides
     from workflows.shell.group import train_in_group
@@ -88,9 +89,11 @@ def pretrain(config: PretrainConfig) -> int:
     if config.data.whole:
         check_resources(job)  # again: how large the largest image is, only the manifest knows
     tell_plan(job, manifest, slides)
+    is_kept = decides_to_keep(job, manifest)
     if config.plan:
         return 0
-    job = with_cache(job, manifest)
+    if is_kept:
+        job = with_cache(job, manifest)
 
     begin_students(folder, config)
     folder.set_status("running")

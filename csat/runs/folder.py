@@ -8,6 +8,7 @@ metrics.jsonl        one line per log interval
 tensorboard/         the same figures for TensorBoard
 precision.json       in which number format teacher and student compute, and why
 plan.json            how the run is spread over the cluster, and how fast that should be
+keeping.json         whether the teacher's responses are kept for later epochs, and what either way takes
 throughput.json      what the run cost: rates per stage, waiting, memory, spilled bytes
 accounting.json      manifest = trained + quarantined + filtered, by epoch
 quarantine.parquet   every slide and tile that was not used, with the reason

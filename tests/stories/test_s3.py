@@ -39,8 +39,8 @@ def test_a_killed_run_in_a_bucket_with_a_response_cache(s3, slides, tmp_path, ru
         files.write_bytes(files.join(s3, "slides", slide.name), slide.read_bytes())
     folder, log = files.join(s3, "my runs", "a b"), tmp_path / "log"
     checkpoints = Checkpoints(files.join(folder, "checkpoints"))
-    settings = dict(train__epochs=EPOCHS, train__checkpoint_every_steps=2, cache__uri=f"{s3}/cache", cache__budget_gb=0.1)
-    settings |= dict(readers__cache_folder=tmp_path / "cache")
+    settings = dict(train__epochs=EPOCHS, train__checkpoint_every_steps=2, readers__cache_folder=tmp_path / "cache")
+    settings |= dict(cache__uri=f"{s3}/cache", cache__keep="true", cache__budget_gb=0.1)
     # One teacher, and so little room on the way that the later epochs are read while they are trained.
     settings |= dict(pool__max_actors=1, ray__stream_gb=0.006)
     first = run_alone(arguments([f"{s3}/slides/*.svs"], folder, **settings), log)

@@ -32,7 +32,7 @@ def run(ray_cluster, slides, tmp_path_factory):
     picky = save_teacher(Picky(), folder / "picky.pt", tile_px=32)
     settings = dict(teachers__nuclei="stain", teachers__picky="torchscript", teachers__picky__weights=picky, **POOLS)
     settings |= dict(teachers__picky__shrink=2, teachers__picky__weight=0.5, teachers__picky__pool__batch_size=8)
-    settings |= dict(train__epochs=2, workers__num_workers=2, cache__uri=folder / "cache")
+    settings |= dict(train__epochs=2, workers__num_workers=2, cache__uri=folder / "cache", cache__keep="true")
     argv = arguments(slides, folder / "run", **settings)
     assert pretrain.main(argv) == 0
     return folder / "run", argv, picky

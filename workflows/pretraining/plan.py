@@ -185,13 +185,20 @@ def in_words(record: dict[str, Any]) -> str:
         f"  reserved    {plan['cpus']:g} CPUs, {plan['gpus']:g} GPUs; {plan['stream_bytes'] / 1e9:.2f} GB on their way are "
         "enough (ray.stream_gb)",
         f"  tiles/s     {plan['tiles_per_s']:,.4g}, limited by {plan['bottleneck']} (each by itself: {stages})",
-        f"  the run     {record['positions']:,} tiles: {_span(takes['hours'])}, {takes['gb_moved']:,.3g} GB between "
+        f"  the run     {record['positions']:,} tiles: {span(takes['hours'])}, {takes['gb_moved']:,.3g} GB between "
         f"processes, {takes['gpu_hours']:.3g} GPU-hours",
     ]
     for name, change in record["with"].items():
         told = f"{change['tiles_per_s']:,.4g} tiles/s ({change['times']:.2f} x), limited by {change['bottleneck']}"
         lines.append(f"  {name:11} {told}")
     return "\n".join(lines)
+
+
+def span(hours: float) -> str:
+    """For a person."""
+    if hours < 1 / 60:
+        return f"{hours * 3600:.2g} seconds"
+    return f"{hours * 60:.2g} minutes" if hours < 1 else f"{hours:.3g} hours"
 
 
 def _of_teachers(plan: dict[str, Any], calibration: dict[str, Any]) -> list[str]:
@@ -209,10 +216,6 @@ def _of_teachers(plan: dict[str, Any], calibration: dict[str, Any]) -> list[str]
         )
         lines.append(f"  {name or 'teacher':11} {as_named(told, name)}")
     return lines
-
-
-def _span(hours: float) -> str:
-    return f"{hours * 60:.2g} minutes" if hours < 1 else f"{hours:.3g} hours"
 
 
 def _changed(now: Forecast, then: Forecast) -> dict[str, Any]:

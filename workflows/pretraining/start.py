@@ -1,19 +1,16 @@
-"""The last things before the workers start: can the cluster hold the run, are responses kept, what will it take, and where."""
+"""The last things before the workers start: can the cluster hold the run, what will it take, and where."""
 
 import logging
 from typing import Any
 
 from csat.evaluation.students import has_diverged
-from csat.panel import member_of
 from csat.runs.folder import RunFolder
 from csat.tiles.manifest import Manifest
 from csat.tiles.resolutions import resolution_summary
 from csat.tiles.sources import SlideRow
-from teachers.response_cache import KEY, ResponseCache, cache_key, check_budget, open_cache
 from workflows.pretraining.check import pools_of
 from workflows.pretraining.job import PretrainJob
-from workflows.pretraining.stream import StreamTeacher
-from workflows.shell import cluster, output, resources
+from workflows.shell import output, resources
 
 EXIT_CODE_DIVERGED = 3  # some students are trained, others were stopped
 
@@ -30,41 +27,6 @@ def check_resources(job: PretrainJob) -> None:
         ray_config=config.ray,
         slot_bytes=job.stream.bytes_per_block(config.manifest.chunk_tiles),
     )
-
-
-def with_cache(job: PretrainJob, manifest: Manifest) -> PretrainJob:
-    """The job with the response cache, of each teacher its own, where one is asked for. Says what it may take, or refuses."""
-    settings, stream = job.config.cache, job.stream
-    if settings.uri is None:
-        return job
-    opened = [_open_cache(job, asked, manifest) for asked in stream.teachers]
-    check_budget(settings, sum(num_bytes for _, num_bytes in opened), num_tiles=manifest.num_tiles)  # of all teachers
-    for asked, (cache, num_bytes) in zip(stream.teachers, opened, strict=True):
-        cluster.check_is_shared("response cache", cache.folder, file=KEY)
-        is_filled, whose = cache.is_complete(), f" of {asked.name}" if asked.name else ""
-        state = "complete: training needs no teacher" if is_filled else "filled in the first epoch, read in later ones"
-        size = f"{num_bytes / 1e9:.4g} GB of {settings.budget_gb:g} GB"
-        logger.info("response cache%s %s: at most %s, %s", whose, cache.folder, size, state)
-    return job.with_caches([cache for cache, _ in opened])
-
-
-def _open_cache(job: PretrainJob, asked: StreamTeacher, manifest: Manifest) -> tuple[ResponseCache, int]:
-    """Of one teacher, and the most bytes that it can come to. What is kept goes by the teacher's own names and pixels."""
-    stream = job.stream
-    spec = job.teacher if asked.name is None else member_of(job.teacher, asked.name).spec
-    responses = [spec.response(name) for name in asked.own_names]
-    key = cache_key(
-        spec,
-        asked.teacher.options,
-        responses,
-        manifest_fingerprint=manifest.fingerprint,
-        tile_px=stream.tile_px,
-        mpp=job.config.data.mpp,
-        shrink=asked.shrink,
-    )
-    height, width = stream.largest_size()
-    size = (height // asked.shrink, width // asked.shrink)
-    return open_cache(job.config.cache, key, responses, num_tiles=manifest.num_tiles, tile_px=size)
 
 
 def load_finish(job: PretrainJob) -> None:
