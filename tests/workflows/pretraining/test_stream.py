@@ -1,4 +1,4 @@
-"""Who has GPUs in a stream with a response cache. What it does with them, and that its pool ends, is in test_s3.py."""
+"""Who has GPUs in a stream. What a response cache does with them, and that its pool ends, is in test_s3.py."""
 
 import pytest
 
@@ -10,6 +10,15 @@ from workflows.shell.config import PoolConfig, RayConfig, ReaderConfig, TeacherC
 from workflows.shell.data import CACHED, TRAIN
 
 RESPONSES = (ResponseSpec(name="np", kind=Kind.PROBABILITY, channels=1),)
+
+
+def stages_of(stream) -> list:
+    """The logical operators of a stream that have actors, the reader's first."""
+    found, operator = [], stream._logical_plan.dag
+    while operator.input_dependencies:
+        found.insert(0, operator)
+        (operator,) = operator.input_dependencies
+    return found
 
 
 @pytest.mark.ray
@@ -24,9 +33,34 @@ def test_later_epochs_have_no_gpu_for_what_is_kept(ray_cluster, tmp_path):
 
     def gpus(config: StreamConfig, part: str) -> float:
         stream = ResumingStream(config=config, checkpoints_uri=checkpoints, settings=RayConfig(), part=part)()
-        return stream._logical_plan.dag.ray_remote_args.get("num_gpus") or 0
+        return stages_of(stream)[-1].ray_remote_args.get("num_gpus") or 0
 
     assert (gpus(config, TRAIN), gpus(config, CACHED)) == (0.5, 0)
     assert gpus(config.without_cache(), TRAIN) == 0.5
     cache.mark_complete()
     assert (gpus(config, TRAIN), gpus(config, CACHED)) == (0, 0)
+
+
+@pytest.mark.ray
+def test_each_of_several_teachers_has_what_its_own_pool_asks_for(ray_cluster, tmp_path):
+    """GPUs, CPUs, actors and batch size; who has a GPU computes there, the others and the reader have none."""
+    pools = {
+        "nuclei": PoolConfig(gpus_per_actor=1, cpus_per_actor=2, min_actors=2, max_actors=3, batch_size=8),
+        "stains": PoolConfig(gpus_per_actor=0, cpus_per_actor=0.5, min_actors=1, max_actors=4, batch_size=16),
+        "tissue": PoolConfig(gpus_per_actor=0.25, cpus_per_actor=0.25, min_actors=1, max_actors=1, batch_size=64),
+    }
+    asked = TeacherConfig(name="stain")
+    teachers = tuple(
+        StreamTeacher(name=name, teacher=asked, sha256="", responses=RESPONSES, pool=pool) for name, pool in pools.items()
+    )
+    plan, manifest = Plan([16], [0], num_epochs=1, seed=0), str(tmp_path / "manifest")
+    config = StreamConfig(manifest_uri=manifest, plan=plan, tile_px=64, readers=ReaderConfig(), teachers=teachers)
+    stream = ResumingStream(config=config, checkpoints_uri=str(tmp_path / "checkpoints"), settings=RayConfig())()
+    reader, *stages = stages_of(stream)
+    assert not reader.ray_remote_args.get("num_gpus")
+    for stage, (name, pool) in zip(stages, pools.items(), strict=True):
+        assert stage.fn.__name__ == f"TeacherStage_{name}" and stage.batch_size == pool.batch_size
+        assert (stage.ray_remote_args.get("num_gpus") or 0) == pool.gpus_per_actor
+        assert stage.ray_remote_args["num_cpus"] == pool.cpus_per_actor
+        assert (stage.compute.min_size, stage.compute.max_size) == (pool.min_actors, pool.max_actors)
+        assert stage.fn_constructor_kwargs["device"] == ("cuda" if pool.gpus_per_actor else "cpu")
