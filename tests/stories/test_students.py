@@ -10,6 +10,7 @@ from tests.stories.test_predict import arguments as predicting
 from tests.stories.test_pretrain import check_accounts, read_json
 from tests.support.verbs import arguments
 from workflows import evaluate, export, predict, pretrain
+from workflows.pretraining.start import EXIT_CODE_DIVERGED
 
 STUDENTS = {"students__nano": "csat_nano", "students__half": "{backbone: csat_nano, decoder_channels: 16, downsample: 2}"}
 
@@ -51,3 +52,31 @@ def test_one_run_and_what_becomes_of_each_student(ray_cluster, slides, tmp_path,
     runs = json.dumps({name: str(run / "students" / name) for name in compared})
     assert evaluate.main([f"--runs={runs}", f"--run_folder={tmp_path / 'compared'}"]) == 2
     assert "no labelled images" in capsys.readouterr().err, "they are judged on images that somebody has labelled"
+
+
+@pytest.mark.ray
+@pytest.mark.thorough
+def test_one_that_diverges_is_named_and_the_others_are_kept(ray_cluster, slides, tmp_path, capsys):
+    """At a learning rate far too high a network without norms overflows within a few steps, and one with norms does not."""
+    run = tmp_path / "run"
+    settings = dict(
+        students__nano=STUDENTS["students__nano"], students__normless="{backbone: test_nfnet, decoder_channels: 16}"
+    )
+    argv = arguments(slides, run, train__optim__lr=30, workers__num_workers=2, **settings)
+    for is_rerun in (False, True):
+        assert pretrain.main(argv) == EXIT_CODE_DIVERGED
+        said = capsys.readouterr().out
+        assert ("this run is finished: nothing to do" in said) == is_rerun
+        assert "student normless: diverged and was stopped, and has left no model: step" in said
+    why = read_json(run, "accounting.json")["students"]["normless"]["error"]
+    assert read_json(run, "status.json") == {"state": "finished", "diverged": {"normless": why}} and "not finite" in why
+    assert read_json(run / "students" / "normless", "status.json")["state"] == "failed"
+    compared = read_json(run, "students.json")
+    assert 0 < compared["normless"]["tiles"] < compared["nano"]["tiles"] and compared["nano"]["state"] == "trained"
+    assert compared["nano"]["fidelity"] and not compared["normless"]["fidelity"]
+    assert {spec.name for spec in load_exported(str(run / "students" / "nano")).responses} == {"np", "hv"}
+    assert not (run / "students" / "normless" / "exported").exists()
+    for page in ("report.html", "students.html"):
+        assert "normless diverged and was stopped after" in (run / page).read_text()
+    assert predict.main(predicting(slides[:1], tmp_path / "out", model__name=run / "students" / "normless")) == 2
+    assert "Traceback" not in (said := capsys.readouterr().err) and "normless" in said
