@@ -11,6 +11,7 @@ from csat.evaluation.reports.pretraining import picture_row
 from csat.runs.folder import RunFolder
 
 PAGE = "students.html"
+FAITHFUL = "student_vs_teacher."  # how figures of a student against its teacher begin
 OF_STUDENT = "student_vs_"  # how figures of a student against its teacher, or what is known, begin
 COSTS: Costs = (
     ("params", 1e6, "M parameters (less is better)", False),
@@ -57,7 +58,9 @@ def _paretos(students: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     for figure in figures_of(students):
         if figure.startswith(OF_STUDENT):
             measured = {name: each["fidelity"][figure] for name, each in students.items() if figure in each["fidelity"]}
-            found[figure] = pareto(measured, students, metric=figure.removeprefix(OF_STUDENT), panels=COSTS)
+            found[figure] = pareto(
+                measured, students, metric=figure.removeprefix(FAITHFUL).removeprefix(OF_STUDENT), panels=COSTS
+            )
     return {figure: picture for figure, picture in found.items() if picture}
 
 

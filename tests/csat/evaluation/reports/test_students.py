@@ -12,6 +12,9 @@ def test_the_students_lie_beside_each_other(tmp_path):
     assert "students/broken/report.html" not in page and "broken diverged and was stopped after 3,000 tiles" in page
     assert page.count("data:image/png;base64,") == 2, "one for each figure of student and teacher"
     assert page.count("data:image/jpeg;base64,") == 3 * 4, "of each tile: itself, the teacher, and two students"
+    assert '<th class="n wraps">vs teacher.<wbr>np.<wbr>dice</th>' in page, (
+        "names of figures are long: they break at their dots"
+    )
     for title in ("teacher: np", "csat: np", "nano: np"):
         assert f"<div>{title}</div>" in page
     report = (tmp_path / "report.html").read_text()
