@@ -21,7 +21,7 @@ def test_a_plan_and_the_run_that_follows(ray_cluster, slides, tmp_path, capsys, 
     assert pretrain.main(arguments(slides, folder, **settings, plan="true")) == 0
     said = capsys.readouterr().out
     record = json.loads((folder / "plan.json").read_text())
-    assert "the plan (" in said and f"limited by {record['plan']['bottleneck']}" in said
+    assert "the plan (" in said and "(--pool.max_actors)" in said and f"limited by {record['plan']['bottleneck']}" in said
     assert not (folder / "status.json").exists() and not (folder / "checkpoints").exists()
     assert record["plan"]["cpus"] <= 4
     keeping = json.loads((folder / "keeping.json").read_text())

@@ -131,14 +131,15 @@ def _check_teacher(subject: Subject, findings: Findings) -> None:
     config = subject.config
     if findings.state_of("hub") == FAIL:
         return  # there is nothing to load
-    with findings.check("teacher", mend="correct teacher.weights or teacher.options") as finding:
+    what = "the weights or options of the teacher that it names" if config.teachers else "teacher.weights or teacher.options"
+    with findings.check("teacher", mend=f"correct {what}") as finding:
         spec = subject.teacher = describe(config)
         for name in config.asked:
-            one, whose = (spec, "") if name is None else (member_of(spec, name).spec, f"{name}: ")
-            finding.note(f"{whose}{one.name} from {one.source or 'its settings'}, sha256 {one.weights_sha256[:12]}")
+            one, called = (spec, "") if name is None else (member_of(spec, name).spec, f"{name}: ")
+            finding.note(f"{called}{one.name} from {one.source or 'its settings'}, sha256 {one.weights_sha256[:12]}")
             if one.licence == "unknown" or not one.licence:
                 mend = as_named("look it up, and say it with teacher.options.licence", name)
-                finding.warn(f"{whose}the licence of its weights is not known", mend)
+                finding.warn(f"{called}the licence of its weights is not known", mend)
             else:
                 finding.note(f"licence: {one.licence}")
     if subject.teacher is None:

@@ -22,6 +22,9 @@ class Finding:
     found: str = ""
     mend: str = ""  # what to do; empty where nothing is wrong
 
+    def __post_init__(self):
+        self._mends: list[str] = []
+
     def note(self, found: str) -> None:
         """More of what was found."""
         self.found = "; ".join(filter(None, (self.found, printable(found))))
@@ -37,7 +40,9 @@ class Finding:
     def _worse(self, state: str, found: str, mend: str) -> None:
         self.note(found)
         self.state = FAIL if FAIL in (self.state, state) else state
-        self.mend = "; ".join(filter(None, (self.mend, mend)))
+        if mend not in self._mends:  # what is wrong on every node is mended once
+            self._mends.append(mend)
+        self.mend = "; ".join(filter(None, self._mends))
 
 
 class Findings:

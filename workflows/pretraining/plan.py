@@ -32,6 +32,7 @@ from workflows.pretraining.config import PretrainConfig
 from workflows.pretraining.job import PretrainJob
 from workflows.shell import output
 from workflows.shell.config import PoolConfig
+from workflows.shell.flags import with_flags
 
 logger = logging.getLogger("pretrain")
 
@@ -65,7 +66,7 @@ def plan_run(job: PretrainJob, manifest: Manifest) -> PretrainConfig:
     record |= plan_record(costs, shares_of(config), positions)
     folder.write_json(RECORD, record)
     if is_asked:
-        output.result(in_words(record), plan=record["plan"], takes=record["takes"])
+        output.result(with_flags(in_words(record), PretrainConfig), plan=record["plan"], takes=record["takes"])
     else:
         logger.info("%s", in_words(record))
     return planned(config, record["plan"])

@@ -32,6 +32,15 @@ def test_a_warning_does_not_hide_a_failure_nor_the_other_way_round():
     assert as_text(finding).startswith("WARN  teacher")
 
 
+def test_what_is_wrong_on_every_node_is_mended_once():
+    findings = Findings()
+    with findings.check("cluster", mend="-") as finding:
+        for node in ("a", "b"):
+            finding.fail(f"{node} has no weights", "copy them")
+        finding.warn("little disk", "make room")
+    assert (finding.found, finding.mend) == ("a has no weights; b has no weights; little disk", "copy them; make room")
+
+
 def test_our_own_bug_is_no_finding():
     findings = Findings()
     try:
