@@ -40,7 +40,7 @@ def predict(config: PredictConfig) -> int:
     # Not above: they take seconds to load, and `--help` or a refused setting needs none of them.
     from csat.runs.accounts import begin_attempt, write_attempt
     from csat.tiles.sources import list_slides
-    from workflows.prediction.check import check_resources, check_same_model, tell_plan
+    from workflows.prediction.check import check_resources, check_same_model, tell_plan, with_precision
     from workflows.prediction.finish import finish, tell_result
     from workflows.prediction.job import make_job
     from workflows.prediction.model import describe
@@ -64,6 +64,7 @@ def predict(config: PredictConfig) -> int:
     cluster.connect(config.ray)
     check_resources(job)
     cluster.check_run_folder_is_shared(folder.uri)
+    job = with_precision(job, folder)
     manifest, _ = build_manifest(folder.path("manifest"), slides, job.tiling, config.manifest, slide_cache(config.readers))
     job = job.over(manifest)
     tell_plan(job)

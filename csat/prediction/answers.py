@@ -15,11 +15,16 @@ from torch import Tensor
 
 from csat.model.contract import Model
 from csat.panel import plain_names
+from csat.precision import BFLOAT16, check_precision, resolve_precision
 from csat.responses import Kind, ResponseSpec
 from csat.tasks import Task
 from csat.views.grid import align
 
 BACKGROUND = 1  # channels of `tp` before the first type
+# Pixels that a trained model is shown at once on a CPU, whatever batch arrives: as many as leave their maps in its cache. Two
+# processes of a thread each: csat answers 1.3 times as many tiles of 256 px in twos as in thirty-twos, 1.15 times those of 128
+# px in fours, csat_nano 1.15 times in eights, resnet18 1.1 times in twos (EPYC, two cores).
+AT_ONCE_PX = 2**17
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +77,7 @@ class ModelAnswers:
         model: In evaluation mode; it is moved to the device.
         tile_px: Edge of the tiles.
         device: Where it runs.
-        precision: float32 or bfloat16 (autocast).
+        precision: float32, bfloat16 (autocast), or best: see `csat.precision`.
         metadata: Of its exported folder, as far as there is one: mpp, task, classes.
         about: Who it is.
     """
@@ -89,7 +94,8 @@ class ModelAnswers:
     ):
         metadata = metadata or {}
         self.device = torch.device(device)
-        self.model, self.precision = model.to(self.device), precision
+        check_precision("precision", precision)
+        self.model, self.precision = model.to(self.device), resolve_precision(precision, str(device))
         self.raw = [spec for spec in model.responses if is_answer(spec)]
         plain = plain_names(spec.name for spec in self.raw)  # several teachers' answers go by what they mean
         self.specs = tuple(replace(finished(spec), name=plain[spec.name]) for spec in self.raw)
@@ -97,10 +103,17 @@ class ModelAnswers:
         self.task, self.classes = task_of(self.specs), classes_of(self.specs)
         self.about = about or About(name=type(model).__name__)
 
-    @torch.inference_mode()
     def answer(self, tiles: np.ndarray) -> dict[str, np.ndarray]:
+        size = len(tiles)
+        if self.device.type == "cpu":
+            size = max(1, AT_ONCE_PX // (self.tile_px // self.model.downsample) ** 2)
+        said = [self._answer(tiles[start : start + size]) for start in range(0, len(tiles), size)]
+        return said[0] if len(said) == 1 else {name: np.concatenate([each[name] for each in said]) for name in said[0]}
+
+    @torch.inference_mode()
+    def _answer(self, tiles: np.ndarray) -> dict[str, np.ndarray]:
         images = torch.tensor(tiles).to(self.device).permute(0, 3, 1, 2)  # a copy: tiles may be read-only
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == BFLOAT16):
             said = self.model(self.model.see(images))
         pairs = zip(self.specs, self.raw, strict=True)
         return {spec.name: finish(said[raw.name], raw, self.tile_px).cpu().numpy() for spec, raw in pairs}

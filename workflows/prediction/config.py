@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from csat.errors import ConfigError
+from csat.precision import check_precision
 from csat.settings import Free, Often, Place
 from csat.shipped import is_shipped
 from csat.storage import uris
@@ -22,7 +23,10 @@ class AnswersConfig:
     name: Often[str]  # a run, an exported folder or an ONNX file, local or s3://; a student by its name; a teacher: stain
     weights: Often[Place | None] = None  # of a teacher that needs them
     options: Often[dict[str, Any]] = field(default_factory=dict)  # of a teacher, such as mode: fast
-    precision: str = "float32"  # or bfloat16, where the model can
+    precision: Often[str] = "float32"  # or bfloat16, which is faster where the hardware has it; best: bfloat16 there alone
+
+    def __post_init__(self):
+        check_precision("model.precision", self.precision)
 
     def with_own_places(self) -> "AnswersConfig":
         """See `csat.settings.with_places`: all that is no teacher's and no student's name is a place."""
@@ -67,7 +71,7 @@ class NetworkConfig:
     """The actors that hold the model."""
 
     min_actors: int = 1  # actors at least
-    max_actors: Often[int] = 2  # actors with the model at most; Ray adds and removes them with the demand
+    max_actors: Often[int | None] = None  # actors with the model at most; null: one for each core, or place on a GPU
     cpus_per_actor: float = 0.5  # CPUs reserved for each
     gpus_per_actor: Often[float] = 0.0  # GPUs reserved for each actor with the model; 0.5 lets two share one
     batch_size: int = 32  # tiles that the model is shown at once
@@ -78,7 +82,9 @@ class OutlineConfig:
     """The actors that make nuclei and tables of what the model said."""
 
     min_actors: int = 1  # actors at least
-    max_actors: Often[int] = 4  # actors that make nuclei and tables at most; as many as keep pace with the model
+    max_actors: Often[int | None] = (
+        None  # that make nuclei and tables, at most; Ray adds them with the demand; null: one a core
+    )
     cpus_per_actor: float = 0.25  # CPUs reserved for each
 
 

@@ -6,6 +6,7 @@ pipeline's rows say which parts were written; what they say of tiles is in the p
 
 import warnings
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +24,7 @@ from workflows.prediction.framed_reader import FramedReader
 from workflows.prediction.job import PredictJob
 from workflows.prediction.part_stage import PartStage
 from workflows.shell.data import configure_data, execution_options
+from workflows.shell.resources import can_have
 from workflows.shell.tile_slides import slide_cache
 
 MAX_BLOCKS = 4096  # of the plan; beyond that a block holds several slots
@@ -43,12 +45,12 @@ def make_stream(job: PredictJob, done: Intervals) -> ray.data.Dataset:
     pixels = ray.data.from_arrow(blocks).map_batches(
         FramedReader,
         fn_constructor_args=(manifest.uri, job.plan, done, reader),
-        fn_constructor_kwargs={"rows_at_once": max(1, BLOCK_BYTES // 4 // job.tile_bytes)},
+        fn_constructor_kwargs={"rows_at_once": rows_at_once(config, job.tile_bytes)},
         batch_size=None,
         num_cpus=config.readers.cpus_per_actor,
         compute=ActorPoolStrategy(min_size=config.readers.min_actors, max_size=config.readers.most_actors),
     )
-    network = config.network
+    network, most = config.network, most_actors(config, can_have())
     answered = pixels.map_batches(
         AnswerStage,
         fn_constructor_args=(config.model, model),
@@ -58,7 +60,7 @@ def make_stream(job: PredictJob, done: Intervals) -> ray.data.Dataset:
         batch_size=network.batch_size,
         num_cpus=network.cpus_per_actor,
         num_gpus=network.gpus_per_actor or None,
-        compute=ActorPoolStrategy(min_size=first_actors(config, ray.cluster_resources()), max_size=network.max_actors),
+        compute=ActorPoolStrategy(min_size=first_actors(config, ray.cluster_resources()), max_size=most.network),
     )
     # A batch leaves a stage when it is complete. Ray Data would put many of them together first.
     answered.context.target_max_block_size = max(1, min(BLOCK_BYTES, int(0.9 * network.batch_size * job.bytes_per_answer())))
@@ -70,7 +72,40 @@ def make_stream(job: PredictJob, done: Intervals) -> ray.data.Dataset:
         ),
         batch_size=None,
         num_cpus=config.outlines.cpus_per_actor,
-        compute=ActorPoolStrategy(min_size=config.outlines.min_actors, max_size=config.outlines.max_actors),
+        compute=ActorPoolStrategy(min_size=config.outlines.min_actors, max_size=most.outlines),
+    )
+
+
+def rows_at_once(config: PredictConfig, tile_bytes: int) -> int:
+    """Tiles that leave a reader together: a batch of the model.
+
+    With more, one actor would have several batches before another has any: two chunks of 128 tiles of 256 px, which wait in
+    the queue of one actor, are 20 s of a core for CSAT, and at the end the other core idles as long.
+    """
+    return max(1, min(config.network.batch_size, BLOCK_BYTES // 4 // tile_bytes))
+
+
+class MostActors(NamedTuple):
+    """Of the stages that compute."""
+
+    network: int
+    outlines: int
+
+
+def most_actors(config: PredictConfig, can_have: Mapping[str, float]) -> MostActors:
+    """How many actors there may be, also where that is left open: as many as have a core, or a place on a GPU, for themselves.
+
+    Args:
+        can_have: What the cluster has or can grow to, by resource.
+    """
+    network, outlines, cores = config.network, config.outlines, can_have.get("CPU", 0.0)
+    if network.gpus_per_actor:
+        places = can_have.get("GPU", 0.0) / network.gpus_per_actor
+    else:
+        places = cores / max(1.0, network.cpus_per_actor)
+    return MostActors(
+        network=network.max_actors or max(network.min_actors, int(places + 1e-6)),
+        outlines=outlines.max_actors or max(outlines.min_actors, int(cores)),
     )
 
 
@@ -88,7 +123,7 @@ def first_actors(config: PredictConfig, has: Mapping[str, float]) -> int:
     room = {"CPU": has.get("CPU", 0.0) - beside, "GPU": has.get("GPU", 0.0)}
     each = {"CPU": network.cpus_per_actor, "GPU": network.gpus_per_actor}
     fitting = [int(room[name] / amount + 1e-6) for name, amount in each.items() if amount]
-    return max(network.min_actors, min([network.max_actors, *fitting]))
+    return max(network.min_actors, min([most_actors(config, has).network, *fitting]))
 
 
 def configure(job: PredictJob) -> None:

@@ -114,6 +114,8 @@ def _start(config: RayConfig, kept_gb: float) -> None:
     # the processes that Ray starts ahead would be of no use. The dashboard is ten more processes, which nobody looks at.
     os.environ.update(_variables(), RAY_TMPDIR=_own_folder())
     os.environ.setdefault("RAY_worker_niceness", "0")  # else all have 15 of 19, and readers and teachers could not give way
+    # Ray ends a process that has had nothing to do for a second; the next task, such as a slide's files, would start its own.
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # one more process, and nobody takes this machine away
     _initialise(address="local", num_cpus=available_cpus(), object_store_memory=store_bytes, include_dashboard=False)
     meters.nothing_spilled_yet()

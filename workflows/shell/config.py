@@ -121,7 +121,8 @@ class RayConfig:
 def check_counts(**configs: Any) -> None:
     """Refuse actor counts (min_actors, max_actors) that contradict each other. Raises ConfigError."""
     for name, config in configs.items():
-        most = MOST_ACTORS if config.max_actors is None else config.max_actors
+        most = getattr(config, "most_actors", config.max_actors)
+        most = max(1, config.min_actors) if most is None else most  # as many as there is room for
         if not 1 <= config.min_actors <= most:
             raise ConfigError(
                 f"{name}.min_actors {config.min_actors} and {name}.max_actors {most}: the least must be 1 or "

@@ -19,6 +19,12 @@ class Stage(Protocol):
     cpus_per_actor: float
 
 
+def can_have() -> dict[str, float]:
+    """What the cluster has, or can grow to, by resource."""
+    have, limits = ray.cluster_resources(), _autoscaling_limits()
+    return {name: max(0.0, have.get(name, 0.0), limits.get(name, 0.0)) for name in have | limits}
+
+
 def check_resources(
     *,
     readers: ReaderConfig,
@@ -69,7 +75,7 @@ def check_stages(
     Raises:
         ConfigError: with the sums, and what to change.
     """
-    have, growable = _have(), _autoscaling_limits()
+    can, growable = can_have(), _autoscaling_limits()
     largest = max((node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
     for resource, flag in (("CPU", "cpus"), ("GPU", "gpus")):
         each = {name: float(getattr(stage, f"{flag}_per_actor", 0.0)) for name, stage in stages.items()}
@@ -78,7 +84,7 @@ def check_stages(
         }
         if resource == "CPU":
             parts |= {f"{name} {count} x {amount:g}": count * amount for name, (count, amount) in beside.items()}
-        total, limit = sum(parts.values()), max(have.get(resource, 0.0), growable.get(resource, 0.0))
+        total, limit = sum(parts.values()), can.get(resource, 0.0)
         levers = [f"{name}.{flag}_per_actor" for name, amount in each.items() if amount]
         if total > limit + 1e-9:
             sums = " + ".join(name for name, amount in parts.items() if amount)
@@ -113,11 +119,11 @@ def check_trials(*, max_concurrent: int, cpus: float, gpus: float, workers: Work
     Raises:
         ConfigError: with the sums, and what to change.
     """
-    have, growable = ray.cluster_resources(), _autoscaling_limits()
+    can, growable = can_have(), _autoscaling_limits()
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     for resource, flag, own in (("CPU", "cpus", cpus), ("GPU", "gpus", gpus)):
         beside = workers.num_workers * _per(workers, flag) if workers else 0.0
-        limit = max(have.get(resource, 0.0), growable.get(resource, 0.0))
+        limit = can.get(resource, 0.0)
         largest = max((node.get(resource, 0.0) for node in nodes), default=0.0)
         one = f"one trial needs {own + beside:g} {resource}s" + (f" ({own:g} + its workers' {beside:g})" if beside else "")
         lower = f"workers.{flag}_per_worker or num_workers" if beside else f"{flag}_per_trial"
@@ -135,7 +141,7 @@ def check_trials(*, max_concurrent: int, cpus: float, gpus: float, workers: Work
 
 def _check_sums(workers: WorkerConfig, pools: Mapping[str, PoolConfig], readers: ReaderConfig | None) -> None:
     """CPUs and GPUs that a run reserves at least. Raises ConfigError with the sums, and what to change."""
-    have, growable = _have(), _autoscaling_limits()
+    can = can_have()
     for resource, flag in (("CPU", "cpus"), ("GPU", "gpus")):
         parts = {f"{workers.num_workers} workers x {flag} {_per(workers, flag):g}": workers.num_workers * _per(workers, flag)}
         levers = ["workers.num_workers", f"workers.{flag}_per_worker"]
@@ -146,7 +152,7 @@ def _check_sums(workers: WorkerConfig, pools: Mapping[str, PoolConfig], readers:
         if readers is not None and _per(readers, flag):
             parts[f"{readers.min_actors} readers x {_per(readers, flag):g}"] = readers.min_actors * _per(readers, flag)
             levers += ["readers.min_actors", f"readers.{flag}_per_actor"]
-        total, limit = sum(parts.values()), max(have.get(resource, 0.0), growable.get(resource, 0.0))
+        total, limit = sum(parts.values()), can.get(resource, 0.0)
         if total > limit + 1e-9:
             sums = " + ".join(name for name, amount in parts.items() if amount)
             raise ConfigError(
@@ -157,13 +163,12 @@ def _check_sums(workers: WorkerConfig, pools: Mapping[str, PoolConfig], readers:
 
 def _check_store(ray_config: RayConfig, needed_bytes: int) -> None:
     """What may be on its way, against what has to be and what the object store holds. Raises ConfigError."""
-    have, growable = _have(), _autoscaling_limits()
     if ray_config.stream_gb * 1e9 < needed_bytes:
         raise ConfigError(
             f"ray.stream_gb {ray_config.stream_gb:g} is too little to keep the stream moving, which has "
             f"{needed_bytes / 1e6:.0f} MB on its way at least: set ray.stream_gb {needed_bytes / 1e9 + 0.05:.1f}"
         )
-    store_bytes = max(have.get("object_store_memory", 0.0), growable.get("object_store_memory", 0.0))
+    store_bytes = can_have().get("object_store_memory", 0.0)
     if ray_config.stream_gb * 1e9 > store_bytes:
         raise ConfigError(
             f"ray.stream_gb {ray_config.stream_gb:g} is more than the cluster's object store holds "
@@ -174,10 +179,6 @@ def _check_store(ray_config: RayConfig, needed_bytes: int) -> None:
 def _per(config: ReaderConfig | PoolConfig | WorkerConfig, flag: str) -> float:
     unit = "worker" if isinstance(config, WorkerConfig) else "actor"
     return float(getattr(config, f"{flag}_per_{unit}", 0.0))
-
-
-def _have() -> dict[str, float]:
-    return {name: max(value, 0.0) for name, value in ray.cluster_resources().items()}
 
 
 def _autoscaling_limits() -> dict[str, float]:

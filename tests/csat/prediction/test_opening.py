@@ -82,6 +82,33 @@ def test_a_tile_is_answered_alike_in_any_batch(runs):
         np.testing.assert_allclose(values[1:2], alone[name], atol=1e-5)
 
 
+def test_a_cpu_is_shown_a_few_tiles_at_once(runs, monkeypatch):
+    answers, seen = open_answers(str(runs / "nuclei")), []
+    answers.model.register_forward_pre_hook(lambda _, images: seen.append(len(images[0])))
+    monkeypatch.setattr("csat.prediction.answers.AT_ONCE_PX", 4 * 32**2)  # it sees tiles of 64 px at half their size
+    said = answers.answer(tiles(9))
+    assert seen == [4, 4, 1]
+    for name, values in answers.answer(tiles(9)[7:8]).items():
+        assert said[name].shape[0] == 9 and said[name].flags.c_contiguous
+        np.testing.assert_allclose(said[name][7:8], values, atol=1e-5)
+    monkeypatch.setattr("csat.prediction.answers.AT_ONCE_PX", 1)
+    answers.answer(tiles(2))
+    assert seen[-2:] == [1, 1]
+
+
+@pytest.mark.parametrize(("best", "used"), [("float32", "float32"), ("bfloat16", "bfloat16")])
+def test_the_best_precision_is_the_machines(runs, monkeypatch, best, used):
+    monkeypatch.setenv("CSAT_BEST_PRECISION", best)
+    asked, chosen = (open_answers(str(runs / "nuclei"), precision=each) for each in (used, "best"))
+    assert chosen.precision == used
+    np.testing.assert_array_equal(chosen.answer(tiles())["np"], asked.answer(tiles())["np"])
+
+
+def test_no_other_precision_is_taken_for_float32(runs):
+    with pytest.raises(ConfigError, match="precision is best, float32 or bfloat16, not 'bf16'"):
+        open_answers(str(runs / "nuclei"), precision="bf16")
+
+
 def test_another_tile_size_is_taken_where_the_model_takes_it(runs):
     assert open_answers(str(runs / "nuclei"), tile_px=96).answer(tiles(1, 96))["np"].shape == (1, 1, 84, 84)
     with pytest.raises(ConfigError, match="multiple of 16 px"):

@@ -6,7 +6,7 @@ import pytest
 
 from csat.errors import ConfigError
 from csat.runs.folder import RunFolder
-from workflows.prediction.check import check_resources, check_same_model
+from workflows.prediction.check import check_resources, check_same_model, with_precision
 from workflows.prediction.config import AnswersConfig, NetworkConfig, PredictConfig
 from workflows.prediction.job import make_job
 from workflows.prediction.model import describe
@@ -29,6 +29,30 @@ def test_a_prediction_resumes_with_the_weights_that_it_began_with(tmp_path, mode
     with pytest.raises(ConfigError, match="other weights of stain.*they are now ffffffffffff. Choose another output"):
         check_same_model(folder, other)
     assert folder.read_json("model.json")["sha256"] == model.about["sha256"]
+
+
+def test_the_best_precision_is_what_all_nodes_can_and_stays_that(tmp_path, monkeypatch, model):
+    lacking = []
+    monkeypatch.setattr("workflows.shell.cluster.without_bfloat16", lambda device: lacking if device == "cpu" else ["a node"])
+    best = replace(STAIN, model=replace(STAIN.model, precision="best"))
+
+    def used(config, output):
+        folder = RunFolder(str(tmp_path / output), setting="output")
+        check_same_model(folder, model)
+        precision = with_precision(make_job(config, model), folder).config.model.precision
+        assert folder.read_json("model.json")["precision"] == precision
+        return precision
+
+    assert used(replace(best, network=NetworkConfig(gpus_per_actor=1.0)), "gpu") == "float32"
+    assert used(best, "cpu") == "bfloat16"
+    lacking.append("another node")
+    assert used(best, "cpu") == "bfloat16", "files would be of both kinds"
+    assert used(best, "other") == used(STAIN, "stain") == "float32"
+
+
+def test_no_other_precision_is_taken():
+    with pytest.raises(ConfigError, match="model.precision is best, float32 or bfloat16, not 'half'"):
+        AnswersConfig(name="stain", precision="half")
 
 
 @pytest.mark.parametrize(
