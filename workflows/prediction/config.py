@@ -82,9 +82,7 @@ class OutlineConfig:
     """The actors that make nuclei and tables of what the model said."""
 
     min_actors: int = 1  # actors at least
-    max_actors: Often[int | None] = (
-        None  # that make nuclei and tables, at most; Ray adds them with the demand; null: one a core
-    )
+    max_actors: Often[int | None] = None  # actors that make nuclei and tables at most; null: one for each core
     cpus_per_actor: float = 0.25  # CPUs reserved for each
 
 
