@@ -50,9 +50,7 @@ class CacheConfig:
     """Where responses are kept: the settings cache.NAME."""
 
     uri: Often[Place | None] = None  # local path that every node sees, or s3://…; None: the teacher answers in every epoch
-    keep: bool | None = (
-        None  # whether to; None: where that is cheaper than to answer again, measured by runs of several epochs
-    )
+    keep: bool | None = None  # whether to; None: where it is cheaper than to answer again, which longer runs measure
     budget_gb: Free[float] = 100.0  # a run whose responses could take more is refused before it starts
 
     def __post_init__(self):
