@@ -74,7 +74,7 @@ class SpareCores:
             self._use(min(self._most, 2 * self.threads, self.threads + more))
 
     def _use(self, threads: int) -> None:
-        logger.info("the student computes with %d threads from now on", threads)
+        logger.info("the student computes with %s from now on", "1 thread" if threads == 1 else f"{threads} threads")
         self.threads, self._best_rate = threads, 0.0
         self._set_threads(threads)
 
