@@ -16,6 +16,7 @@ TEACHERS: dict[str, tuple[str | type, str | Callable[..., Teacher]]] = {
     "stain": ("teachers.stain:StainOptions", "teachers.stain:load"),
     "hovernet": ("teachers.hovernet:HoverNetOptions", "teachers.hovernet:load"),
     "timm": ("teachers.timm_encoder:TimmOptions", "teachers.timm_encoder:load"),
+    "ara_cnn": ("teachers.ara_cnn:AraCnnOptions", "teachers.ara_cnn:load"),
     "torchscript": ("teachers.torchscript:TorchScriptOptions", "teachers.torchscript:load"),
     "run": ("teachers.trained:RunOptions", "teachers.trained:load"),
 }

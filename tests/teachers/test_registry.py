@@ -43,7 +43,7 @@ def test_a_fifth_teacher_is_one_line(with_fake):
 
 
 def test_an_unknown_teacher_lists_the_known():
-    with pytest.raises(ConfigError, match="no teacher 'unet'; there are: stain, hovernet, timm, torchscript"):
+    with pytest.raises(ConfigError, match="no teacher 'unet'; there are: stain, hovernet, timm, ara_cnn, torchscript"):
         load_teacher("unet")
 
 

@@ -19,7 +19,7 @@ from workflows.shell.config import RayConfig
 class AnswererConfig:
     """Whatever answers and is no finished run: a teacher, or a model that needs to be told how it sees."""
 
-    teacher: str | None = None  # stain, hovernet, timm, torchscript
+    teacher: str | None = None  # stain, hovernet, timm, ara_cnn, torchscript
     model: ModelPlace | None = None  # in its place: run folder, exported folder or ONNX file, local or s3://, or its name
     weights: Place | None = None  # of a teacher that needs them
     options: dict[str, Any] = field(default_factory=dict)  # of a teacher, such as mode: fast

@@ -15,7 +15,7 @@ MOST_ACTORS = 2  # of a stage whose number is neither set nor planned
 class TeacherConfig:
     """Which teacher answers, and from what weights."""
 
-    name: Often[str]  # stain, hovernet, timm, torchscript, or the folder of a run of finetune.py, local or s3://
+    name: Often[str]  # stain, hovernet, timm, ara_cnn, torchscript, or the folder of a run of finetune.py, local or s3://
     weights: Often[Place | None] = None  # file of weights, local on every node or s3://; stain and a run's folder need none
     options: Often[dict[str, Any]] = field(default_factory=dict)  # fields of that teacher's options, such as mode: fast
     accept_any_mpp: bool = False  # show it tiles of another resolution than it was made for
