@@ -62,7 +62,7 @@ class TestRefusals:
         [
             ("--searcher=bohb", ["searcher is one of optuna, random, grid", "'bohb'"]),
             ("--searcher=grid", ["searcher grid tries all choices", "is a range"]),
-            ("--settings_from.a=b", ["settings_from and search_only name 'b'; the data sets are: a"]),
+            ("--settings_from.a=b", ["settings_from and --search_only name 'b'; the data sets are: a"]),
             ("--questions.gain=[nano, csat]", ["questions.gain compares two or more of nano, not ['nano', 'csat']"]),
             ("--scheduler=hyperband", ["scheduler is one of asha, none"]),
             ("--final_seeds=0", ["final_seeds must be at least 1"]),

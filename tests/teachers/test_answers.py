@@ -65,7 +65,7 @@ def test_a_torchscript_model_answers_at_every_pixel(tmp_path):
 
 
 def test_what_does_not_answer_is_refused_with_what_does(tmp_path):
-    with pytest.raises(ConfigError, match="expected a run folder.*stain, hovernet, timm, torchscript"):
+    with pytest.raises(ConfigError, match="expected a run folder.*stain, hovernet, timm, ara_cnn, torchscript"):
         open_answers(str(tmp_path / "nothing"))
     with pytest.raises(ConfigError, match="has its own: leave them out"):
         open_answers(str(tmp_path), weights="a.pt")
