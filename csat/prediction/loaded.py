@@ -122,7 +122,7 @@ class Loaded:
         types = ("background", *self.classes) if self.classes else ()
         return [_nucleus(row) for row in nuclei_of_tile(maps, place, frame, types=types, threshold=threshold).to_pylist()]
 
-    def on(self, slide: str, x: int, y: int, *, mpp: float | None = None) -> np.ndarray:
+    def on(self, slide: str, x: int, y: int, *, mpp: float | None = None, edge_px: int | None = None) -> np.ndarray:
         """A tile of a slide, read at the model's resolution.
 
         Args:
@@ -130,9 +130,10 @@ class Loaded:
             x: Left edge, pixels of level 0.
             y: Upper edge, pixels of level 0.
             mpp: um/px of a slide that does not state its own.
+            edge_px: Of the tile; None: `tile_px`, which the model takes.
 
         Returns:
-            uint8 `[tile_px, tile_px, 3]`, RGB; white outside the slide.
+            uint8 `[edge_px, edge_px, 3]`, RGB; white outside the slide.
 
         Raises:
             SlideError: it cannot be read, states no resolution, or is too coarse for this model.
@@ -144,11 +145,11 @@ class Loaded:
             reader = open_slide(row.slide, row.kind, source_mpp=mpp, cache=cache)
             self.close()
             self._slide = uri, reader
-        reader = self._slide[1]
-        scale = plan_scale(uri, reader.levels, reader.resolution, TilingConfig(mpp=self.mpp, tile_px=self.tile_px))
-        read_px, down_px = (max(1, round(self.tile_px * ratio)) for ratio in (scale.across, scale.down))
+        reader, edge_px = self._slide[1], edge_px or self.tile_px
+        scale = plan_scale(uri, reader.levels, reader.resolution, TilingConfig(mpp=self.mpp, tile_px=edge_px))
+        read_px, down_px = (max(1, round(edge_px * ratio)) for ratio in (scale.across, scale.down))
         where = {"x_px": x, "y_px": y, "level": scale.level, "read_px": read_px, "aspect": down_px / read_px}
-        return read_tile(reader, **where, tile_px=self.tile_px)
+        return read_tile(reader, **where, tile_px=edge_px)
 
     def close(self) -> None:
         """Let go of the slide that `on` has read last."""

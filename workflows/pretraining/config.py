@@ -25,6 +25,7 @@ from workflows.shell.config import (
 )
 
 DEMO = "demo"  # in the place of slides
+DEMO_PICTURE = "nuclei.png"  # of the run folder: what its student sees on a held-out one of them
 TEACHER_NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 Students = dict[str, str | SettingsOf[StudentConfig]]  # name → backbone, or what more there is to say
 

@@ -22,6 +22,7 @@ from csat.runs.plan import Intervals, Plan
 from csat.runs.recorder import read_metrics
 from csat.runs.students import folder_of
 from csat.tiles.manifest import Manifest
+from workflows.pretraining.demo_picture import draw_demo
 from workflows.pretraining.job import PretrainJob
 from workflows.pretraining.stream import StreamConfig, make_stream
 from workflows.pretraining.student_folders import Answers, finish_students
@@ -62,6 +63,7 @@ def finish(folder: RunFolder, job: PretrainJob, *, holdout: Manifest | None) -> 
         write_pretraining_report(
             folder, metrics=metrics, accounts=told, throughput=throughput, evaluation=evaluation, pictures=pictures
         )
+        draw_demo(folder, job.config, holdout)
     else:
         finish_students(folder, job.config.each_student(), told, throughput, answers)
     return diverged

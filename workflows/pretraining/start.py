@@ -5,10 +5,12 @@ from typing import Any
 
 from csat.evaluation.students import has_diverged
 from csat.runs.folder import RunFolder
+from csat.storage import files
 from csat.tiles.manifest import Manifest
 from csat.tiles.resolutions import resolution_summary
 from csat.tiles.sources import SlideRow
 from workflows.pretraining.check import pools_of
+from workflows.pretraining.config import DEMO_PICTURE
 from workflows.pretraining.job import PretrainJob
 from workflows.shell import output, resources
 
@@ -53,6 +55,8 @@ def tell_result(folder: RunFolder, *, first: str | None = None) -> int:
         for name, figure in figures.items()
     ]
     lines = [*([first] if first else []), *lines, f"student: {places[0]}", f"report:  {places[1]}"]
+    if files.exists(picture := folder.path(DEMO_PICTURE)):
+        lines.append(f"picture: {picture} (the student's nuclei on a slide that it has not seen)")
     output.result("\n".join(lines), run_folder=folder.uri, model=places[0], report=places[1], figures=figures)
     return 0
 
