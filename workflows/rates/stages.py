@@ -70,7 +70,8 @@ def _cost_of(answers: Answers) -> dict[str, int]:
     network = getattr(answers, "model", None) or getattr(getattr(answers, "teacher", None), "net", None)
     if network is None:
         return {"params": 0, "macs": 0, "tile_px": answers.tile_px}
-    return {**count_cost(network, (1, 3, answers.tile_px, answers.tile_px)), "tile_px": answers.tile_px}
+    seen_px = answers.tile_px // getattr(network, "downsample", 1)
+    return {**count_cost(network, (1, 3, seen_px, seen_px)), "tile_px": seen_px}
 
 
 def _in_words(cost: dict[str, int]) -> str:
