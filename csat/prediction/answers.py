@@ -104,10 +104,10 @@ class ModelAnswers:
         self.about = about or About(name=type(model).__name__)
 
     def answer(self, tiles: np.ndarray) -> dict[str, np.ndarray]:
-        size = len(tiles)
+        size = max(1, len(tiles))
         if self.device.type == "cpu":
             size = max(1, AT_ONCE_PX // (self.tile_px // self.model.downsample) ** 2)
-        said = [self._answer(tiles[start : start + size]) for start in range(0, len(tiles), size)]
+        said = [self._answer(tiles[start : start + size]) for start in range(0, max(1, len(tiles)), size)]
         return said[0] if len(said) == 1 else {name: np.concatenate([each[name] for each in said]) for name in said[0]}
 
     @torch.inference_mode()

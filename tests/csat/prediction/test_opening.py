@@ -82,6 +82,12 @@ def test_a_tile_is_answered_alike_in_any_batch(runs):
         np.testing.assert_allclose(values[1:2], alone[name], atol=1e-5)
 
 
+def test_no_tiles_have_no_answers(runs):
+    answers = open_answers(str(runs / "nuclei"))
+    tiles = np.zeros((0, answers.tile_px, answers.tile_px, 3), np.uint8)
+    assert {len(said) for said in answers.answer(tiles).values()} == {0}
+
+
 def test_a_cpu_is_shown_a_few_tiles_at_once(runs, monkeypatch):
     answers, seen = open_answers(str(runs / "nuclei")), []
     answers.model.register_forward_pre_hook(lambda _, images: seen.append(len(images[0])))
