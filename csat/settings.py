@@ -17,13 +17,14 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass, replace
 from types import UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
-
-import jsonargparse
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from csat.errors import ConfigError
 from csat.shipped import is_shipped
 from csat.storage import uris
+
+if TYPE_CHECKING:
+    import jsonargparse
 
 Config = TypeVar("Config")
 T = TypeVar("T")
@@ -137,7 +138,7 @@ def free_keys(config_class: type) -> set[str]:
     return {setting.name for setting in settings_of(config_class) if setting.is_free}
 
 
-def add_settings(parser: jsonargparse.ArgumentParser, config_class: type) -> None:
+def add_settings(parser: "jsonargparse.ArgumentParser", config_class: type) -> None:
     """All settings of a config as arguments of a parser, whose help and errors show types without marks."""
     parser.add_class_arguments(config_class)
     hints = {setting.name: setting.hint for setting in settings_of(config_class)}
@@ -159,6 +160,8 @@ def read_settings(config_class: type[Config], settings: Mapping[str, Any] | None
     """
     if not isinstance(settings or {}, Mapping):
         raise ConfigError(f"{what}: settings are a mapping of names to values, not {settings!r}")
+    import jsonargparse  # here alone: readers know the marks, and read no settings
+
     settings = dict(settings or {})
     for key in unknown_keys(config_class, settings):
         raise UnknownSettingError(f"{what}: {no_such_key(config_class, key)}")

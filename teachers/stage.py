@@ -1,10 +1,10 @@
 """The teacher in an actor pool: rows with pixels in, the same rows with responses out.
 
 Ray Data makes the actors (`workflows/pretraining/stream.py` sets how many, their CPUs or GPUs and the batch size); nothing
-here needs Ray. torch is loaded where it computes: Ray's coordinator of the stream imports this file too, and does without.
-One bad tile costs one quarantine row. A broken teacher stops the run: else it would quarantine the whole data set. Several
-teachers are stages that follow each other. The first one puts the tiles in their view, and what one of them cannot answer the
-others still do.
+here needs Ray. torch and OpenCV are loaded where they compute: Ray's coordinator of the stream imports this file too, and does
+without. One bad tile costs one quarantine row. A broken teacher stops the run: else it would quarantine the whole data set.
+Several teachers are stages that follow each other. The first one puts the tiles in their view, and what one of them cannot
+answer the others still do.
 """
 
 import logging
@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 
 from csat.columns import (
@@ -83,6 +82,8 @@ class TeacherStage:
         Raises:
             ConfigError, TeacherError: as `load_teacher`; and where this node's weights are others than the driver's.
         """
+        import cv2
+
         os.nice(niceness)
         if threads is not None:
             import torch

@@ -11,7 +11,10 @@ TORCH = ("torch", "timm", "torchvision", "torchmetrics")
 # Modules → what importing them must not load.
 LIGHT = {
     # What the readers of a stream import, and Ray's coordinator of it, which imports the classes of all its stages.
-    "csat.tiles.planned_reader, teachers.stage, teachers.cached_stage": (*TORCH, "ray", "skimage", "matplotlib", "openpyxl"),
+    "csat.tiles.planned_reader, teachers.stage, teachers.cached_stage": (
+        *(*TORCH, "ray", "skimage", "matplotlib", "openpyxl"),
+        *("cv2", "jsonargparse"),
+    ),
     "csat.labels.reader, csat.labels.sets": (*TORCH, "ray", "matplotlib", "openpyxl"),
     # Tiling is many processes that each live for seconds; so is decoding, and asking how far a run is.
     "workflows.shell.tile_slides": (*TORCH, "pandas", "matplotlib", "openpyxl"),

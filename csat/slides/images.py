@@ -2,10 +2,10 @@
 
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 
 from csat.slides.mpp import Mpp
+from csat.slides.resizing import shrunk
 
 
 class Level(NamedTuple):
@@ -54,11 +54,9 @@ class ImageReader:
     def thumbnail(self, max_px: int) -> np.ndarray:
         """See `SlideReader.thumbnail`."""
         height, width = self._pixels.shape[:2]
-        scale = max_px / max(height, width)
-        if scale >= 1:
-            return self._pixels.copy()
-        size = max(1, round(width * scale)), max(1, round(height * scale))
-        return cv2.resize(self._pixels, size, interpolation=cv2.INTER_AREA)
+        scale = min(1.0, max_px / max(height, width))
+        small = shrunk(self._pixels, (max(1, round(width * scale)), max(1, round(height * scale))))
+        return small.copy() if small is self._pixels else small
 
     def close(self) -> None:
         """Nothing to close; the pixels go with the object."""

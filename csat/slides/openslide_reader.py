@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-import cv2
 import numpy as np
 import openslide
 from openslide import OpenSlide, OpenSlideCache, OpenSlideError
@@ -16,6 +15,7 @@ from csat.errors import SlideError
 from csat.slides.images import Level
 from csat.slides.mpp import Mpp, choose_mpp, guess_mpp, mpp_of_tags, stated_mpp
 from csat.slides.raster import on_white
+from csat.slides.resizing import shrunk
 from csat.storage.node_cache import Lease
 
 OPENSLIDE_VERSION = openslide.__library_version__
@@ -88,7 +88,7 @@ class OpenSlideReader:
                 size = max(1, round((left + columns) * scale_x) - x), max(1, round((top + rows) * scale_y) - y)
                 try:
                     pixels = self.read(round(x * source.downsample), round(y * source.downsample), level, size)
-                    target[:] = cv2.resize(pixels, (columns, rows), interpolation=cv2.INTER_AREA)
+                    target[:] = shrunk(pixels, (columns, rows))
                     num_read += 1
                 except SlideError as error:
                     failure = error

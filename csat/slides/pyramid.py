@@ -4,10 +4,10 @@ The scanner's lower level and the mean over the finer one's pixels show the same
 compressed, and often filtered, by itself. A student that will read the lower level should learn from it.
 """
 
-import cv2
 import numpy as np
 
 from csat.slides.reader import AS_IT_IS, SlideReader, best_level, read_tile
+from csat.slides.resizing import shrunk
 
 
 def read_shrunk(
@@ -59,5 +59,5 @@ def read_shrunk(
 
 def _mean_over_squares(tile: np.ndarray, factor: int) -> np.ndarray:
     below, beside = -tile.shape[0] % factor, -tile.shape[1] % factor
-    padded = cv2.copyMakeBorder(tile, 0, below, 0, beside, cv2.BORDER_REPLICATE) if below or beside else tile
-    return cv2.resize(padded, (padded.shape[1] // factor, padded.shape[0] // factor), interpolation=cv2.INTER_AREA)
+    padded = np.pad(tile, ((0, below), (0, beside), (0, 0)), "edge") if below or beside else tile
+    return shrunk(padded, (padded.shape[1] // factor, padded.shape[0] // factor))

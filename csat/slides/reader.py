@@ -7,7 +7,6 @@ import math
 from pathlib import Path
 from typing import Protocol
 
-import cv2
 import numpy as np
 
 from csat.errors import ConfigError, SlideError
@@ -16,6 +15,7 @@ from csat.slides.mpp import Mpp, choose_mpp
 from csat.slides.openslide_reader import OPENSLIDE_VERSION, OpenSlideReader, vendor_of
 from csat.slides.parquet import ParquetReader
 from csat.slides.pixels import decode_image
+from csat.slides.resizing import enlarged, shrunk
 from csat.slides.tifs import why_not_openslide
 from csat.storage import files
 from csat.storage.node_cache import SlideCache, fetch_bytes
@@ -175,9 +175,7 @@ def read_tile(
     if mirrored:
         pixels = _mirrored(pixels, reader.levels[level], x_px, y_px)
     between = tuple(map(min, read_size, size))  # one edge may shrink while the other grows
-    if between != read_size:
-        pixels = cv2.resize(pixels, between, interpolation=cv2.INTER_AREA)
-    return pixels if between == size else cv2.resize(pixels, size, interpolation=cv2.INTER_CUBIC)
+    return enlarged(shrunk(pixels, between), size)
 
 
 def _mirrored(pixels: np.ndarray, level: Level, x_px: int, y_px: int) -> np.ndarray:
@@ -194,7 +192,7 @@ def _mirrored(pixels: np.ndarray, level: Level, x_px: int, y_px: int) -> np.ndar
     if not (left or top or right or bottom) or left + right >= width or top + bottom >= height:
         return pixels
     inside = pixels[top : height - bottom, left : width - right]
-    return cv2.copyMakeBorder(inside, top, bottom, left, right, cv2.BORDER_REFLECT)
+    return np.pad(inside, ((top, bottom), (left, right), (0, 0)), "symmetric")
 
 
 def _decode_whole(path: Path, uri: str, misread: str | None) -> tuple[np.ndarray, Mpp | None]:
