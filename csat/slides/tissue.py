@@ -81,10 +81,10 @@ def glass_colour(thumbnail: np.ndarray) -> np.ndarray | None:
     size = [max(1, round(edge / shrink)) for edge in thumbnail.shape[1::-1]]
     small = cv2.GaussianBlur(cv2.resize(thumbnail, size, interpolation=cv2.INTER_AREA), (0, 0), 1.5)
     window = np.ones((5, 5), np.uint8)
-    is_smooth = (cv2.dilate(small, window) - cv2.erode(small, window)).max(axis=2) <= GLASS_RANGE
-    red, green, blue = (small[..., channel].astype(np.int16) for channel in range(3))
-    is_light = (green >= GLASS_GREEN) & (np.minimum(red, blue) - green <= GLASS_CHROMA)
-    found = small[is_smooth & is_light & (small.min(axis=2) < WHITE)]
+    is_smooth = _extremes(cv2.dilate(small, window) - cv2.erode(small, window))[0] <= GLASS_RANGE
+    red, green, blue = cv2.split(small)
+    is_light = (green >= GLASS_GREEN) & (cv2.subtract(cv2.min(red, blue), green) <= GLASS_CHROMA)  # which ends at 0
+    found = small[is_smooth & is_light & (_extremes(small)[1] < WHITE)]
     greens, counts = np.unique(found[:, 1] // 8, return_counts=True)
     common = greens[counts >= GLASS_SHARE * is_smooth.size]
     return np.median(found[found[:, 1] // 8 == common[-1]], axis=0).astype(np.uint8) if len(common) else None

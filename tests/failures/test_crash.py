@@ -1,5 +1,6 @@
 """A slide that takes each reader down with it: Ray starts the actor again, and the slide is given up instead of the run."""
 
+import os
 import time
 
 import numpy as np
@@ -16,7 +17,7 @@ from csat.tiles.grid import TilingConfig
 from csat.tiles.manifest import ManifestConfig
 from csat.tiles.manifest_writer import ManifestWriter
 from csat.tiles.planned_reader import SLOT, PlannedReader
-from csat.tiles.sources import list_slides
+from csat.tiles.sources import SlideRow, list_slides
 from csat.tiles.tiling import tile_slide
 from tests.failures.crashing import CrashingReader
 from workflows.shell import tile_slides
@@ -28,7 +29,23 @@ def test_tiling_that_hangs_on_a_slide_ends_in_an_error(ray_cluster, tmp_path, mo
     monkeypatch.setattr(tile_slides, "TASK_TIMEOUT_S", 1.0)
     slide = list_slides([str(make_slides(tmp_path, num_slides=1, size_px=256, seed=1)[0])])[0]
     with pytest.raises(ConfigError, match="_000.svs: tiling it has not ended within 1 s"):
-        tile_slides._take(slide, ray.remote(max_retries=0)(lambda: time.sleep(600)).remote())
+        list(tile_slides._take([slide], ray.remote(max_retries=0)(lambda: time.sleep(600)).remote(), start=None))
+
+
+def test_an_image_that_crashes_its_task_costs_none_of_those_that_it_shares_it_with(ray_cluster):
+    images = [SlideRow(slide=f"{number}.png", kind="image") for number in range(5)]
+
+    @ray.remote(max_retries=0, num_cpus=0.1)
+    def tile(group):
+        if images[2] in group:
+            os.abort()
+        return [("no_tissue", slide.slide) for slide in group]
+
+    groups = list(tile_slides._grouped(images, max_images=3))
+    assert list(map(len, groups)) == [3, 2]
+    outcomes = list(tile_slides._in_order(tile.remote, groups, in_flight=4))
+    assert [slide for slide, _ in outcomes] == images
+    assert [reason for _, (reason, _) in outcomes] == ["no_tissue"] * 2 + ["unreadable"] + ["no_tissue"] * 2
 
 
 def test_a_slide_that_crashes_its_reader_costs_its_own_tiles_and_no_other(ray_cluster, tmp_path):

@@ -1,5 +1,6 @@
-"""Ray Data as every page uses it: bounded memory, a split that drops no row, and a coordinator that does not spin."""
+"""Ray Data as every page uses it: bounded memory, a split that drops no row, no spinning, no actors that nobody needs."""
 
+import math
 import time
 from typing import Any
 
@@ -13,6 +14,8 @@ CACHED = "cached"  # and of the one that comes after it where there is a respons
 
 
 LEAST_STEP_S = 0.01  # of the loop that starts a stream's tasks
+WAITING_OVER_S = 5.0  # the last seconds in which a consumer is watched
+MOSTLY = 0.5  # of that time
 
 
 class Pause:
@@ -32,6 +35,41 @@ class Pause:
         """After each round: the rest of `LEAST_STEP_S` is slept."""
         time.sleep(max(0.0, LEAST_STEP_S - (time.monotonic() - self._last)))
         self._last = time.monotonic()
+
+    def after_execution_succeeds(self, executor: Any) -> None: ...
+
+    def after_execution_fails(self, executor: Any, error: Exception) -> None: ...
+
+
+class Demand:
+    """No more actors on CPUs than whoever takes the rows has use for; one of Ray Data's execution callbacks.
+
+    Ray Data starts actors while there is work and room for them, and does not look whether its rows are taken. Two cores have
+    room for two teachers beside a trainer that one of them keeps busy: the second takes seven core-seconds to load and a
+    gigabyte, and then both share what is left. So a pool grows only while its consumer is mostly found waiting, from the first
+    rows on. Actors on GPUs take nothing from the trainer; pools with some grow as Ray Data decides.
+    """
+
+    def __init__(self):
+        self._waiting_share, self._last = 0.0, time.monotonic()
+
+    def before_execution_starts(self, executor: Any) -> None:
+        autoscaler = executor._actor_autoscaler  # Ray Data (2.60) has no public way to say when
+        self._threshold = autoscaler._actor_pool_scaling_up_threshold
+        pools = [pool for op in executor._topology for pool in op.get_autoscaling_actor_pools()]
+        self._is_asked = not any(pool.per_actor_resource_usage().gpu for pool in pools)
+
+    def on_execution_step(self, executor: Any) -> None:
+        """After each round: look whether somebody waits."""
+        if not self._is_asked:
+            return
+        now, (output, state) = time.monotonic(), executor._output_node
+        passed_s, self._last = now - self._last, now
+        if output.metrics.num_outputs_taken:
+            weight = min(1.0, passed_s / WAITING_OVER_S)
+            self._waiting_share += weight * ((state.num_waiting_consumers > 0) - self._waiting_share)
+        may_grow = self._waiting_share >= MOSTLY
+        executor._actor_autoscaler._actor_pool_scaling_up_threshold = self._threshold if may_grow else math.inf
 
     def after_execution_succeeds(self, executor: Any) -> None: ...
 
@@ -61,9 +99,9 @@ def execution_options(settings: RayConfig) -> ExecutionOptions:
 
 
 def configure_data(settings: RayConfig) -> None:
-    """This process's Ray Data settings: bounded memory, no bars of its own, no spinning, an error and no silent stall."""
+    """This process's Ray Data settings: bounded memory, no bars of its own, no spinning, no idle actors, no silent stall."""
     context = DataContext.get_current()
     context.execution_options = execution_options(settings)
     context.enable_progress_bars = False
-    context.custom_execution_callback_classes = [Pause]
+    context.custom_execution_callback_classes = [Pause, Demand]
     context.execution_no_progress_timeout_s = settings.stall_timeout_s

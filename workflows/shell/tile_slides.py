@@ -1,9 +1,8 @@
-"""The manifest, made on the cluster: each slide is tiled by a task, a bounded number at once, and written in a fixed order."""
+"""The manifest, made on the cluster: slides are tiled by tasks, a bounded number at once, and written in a fixed order."""
 
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import ray
@@ -24,13 +23,17 @@ from workflows.shell.progress import progress_over
 
 logger = logging.getLogger(__name__)
 
+Outcome = Cut | tuple[str, str]  # a slide's tiles, or the reason and message of its quarantine
+Start = Callable[[list[SlideRow]], ray.ObjectRef]  # a task that gives the outcomes of these slides
+
 # Tiling tasks in flight for each CPU of the cluster: their tables are what the memory may hold. Far more than run at once, as
 # Ray ends a worker that is idle for a second and then starts another: 252 small images took 152 s with 4, and 20 s with 16.
-SLIDES_PER_CPU = 16
+TASKS_PER_CPU = 16
+MAX_IMAGES = 16  # of one task: to start a task takes as long as to tile an image of 224 px
 TASK_CPUS = 0.5
 FEW_SLIDES_PER_CPU = 8  # up to here a task has a CPU for itself: to start another process takes longer than a slide
-TASK_TIMEOUT_S = 3600.0  # for one slide, its download included, once those before it are done; then the run ends with an error
-TASK_RETRIES = 2  # of a slide whose task died with its node or of memory; then the slide is quarantined
+TASK_TIMEOUT_S = 3600.0  # for one task, downloads included, once those before it are done; then the run ends with an error
+TASK_RETRIES = 2  # of a task that died with its node or of memory; then its slide is quarantined
 
 
 def slide_cache(readers: ReaderConfig) -> SlideCache:
@@ -66,11 +69,12 @@ def _build(uri: str, slides: Sequence[SlideRow], tiling: TilingConfig, config: M
     cpus = ray.cluster_resources().get("CPU", 1)
     are_few = len(slides) <= FEW_SLIDES_PER_CPU * cpus and ray.available_resources().get("CPU", 0) >= 1
     task_cpus = 1 if are_few else TASK_CPUS
-    task = ray.remote(num_cpus=task_cpus, max_retries=TASK_RETRIES)(_tile_one)
+    task = ray.remote(num_cpus=task_cpus, max_retries=TASK_RETRIES)(_tile_some)
     shared = ray.put((tiling, cache))
-    in_flight = max(4, int(SLIDES_PER_CPU * cpus))
+    in_flight = max(4, int(TASKS_PER_CPU * cpus))
     in_order = _shuffled(slides, config.seed) if config.shuffle else slides
-    outcomes = _in_order(lambda slide: task.remote(slide, shared), in_order, in_flight)
+    groups = _grouped(in_order, max_images=min(MAX_IMAGES, max(1, len(slides) // in_flight)))
+    outcomes = _in_order(lambda group: task.remote(group, shared), groups, in_flight)
     for slide, outcome in progress_over(outcomes, "tiling", total=len(slides), unit="slide"):
         if isinstance(outcome, Cut):
             if num_refused := outcome.refused.num_rows:
@@ -84,13 +88,16 @@ def _build(uri: str, slides: Sequence[SlideRow], tiling: TilingConfig, config: M
     return writer.close()
 
 
-def _tile_one(slide: SlideRow, shared: tuple[TilingConfig, SlideCache]) -> Cut | tuple[str, str]:
-    """The slide's tiles, or (reason, message)."""
+def _tile_some(slides: Sequence[SlideRow], shared: tuple[TilingConfig, SlideCache]) -> list[Outcome]:
+    """What came of each slide."""
     tiling, cache = shared
-    try:
-        return cut_slide(slide, tiling, cache)
-    except SlideError as error:
-        return error.reason, str(error)
+    outcomes: list[Outcome] = []
+    for slide in slides:
+        try:
+            outcomes.append(cut_slide(slide, tiling, cache))
+        except SlideError as error:
+            outcomes.append((error.reason, str(error)))
+    return outcomes
 
 
 def _shuffled(slides: Sequence[SlideRow], seed: int) -> list[SlideRow]:
@@ -98,28 +105,45 @@ def _shuffled(slides: Sequence[SlideRow], seed: int) -> list[SlideRow]:
     return [slides[index] for index in np.random.default_rng(seed).permutation(len(slides))]
 
 
-def _in_order(
-    start: Callable[[SlideRow], ray.ObjectRef], slides: Iterable[SlideRow], in_flight: int
-) -> Iterator[tuple[SlideRow, Any]]:
-    """(slide, result) in the order of `slides`, with at most `in_flight` tasks started and not yet taken."""
-    waiting: deque[tuple[SlideRow, ray.ObjectRef]] = deque()
+def _grouped(slides: Iterable[SlideRow], *, max_images: int) -> Iterator[list[SlideRow]]:
+    """What one task tiles, in the order of `slides`: an image and those that follow it, or anything else by itself."""
+    group: list[SlideRow] = []
     for slide in slides:
-        waiting.append((slide, start(slide)))
+        if group and (slide.kind != "image" or group[0].kind != "image" or len(group) == max_images):
+            yield group
+            group = []
+        group.append(slide)
+    if group:
+        yield group
+
+
+def _in_order(start: Start, groups: Iterable[list[SlideRow]], in_flight: int) -> Iterator[tuple[SlideRow, Outcome]]:
+    """(slide, outcome) in the order of `groups`, with at most `in_flight` tasks started and not yet taken."""
+    waiting: deque[tuple[list[SlideRow], ray.ObjectRef]] = deque()
+    for group in groups:
+        waiting.append((group, start(group)))
         if len(waiting) >= in_flight:
-            yield _take(*waiting.popleft())
+            yield from _take(*waiting.popleft(), start)
     while waiting:
-        yield _take(*waiting.popleft())
+        yield from _take(*waiting.popleft(), start)
 
 
-def _take(slide: SlideRow, result: ray.ObjectRef) -> tuple[SlideRow, Any]:
+def _take(group: list[SlideRow], result: ray.ObjectRef, start: Start) -> Iterator[tuple[SlideRow, Outcome]]:
+    """(slide, outcome). A slide that takes its worker down, or fails in an unforeseen way, is quarantined, it alone."""
     try:
-        return slide, ray.get(result, timeout=TASK_TIMEOUT_S)
+        outcomes = ray.get(result, timeout=TASK_TIMEOUT_S)
     except GetTimeoutError as error:
         ray.cancel(result, force=True)
+        one_of = f", or one of the {len(group) - 1} after it," if len(group) > 1 else ""
         raise ConfigError(
-            f"{slide.slide}: tiling it has not ended within {TASK_TIMEOUT_S:.0f} s: leave this slide out, or check that the "
-            "cluster has free CPUs and that the slide can be read"
+            f"{group[0].slide}: tiling it{one_of} has not ended within {TASK_TIMEOUT_S:.0f} s: leave this slide out, or check "
+            "that the cluster has free CPUs and that the slide can be read"
         ) from error
     except RayError as error:
-        # A slide that takes its worker down with it, or fails in an unforeseen way, must not end a run of ten thousand.
-        return slide, ("unreadable", f"{slide.slide}: tiling failed: {last_line(error)}")
+        if len(group) == 1:
+            yield group[0], ("unreadable", f"{group[0].slide}: tiling failed: {last_line(error)}")
+            return
+        for slide in group:  # which of them it was is not known
+            yield from _take([slide], start([slide]), start)
+        return
+    yield from zip(group, outcomes, strict=True)

@@ -1,5 +1,6 @@
 """Ray Data's settings, as Ray Data keeps them."""
 
+import os
 import time
 
 import numpy as np
@@ -38,3 +39,41 @@ def test_a_stream_that_is_full_does_not_spin(ray_cluster, monkeypatch):
         time.sleep(0.15)
     assert taken == BLOCKS
     assert 0 < len(rounds) <= (time.monotonic() - begun) / LEAST_STEP_S + 1
+
+
+class Slow:
+    """A stage that takes its time for each row."""
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def __call__(self, rows):
+        for row in rows["id"].tolist():
+            time.sleep(self.seconds)
+            yield {"row": [row], "process": [os.getpid()]}
+
+
+def processes_of(num_rows, *, stage_s, consumer_s):
+    """How many of at most two actors answered."""
+    configure_data(RayConfig())
+    pool = ray.data.ActorPoolStrategy(min_size=1, max_size=2)
+    stream = ray.data.range(num_rows, override_num_blocks=num_rows).map_batches(
+        Slow, fn_constructor_args=(stage_s,), batch_size=None, num_cpus=0.1, compute=pool
+    )
+    rows, processes = [], set()
+    for batch in stream.iter_batches(batch_size=None, prefetch_batches=0):
+        rows += batch["row"].tolist()
+        processes |= set(batch["process"].tolist())
+        time.sleep(consumer_s)
+    assert sorted(rows) == list(range(num_rows))
+    return len(processes)
+
+
+@pytest.mark.ray
+def test_a_pool_grows_for_a_consumer_that_waits(ray_cluster):
+    assert processes_of(120, stage_s=0.2, consumer_s=0) == 2
+
+
+@pytest.mark.ray
+def test_a_pool_does_not_grow_for_a_consumer_that_is_busy(ray_cluster):
+    assert processes_of(40, stage_s=0.01, consumer_s=0.2) == 1
