@@ -71,9 +71,9 @@ def processes_of(num_rows, *, stage_s, consumer_s):
 
 @pytest.mark.ray
 def test_a_pool_grows_for_a_consumer_that_waits(ray_cluster):
-    assert processes_of(120, stage_s=0.2, consumer_s=0) == 2
+    assert processes_of(60, stage_s=0.2, consumer_s=0) == 2
 
 
 @pytest.mark.ray
 def test_a_pool_does_not_grow_for_a_consumer_that_is_busy(ray_cluster):
-    assert processes_of(40, stage_s=0.01, consumer_s=0.2) == 1
+    assert processes_of(25, stage_s=0.01, consumer_s=0.2) == 1
