@@ -2,7 +2,7 @@
 
 A student learns nothing from a teacher's last digits, but a bound has to say what is still a last digit. Each kind of response
 is compared as its loss compares it, tile by tile, and the worst tile counts. Reference: a response has 11 significant bits
-where it travels as float16 and 8 under bfloat16 autocast, whose rounding errors add up over the layers.
+where it travels as float16 and 8 in bfloat16, whose rounding errors add up over the layers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 
 from csat.responses import Kind, ResponseSpec
-from teachers.contract import Teacher
-from teachers.torch_teacher import TorchTeacher
 
 # Kind → (what is compared, the most that the worst tile may differ by).
 BOUNDS = {
@@ -44,21 +42,6 @@ class Deviation:
     @property
     def is_within(self) -> bool:
         return self.worst <= self.bound  # also false where it is not a number
-
-
-def answer_in(precision: str, teacher: Teacher, tiles: np.ndarray) -> dict[str, np.ndarray]:
-    """A teacher's answer in this precision, whatever its own is.
-
-    Args:
-        teacher: A `TorchTeacher`.
-        tiles: uint8 `[B, H, W, 3]`.
-    """
-    assert isinstance(teacher, TorchTeacher)
-    before, teacher.precision = teacher.precision, precision
-    try:
-        return teacher.respond(tiles)
-    finally:
-        teacher.precision = before
 
 
 def deviations(batches: Sequence[tuple[Answers, Answers]], specs: Sequence[ResponseSpec]) -> list[Deviation]:

@@ -2,15 +2,16 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from copy import copy
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from csat.errors import ConfigError
-from csat.precision import resolve_precision
+from csat.precision import BFLOAT16, FLOAT32, resolve_precision
 from csat.responses import TeacherSpec
 from teachers.contract import Teacher
 
@@ -25,15 +26,19 @@ MICRO_BATCH = {"cpu": 8, "cuda": 32}
 class TorchTeacher(Teacher):
     """A teacher that is a torch module. Subclasses say what it answers to one micro-batch, and how many tiles suit a device.
 
+    In bfloat16 it runs under autocast, which computes matrix products and convolutions so. A subclass whose module is faster
+    when all of it is in bfloat16 does without: `uses_autocast`.
+
     Args:
         spec: What it answers.
         device: Where its module already is.
-        precision: "bfloat16" runs it under autocast: about half the time and memory where the device has bfloat16 units;
-            "best" does so there, and is "float32" elsewhere. What a run has decided, it says here.
+        precision: "bfloat16" takes about half the time and memory where the device has bfloat16 units; "best" does so
+            there, and is "float32" elsewhere. What a run has decided, it says here.
         micro_batch: Tiles that are on the device at once. It bounds the memory, whatever batch arrives. None: what suits it.
     """
 
     suits: Mapping[str, int] = MappingProxyType(MICRO_BATCH)  # device → tiles at once
+    uses_autocast = True  # where it computes in bfloat16
 
     def __init__(self, spec: TeacherSpec, *, device: str, precision: Precision = "float32", micro_batch: int | None = None):
         if micro_batch is not None and micro_batch < 1:
@@ -42,6 +47,13 @@ class TorchTeacher(Teacher):
         self.device = torch.device(device)
         self.precision = resolve_precision(precision, device)
         self.micro_batch = micro_batch or self.suits.get(self.device.type, MICRO_BATCH["cuda"])
+
+    def in_bfloat16(self) -> Self:
+        """The same teacher in that number format; this one, which computes in float32, stays as it is."""
+        assert self.precision == FLOAT32
+        other = copy(self)
+        other.precision = BFLOAT16
+        return other
 
     @abstractmethod
     def answer(self, images: Tensor) -> dict[str, Tensor]:
@@ -53,7 +65,7 @@ class TorchTeacher(Teacher):
 
     def respond(self, tiles: np.ndarray) -> dict[str, np.ndarray]:
         parts: dict[str, list[np.ndarray]] = {response.name: [] for response in self.spec.responses}
-        use_autocast = self.precision == "bfloat16"
+        use_autocast = self.uses_autocast and self.precision == BFLOAT16
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=use_autocast):
             for start in range(0, len(tiles), self.micro_batch):
                 # A copy, since tiles may be read-only. Bytes travel to the device, floats would be four times as many.

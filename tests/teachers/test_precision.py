@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from csat.responses import Kind, ResponseSpec, Symmetry
-from teachers.precision import BOUNDS, answer_in, as_record, deviations
+from teachers.precision import BOUNDS, as_record, deviations
 from teachers.registry import has_precision, load_teacher
 
 TILES = np.random.default_rng(3).integers(0, 256, (4, 64, 64, 3), np.uint8)
@@ -71,18 +72,27 @@ def test_equal_answers_differ_by_nothing(kind, values):
     ("teacher", "options"),
     [
         ("timm", {"model": "resnet18", "random_weights": True, "outputs": ["features", "tokens"], "num_classes": 0}),
+        ("timm", {"model": "vit_tiny_patch16_224", "random_weights": True, "outputs": ["features", "tokens", "logits"]}),
         ("hovernet", {"random_weights": True, "width": 0.125}),
     ],
 )
 def test_networks_stay_within_their_bounds_and_keep_their_precision(teacher, options):
     tiles = TILES if teacher == "timm" else np.repeat(np.repeat(TILES, 4, axis=1), 4, axis=2)
     loaded = load_teacher(teacher, None, {**options, "precision": "float32"})
-    exact, fast = answer_in("float32", loaded, tiles), answer_in("bfloat16", loaded, tiles)
+    exact, fast = loaded.respond(tiles), loaded.in_bfloat16().respond(tiles)
     assert loaded.precision == "float32"
     assert any(not np.array_equal(exact[name], fast[name]) for name in exact)
     assert all(each.is_within for each in deviations([(exact, fast)], loaded.spec.responses))
     again = loaded.respond(tiles)
     assert all(np.array_equal(exact[name], again[name]) for name in exact)
+    by_itself = load_teacher(teacher, None, {**options, "precision": "bfloat16"}).respond(tiles)
+    assert all(np.array_equal(fast[name], by_itself[name]) for name in fast)
+
+
+def test_a_vision_transformer_is_in_bfloat16_as_a_whole():
+    options = {"model": "vit_tiny_patch16_224", "random_weights": True}
+    nets = [load_teacher("timm", None, {**options, "precision": name}).net for name in ("float32", "bfloat16")]
+    assert [{weight.dtype for weight in net.parameters()} for net in nets] == [{torch.float32}, {torch.bfloat16}]
 
 
 def test_who_has_a_choice():
