@@ -48,7 +48,7 @@ def predict(config: PredictConfig) -> int:
     from workflows.shell import cluster
     from workflows.shell.meters import StoreMeter
     from workflows.shell.status import under_way
-    from workflows.shell.tile_slides import build_manifest, slide_cache
+    from workflows.shell.tile_slides import build_manifest
 
     folder = RunFolder(config.output, setting="output")
     if not folder.is_finished():
@@ -65,7 +65,7 @@ def predict(config: PredictConfig) -> int:
     check_resources(job)
     cluster.check_run_folder_is_shared(folder.uri)
     job = with_precision(job, folder)
-    manifest, _ = build_manifest(folder.path("manifest"), slides, job.tiling, config.manifest, slide_cache(config.readers))
+    manifest, _ = build_manifest(folder.path("manifest"), slides, job.tiling, config.manifest, config.readers.slide_cache())
     job = job.over(manifest)
     tell_plan(job)
 

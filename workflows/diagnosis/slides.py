@@ -16,7 +16,6 @@ from csat.tiles.tiling import tile_slide
 from workflows.pretraining.config import PretrainConfig
 from workflows.pretraining.rehearsal import in_a_process
 from workflows.pretraining.stream import StreamConfig, make_reader
-from workflows.shell.tile_slides import slide_cache
 
 KEPT_TILES = 32  # rows of one slide that are kept to calibrate with
 READ_TILES = 4  # that are read
@@ -55,7 +54,7 @@ def demo_slide(config: PretrainConfig, folder: str) -> SlideRow:
 
 def _open(slide: SlideRow, tiling: TilingConfig, stream: StreamConfig) -> Opened | str:
     try:
-        rows = columns_of(tile_slide(slide, tiling, slide_cache(stream.readers)))
+        rows = columns_of(tile_slide(slide, tiling, stream.readers.slide_cache()))
     except SlideError as error:
         return f"{error.reason}: {error}"
     read = make_reader(stream)(spread(rows, READ_TILES))

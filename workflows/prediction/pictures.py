@@ -17,7 +17,6 @@ from workflows.prediction.fields import rank
 from workflows.prediction.framed_reader import GEOMETRY, frame_as_read
 from workflows.prediction.job import PredictJob
 from workflows.prediction.model import open_model
-from workflows.shell.tile_slides import slide_cache
 
 logger = logging.getLogger("predict")
 
@@ -55,7 +54,7 @@ def _picture(job: PredictJob, record: Mapping[str, Any], field: Mapping[str, Any
     model = job.model
     slide = next(slide for slide in job.slides if slide.slide == record["slide"])
     (tile_row,) = job.manifest.read_slide(slide).slice(field[POSITION] - slide.first, 1).to_pylist()
-    reader = open_slide(record["slide"], record["kind"], cache=slide_cache(job.config.readers))
+    reader = open_slide(record["slide"], record["kind"], cache=job.config.readers.slide_cache())
     try:
         where = {name: tile_row[name] for name in GEOMETRY}
         tile = read_tile(reader, **where, tile_px=model.tile_px, row=tile_row["row"])

@@ -25,7 +25,6 @@ from workflows.prediction.job import PredictJob
 from workflows.prediction.part_stage import PartStage
 from workflows.shell.data import configure_data, execution_options
 from workflows.shell.resources import can_have
-from workflows.shell.tile_slides import slide_cache
 
 MAX_BLOCKS = 4096  # of the plan; beyond that a block holds several slots
 
@@ -37,7 +36,7 @@ def make_stream(job: PredictJob, done: Intervals) -> ray.data.Dataset:
     blocks = [pa.table({SLOT: block}) for block in np.array_split(slots, min(len(slots), MAX_BLOCKS) or 1)]
     reader = TileReader(
         tile_px=model.tile_px,
-        cache=slide_cache(config.readers),
+        cache=config.readers.slide_cache(),
         max_open_slides=config.readers.max_open_slides,
         max_background=config.readers.max_background,
         crashes=CrashLog(manifest.uri),

@@ -28,7 +28,6 @@ from workflows.prediction import choice
 from workflows.prediction.columns import AT, HEAT, LABELS, NUCLEI, TILES
 from workflows.prediction.framed_reader import GEOMETRY
 from workflows.prediction.job import PredictJob
-from workflows.shell.tile_slides import slide_cache
 
 ROW = "row"  # of a parquet: the column of its tables that says which image a line is about
 SHOWN = {choice.NUCLEI_GEOJSON: "outlines", choice.CELLS_GEOJSON: "cells", choice.CENTROIDS_GEOJSON: "centroids"}
@@ -248,7 +247,7 @@ def _write_heat(task: SlideTask, heatmap: SlideMap, classes: tuple[str, ...]) ->
     if choice.HEATMAP in task.job.files:
         write_heatmap(task.uri(choice.HEATMAP), heatmap, classes)
     if choice.HEATMAP_PNG in task.job.files:
-        reader = open_slide(task.slide.slide, task.slide.kind, cache=slide_cache(task.job.config.readers))
+        reader = open_slide(task.slide.slide, task.slide.kind, cache=task.job.config.readers.slide_cache())
         try:
             thumbnail = reader.thumbnail(THUMBNAIL_PX)
         finally:

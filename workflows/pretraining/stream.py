@@ -27,7 +27,6 @@ from teachers.response_cache import ResponseCache
 from teachers.stage import TeacherStage
 from workflows.shell.config import PoolConfig, RayConfig, ReaderConfig, TeacherConfig
 from workflows.shell.data import CACHED, TRAIN, configure_data
-from workflows.shell.tile_slides import slide_cache
 
 MAX_BLOCKS = 4096  # of the plan; beyond that a block holds several slots
 # Readers and teachers take the cores that the trainer leaves. It waits for a few rows only, and what it computes with several
@@ -123,7 +122,7 @@ def make_reader(config: StreamConfig) -> TileReader:
     """What reads the stream's pixels."""
     return TileReader(
         tile_px=config.tile_px,
-        cache=slide_cache(config.readers),
+        cache=config.readers.slide_cache(),
         max_open_slides=config.readers.max_open_slides,
         max_background=config.readers.max_background,
         crashes=CrashLog(config.manifest_uri),

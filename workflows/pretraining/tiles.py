@@ -12,7 +12,7 @@ from csat.tiles.manifest_writer import as_begun
 from csat.tiles.sources import SlideRow, list_slides
 from workflows.pretraining import precision
 from workflows.pretraining.config import DEMO, PretrainConfig
-from workflows.shell.tile_slides import build_manifest, slide_cache
+from workflows.shell.tile_slides import build_manifest
 
 logger = logging.getLogger("pretrain")
 
@@ -31,7 +31,7 @@ def find_slides(config: PretrainConfig, folder: RunFolder) -> list[SlideRow]:
 
 def cut_tiles(config: PretrainConfig, folder: RunFolder, slides: list[SlideRow]) -> tuple[Manifest, PretrainConfig]:
     """The manifest of their tiles, and the settings with what was held out, which they may have left open."""
-    cache = slide_cache(config.readers)
+    cache = config.readers.slide_cache()
     manifest, done = build_manifest(folder.path("manifest"), slides, config.data, config.manifest, cache)
     return manifest, replace(config, manifest=done)
 

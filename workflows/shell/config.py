@@ -2,11 +2,14 @@
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from csat.errors import ConfigError
 from csat.settings import Free, Often, Place, places_in
 from teachers.registry import find_teacher, with_places
+
+if TYPE_CHECKING:
+    from csat.storage.node_cache import SlideCache
 
 MOST_ACTORS = 2  # of a stage whose number is neither set nor planned
 
@@ -63,6 +66,12 @@ class ReaderConfig:
     def most_actors(self) -> int:
         """Actors at most, also where that is left open."""
         return MOST_ACTORS if self.max_actors is None else self.max_actors
+
+    def slide_cache(self) -> "SlideCache":
+        """The node-local cache of slides that live in a bucket."""
+        from csat.storage.node_cache import SlideCache  # settings are read without the parts that move files
+
+        return SlideCache(self.cache_folder, int(self.cache_gb * 1e9))
 
 
 @dataclass(frozen=True, kw_only=True)

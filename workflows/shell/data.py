@@ -1,5 +1,7 @@
 """Ray Data as every page uses it: bounded memory, a split that drops no row, no spinning, no actors that nobody needs."""
 
+import importlib
+import logging
 import math
 import time
 from typing import Any
@@ -9,10 +11,17 @@ from ray.train import DataConfig
 
 from workflows.shell.config import RayConfig
 
+logger = logging.getLogger(__name__)
+
 TRAIN = "train"  # name of the data set that the workers ask for
 CACHED = "cached"  # and of the one that comes after it where there is a response cache
 
-
+# Modules of Ray, and what each of them starts an actor by, or finds it where it is there.
+HELPERS = {
+    "ray.data._internal.cluster_autoscaler": "get_or_create_autoscaling_coordinator",
+    "ray.data._internal.execution.node_trackers.actor_location": "get_or_create_actor_location_tracker",
+    "ray.data._internal.stats": "get_or_create_stats_actor",
+}
 LEAST_STEP_S = 0.01  # of the loop that starts a stream's tasks
 WAITING_OVER_S = 5.0  # the last seconds in which a consumer is watched
 MOSTLY = 0.5  # of that time
@@ -96,6 +105,19 @@ def execution_options(settings: RayConfig) -> ExecutionOptions:
     """Bounds on what the stream keeps in the object store."""
     limits = ExecutionResources.for_limits(object_store_memory=settings.stream_gb * 1e9)
     return ExecutionOptions(resource_limits=limits)
+
+
+def start_helpers() -> None:
+    """Start the actors that Ray Data and Ray Train keep one of in a cluster, without waiting for them.
+
+    Whoever first needs one starts it otherwise, and waits for the process: a second each, one after the other, on the way to a
+    run's first step. Ray (2.60) has no public way to ask for them; where a version has none of that name, they come as before.
+    """
+    for module, create in HELPERS.items():
+        try:
+            getattr(importlib.import_module(module), create)()
+        except (ImportError, AttributeError):
+            logger.debug("%s.%s is not there: it starts when it is needed", module, create)
 
 
 def configure_data(settings: RayConfig) -> None:

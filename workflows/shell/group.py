@@ -31,7 +31,7 @@ from workflows.shell import interruption
 from workflows.shell.board import StopWatch, make_board, passes_on
 from workflows.shell.cluster import available_cpus
 from workflows.shell.config import RayConfig, WorkerConfig
-from workflows.shell.data import WholeSplit, execution_options
+from workflows.shell.data import WholeSplit, execution_options, start_helpers
 from workflows.shell.failures import reason
 from workflows.shell.meters import StoreMeter
 from workflows.shell.progress import ProgressDisplay
@@ -199,6 +199,8 @@ def train_here(
 
 def _make_trainer(job: Job, folder: RunFolder, attempt: int, board: ray.actor.ActorHandle) -> TorchTrainer:
     streams, workers = job.streams(), job.workers
+    if streams:
+        start_helpers()  # beside the group
     gpus = {"GPU": workers.gpus_per_worker} if workers.gpus_per_worker else {}
     store, path = files.arrow_filesystem(folder.path("ray"))
     return TorchTrainer(

@@ -18,7 +18,6 @@ from csat.tiles.parquet_rows import Cut
 from csat.tiles.sources import SlideRow
 from csat.tiles.tiling import cut_slide
 from csat.words import last_line
-from workflows.shell.config import ReaderConfig
 from workflows.shell.progress import progress_over
 
 logger = logging.getLogger(__name__)
@@ -34,11 +33,6 @@ TASK_CPUS = 0.5
 FEW_SLIDES_PER_CPU = 8  # up to here a task has a CPU for itself: to start another process takes longer than a slide
 TASK_TIMEOUT_S = 3600.0  # for one task, downloads included, once those before it are done; then the run ends with an error
 TASK_RETRIES = 2  # of a task that died with its node or of memory; then its slide is quarantined
-
-
-def slide_cache(readers: ReaderConfig) -> SlideCache:
-    """The node-local cache of slides that live in a bucket."""
-    return SlideCache(readers.cache_folder, int(readers.cache_gb * 1e9))
 
 
 def build_manifest(

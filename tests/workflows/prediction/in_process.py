@@ -21,7 +21,6 @@ from workflows.prediction.model import describe
 from workflows.prediction.part_stage import PartStage
 from workflows.prediction.slide_files import write_slide_files
 from workflows.prediction.stream import slots_to_do
-from workflows.shell.tile_slides import slide_cache
 
 
 def make(
@@ -36,7 +35,7 @@ def make(
     writer = ManifestWriter(str(output / "manifest"), config.manifest, "f" * 64, job.tiling, rows)
     for row in rows:
         try:
-            cut = cut_slide(row, job.tiling, slide_cache(config.readers))
+            cut = cut_slide(row, job.tiling, config.readers.slide_cache())
             writer.add(row, cut.tiles, cut.refused)
         except SlideError as error:
             writer.quarantine(row, error.reason, str(error))
