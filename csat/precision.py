@@ -1,8 +1,9 @@
 """The number format that a network computes in, and what `best` is on a machine.
 
 `bfloat16` means autocast: matrix products and convolutions in bfloat16, with weights, losses, the statistics of norms and the
-optimiser in float32 (but of a vision transformer as a teacher all is in bfloat16: see `teachers.timm_encoder`). It pays where the hardware multiplies bfloat16 itself, and `best` is bfloat16 there: on a CPU with
-AVX-512-BF16 or AMX, on a CUDA device from Ampere on. Elsewhere `best` is float32. An Arm CPU is not looked into: float32.
+optimiser in float32. (A vision transformer that teaches is in bfloat16 as a whole: see `teachers.timm_encoder`.) It pays where
+the hardware multiplies bfloat16 itself, and `best` is bfloat16 there: on a CPU with AVX-512-BF16 or AMX, on a CUDA device from
+Ampere on. Elsewhere `best` is float32. An Arm CPU is not looked into: float32.
 """
 
 import os

@@ -178,7 +178,7 @@ class TestOtherWays:
         assert evaluation["best_metric"] is not None
 
     def test_a_loss_that_is_not_finite_stops_the_run(self, images, tmp_path):
-        """(A group's: tests/workflows/shell/test_group.py. A page's end: test_pretrain.py.)"""
+        """(A group's: tests/workflows/shell/test_group.py. A page's end: tests/workflows/shell/test_command_line.py.)"""
         frail = {"train": {"optim": {"lr": 1e30, "clip_grad_norm": None, "warmup": 0.0}}}
         with pytest.raises(NonFiniteLossError, match="not finite"):
             self.fit(tmp_path, data_settings(str(images)), frail)

@@ -1,10 +1,15 @@
-"""`precision: best` through the whole path: the teacher is tried both ways, what was decided is kept, and is kept to."""
+"""`precision: best` through the whole path, of resolution-based distillation: a teacher of turned, recoloured tiles, DDP.
+
+The teacher is tried both ways, what was decided is kept, and is kept to.
+"""
 
 import json
 
 import pytest
 import yaml
 
+from csat.model.files import load_exported
+from csat.runs.recorder import read_metrics
 from tests.support.verbs import arguments
 from workflows import pretrain
 
@@ -27,8 +32,9 @@ def decided(folder):
 def test_a_run_computes_in_what_its_machines_do_best(ray_cluster, slides, tmp_path, monkeypatch, capsys, caplog):
     caplog.set_level("INFO")
     folder = tmp_path / "run"
+    more = {"train__epochs": 2, "workers__num_workers": 2, "train__accumulate": 2, "train__log_every_steps": 1}
     monkeypatch.setenv("CSAT_BEST_PRECISION", "bfloat16")
-    assert pretrain.main(arguments(slides, folder, **SETTINGS)) == 0
+    assert pretrain.main(arguments(slides, folder, **SETTINGS, **more)) == 0
     assert decided(folder) == ("bfloat16", "bfloat16")
     assert "teacher in bfloat16 (" in caplog.text
     record = json.loads((folder / "precision.json").read_text())
@@ -37,16 +43,32 @@ def test_a_run_computes_in_what_its_machines_do_best(ray_cluster, slides, tmp_pa
     assert all(0 < each["worst"] <= each["bound"] for each in record["teacher"]["deviations"])
     assert set(record["teacher"]["tiles_per_s"]) == {"float32", "bfloat16"}
 
+    _check_resolution(folder)
+
     (folder / "status.json").write_text('{"state": "interrupted"}')
     monkeypatch.setenv("CSAT_BEST_PRECISION", "float32")  # machines of another kind
-    assert pretrain.main(arguments(slides, folder, **SETTINGS)) == 2
+    assert pretrain.main(arguments(slides, folder, **SETTINGS, **more)) == 2
     said = capsys.readouterr().err
     assert "began with its teacher in bfloat16, and" in said and "resume it on machines that do" in said
-    assert pretrain.main(arguments(slides, folder, **SETTINGS, train__precision="float32")) == 2
+    assert pretrain.main(arguments(slides, folder, **SETTINGS, **more, train__precision="float32")) == 2
     assert "train.precision: was bfloat16, is float32" in capsys.readouterr().err.replace("--", "")
     options = json.dumps(TEACHER | {"precision": "bfloat16"})
     insisting = {**SETTINGS, "teacher__options": options, "train__precision": "bfloat16"}
-    assert pretrain.main(arguments(slides, folder, **insisting)) == 0  # slowly, as asked
+    assert pretrain.main(arguments(slides, folder, **insisting, **more)) == 0  # slowly, as asked
+
+
+def _check_resolution(folder):
+    """What resolution-based distillation leaves, of tiles of slides and two ranks that accumulate."""
+    lines = read_metrics(str(folder))
+    assert {"loss/soft", "loss/pix"} <= lines[0].keys()
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    assert {"student_vs_teacher.logits.agreement", "student_vs_teacher.tokens.cosine"} <= evaluation.keys()
+    student = load_exported(str(folder / "exported"))
+    assert {spec.name for spec in student.responses} == {"tokens", "logits"}
+    assert student.config.downsample == 2 and student.last_map == ("tokens",)
+    for epoch in json.loads((folder / "accounting.json").read_text())["epochs"]:
+        assert epoch["trained"] == epoch["manifest"] > 0
 
 
 @pytest.mark.ray
@@ -67,7 +89,7 @@ def test_where_answers_would_differ_too_much_the_teacher_stays_exact(ray_cluster
     monkeypatch.setenv("CSAT_BEST_PRECISION", "bfloat16")
     caplog.set_level("INFO")
     folder = tmp_path / "run"
-    assert pretrain.main(arguments(slides, folder, **steep)) == 0
+    assert pretrain.main(arguments(slides, folder, **steep, plan="true")) == 0
     assert decided(folder) == ("float32", "bfloat16")
     assert "teacher in float32 (logits: " in caplog.text and "more than 0.02 allowed" in caplog.text
 

@@ -207,32 +207,22 @@ def test_a_fine_tuned_run_is_a_teacher(ray_cluster, slides, tmp_path, monkeypatc
 
 
 @pytest.mark.thorough
-def test_a_loss_that_is_not_finite_ends_the_run(ray_cluster, slides, tmp_path, capsys):
-    argv = arguments(slides, tmp_path / "run", train__optim__lr=1e30, train__optim__clip_grad_norm=None, train__epochs=2)
-    assert pretrain.main(argv) == 1
-    assert "not finite" in capsys.readouterr().err
-    status = read_json(tmp_path / "run", "status.json")
-    assert status["state"] == "failed"
-    assert "step" in status["error"]
-
-
-@pytest.mark.thorough
 def test_an_interrupted_run_resumes_where_it_was(slides, tmp_path, run_alone):
     """Ctrl-C in mid-epoch; the same command with other workers ends exactly. (Kills are in tests/failures.)"""
     folder, log = tmp_path / "run", tmp_path / "log"
-    settings = dict(train__epochs=12, train__checkpoint_every_s=None, train__log_every_steps=1)
+    settings = dict(train__epochs=6, train__checkpoint_every_s=None, train__log_every_steps=1)
     first = run_alone(arguments(slides, folder, **settings), log)
     wait_for(lambda: read_metrics(str(folder)), first, log)
     kept = interrupt(first, log, signal.SIGINT, to_group=True)
     interrupted = Checkpoints(str(folder / "checkpoints")).latest_cursor()
-    total = 12 * read_json(folder, "manifest/index.json")["num_tiles"]
+    total = 6 * read_json(folder, "manifest/index.json")["num_tiles"]
     assert 0 < len(interrupted.done) < total and len(interrupted.done) == read_metrics(str(folder))[-1]["tiles"]
     assert kept == f"{len(interrupted.done):,} of {total:,} tiles, in the checkpoint of step {interrupted.step}"
     assert read_json(folder, "status.json")["state"] == "interrupted"
 
     second = run_alone(arguments(slides, folder, workers__num_workers=2, **settings), log)
     assert second.wait(timeout=280) == 0, log.read_text()[-3000:]
-    check_accounts(folder, num_epochs=12)
+    check_accounts(folder, num_epochs=6)
     steps = [line["step"] for line in read_metrics(str(folder))]
     assert steps == list(range(1, len(steps) + 1)), "no step was lost, and none is doubled"
     assert np.all(np.diff([line["tiles"] for line in read_metrics(str(folder))]) > 0)

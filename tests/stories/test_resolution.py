@@ -1,4 +1,4 @@
-"""Resolution-based distillation through the whole path: slides, a teacher of turned, recoloured tiles, DDP, evaluation."""
+"""Resolution-based distillation through the whole path, of whole images; of tiles of slides: test_precision.py."""
 
 import json
 import logging
@@ -7,9 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from csat.model.files import load_exported
 from csat.runs.checkpoints import Checkpoints
-from csat.runs.recorder import read_metrics
 from csat.slides.synthetic import paint
 from tests.support.verbs import arguments
 from workflows import pretrain
@@ -32,24 +30,6 @@ def test_a_teacher_that_has_no_logits_is_refused(tmp_path, slides, capsys):
 def test_a_factor_that_does_not_divide_the_tile_is_refused(tmp_path, slides, capsys):
     assert pretrain.main(arguments(slides, tmp_path / "run", **{**SETTINGS, "student__downsample": 8})) == 2
     assert "multiple of 128 px (stride 16 x downsample 8), not 64 px: set --data.tile_px to 128" in capsys.readouterr().err
-
-
-@pytest.mark.ray
-@pytest.mark.thorough
-def test_the_whole_path(ray_cluster, slides, tmp_path):
-    folder = tmp_path / "run"
-    options = {"train__epochs": 2, "workers__num_workers": 2, "train__accumulate": 2, "train__log_every_steps": 1}
-    assert pretrain.main(arguments(slides, folder, **SETTINGS, **options)) == 0
-    lines = read_metrics(str(folder))
-    assert {"loss/soft", "loss/pix"} <= lines[0].keys()
-    assert lines[-1]["loss"] < lines[0]["loss"]
-    evaluation = json.loads((folder / "evaluation.json").read_text())
-    assert {"student_vs_teacher.logits.agreement", "student_vs_teacher.tokens.cosine"} <= evaluation.keys()
-    student = load_exported(str(folder / "exported"))
-    assert {spec.name for spec in student.responses} == {"tokens", "logits"}
-    assert student.config.downsample == 2 and student.last_map == ("tokens",)
-    for epoch in json.loads((folder / "accounting.json").read_text())["epochs"]:
-        assert epoch["trained"] == epoch["manifest"] > 0
 
 
 WHOLE = {

@@ -12,6 +12,8 @@ from csat.storage import files
 from tests.csat.export.models import LABEL, METADATA, TILE_PX, real_tiles, student
 from tests.support.alone import run_alone
 from workflows import export
+from workflows.comparison.config import AnswererConfig
+from workflows.comparison.judged import read_judged
 
 OPEN = """
 import json, sys, timm, torch, onnxruntime, numpy as np
@@ -59,6 +61,10 @@ def test_every_file_opens_elsewhere_and_says_the_same(place, capsys):
         np.testing.assert_allclose(said, expected, atol=1e-4)
     np.testing.assert_array_equal(open_answers(str(output)).answer(tiles)["label"], expected)
     assert load_exported(str(output)).responses == LABEL
+    both = (AnswererConfig(model=str(each)) for each in (output / "model.onnx", place / "run"))
+    file, run_itself = (read_judged(each, None, device="cpu") for each in both)
+    assert (file.task, file.classes, file.sees) == (run_itself.task, run_itself.classes, run_itself.sees)
+    np.testing.assert_allclose(file.answers.answer(tiles)["label"], expected, atol=1e-4)
     assert "Tried with real tiles: 8, of tiles" in (output / "README.md").read_text()
 
 

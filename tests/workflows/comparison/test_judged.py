@@ -1,11 +1,9 @@
 """What is judged is opened by what it is: a run, a student, a model's folder, a teacher."""
 
-import numpy as np
 import pytest
 
 from csat.errors import ConfigError, DatasetError
 from csat.evaluation.judged_run import TEACHER
-from csat.export.onnx import export_onnx
 from csat.labels.sets import LabelledConfig
 from csat.settings import with_places
 from csat.tasks import Task
@@ -73,17 +71,6 @@ def test_an_exported_folder_and_a_teacher(student):
     options = {"mode": "fast", "width": 0.0625, "random_weights": True}
     net = judged(AnswererConfig(teacher="hovernet", options=options))
     assert (len(net.classes), net.evaluation["cost"]["params"] > 0) == (5, True)
-
-
-@pytest.mark.slow
-@pytest.mark.thorough
-def test_an_onnx_file_answers_as_the_student_in_it(student, tmp_path):
-    export_onnx(judged(student).answers, tmp_path / "model.onnx")
-    file, run = judged(str(tmp_path / "model.onnx")), judged(student)
-    assert (file.task, file.classes, file.sees) == (run.task, run.classes, run.sees)
-    tiles = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
-    for name, said in run.answers.answer(tiles).items():
-        np.testing.assert_allclose(file.answers.answer(tiles)[name], said, atol=1e-4)
 
 
 def test_a_finished_run_is_read_as_one(tmp_path):
