@@ -24,9 +24,7 @@ demo: $(RUN_STAMP)
 test: $(TEST_STAMP)
 	$(PYTEST) -m "not thorough and not gpu"
 
-# The rest: kills, hazards, interruptions, buckets, clusters of several nodes. One at a time: two clusters at once disturb each
-# other, and a worker group once did not restart.
-test-all: PROCESSES = 1
+# The rest: kills, hazards, interruptions, buckets, clusters of several nodes. What is marked ray comes one after the other.
 test-all: $(TEST_STAMP)
 	$(PYTEST) -m "thorough and not gpu"
 

@@ -101,7 +101,7 @@ def test_a_job_sees_both_nodes_and_a_stranger_none(two_nodes):
 def pretraining(slides, tmp_path_factory):
     """Run folder and command of a job. Of many epochs: the command that stops it takes some of them to start."""
     folder = tmp_path_factory.mktemp("job") / "run"
-    settings = dict(train__epochs=20, train__log_every_steps=1, train__checkpoint_every_s=None)
+    settings = dict(train__epochs=12, train__log_every_steps=1, train__checkpoint_every_s=None)
     return folder, [str(BIN / "python"), "workflows/pretrain.py", *arguments(slides, folder, **settings)]
 
 
@@ -127,7 +127,7 @@ def test_submitted_again_it_ends_and_reports(two_nodes, pretraining):
     assert "succeeded" in again.stdout
     assert f"report:  {folder / 'report.html'}" in again.stdout
     epochs = json.loads((folder / "accounting.json").read_text())["epochs"]
-    assert len(epochs) == 20 and all(row["trained"] == row["manifest"] > 50 for row in epochs)
+    assert len(epochs) == 12 and all(row["trained"] == row["manifest"] > 50 for row in epochs)
     assert json.loads((folder / "status.json").read_text())["state"] == "finished"
 
 

@@ -19,7 +19,7 @@ from tests.failures.table import as_markdown
 
 SMALL = "{backbone: csat_nano, decoder_channels: %d}"
 TWO = {"students__nano": SMALL % 16, "students__small": SMALL % 8}
-NUM_EPOCHS = 30  # about 120 steps: something is left to train after each kill
+NUM_EPOCHS = 26  # about 100 steps: something is left to train after each kill
 FAULTS = ("reader", "teacher", "picky teacher", "worker", "node", "driver", "head")
 
 

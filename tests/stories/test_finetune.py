@@ -20,7 +20,7 @@ from csat.runs.recorder import read_metrics
 from csat.settings import merge
 from tests.stories.finetuning import SMALL, TILE_PX, write_recipe
 from tests.support.labelled_folders import data_settings, fit_alone, make_folder, prepare
-from tests.support.verbs import interrupt, runs_alone, wait_for
+from tests.support.verbs import interrupt, wait_for
 from workflows import finetune
 from workflows.finetuning.config import read_config
 from workflows.shell.decode_samples import Prepared
@@ -224,50 +224,28 @@ def test_a_set_that_does_not_fit_into_memory_is_streamed(ray_cluster, images, tm
     assert all(row["trained"] + row["quarantined"] == row["manifest"] for row in rows)
 
 
-@pytest.fixture(scope="module")
-def killed(images, tmp_path_factory):
-    """A run of 40 epochs that was killed once it had committed something."""
-    folder = tmp_path_factory.mktemp("killed")
-    argv = write_recipe(folder, data_settings(str(images)), {"run_folder": str(folder / "run"), "train": {"epochs": 40}})
-    with runs_alone() as start:
-        first = start(argv, folder / "first", verb="finetune")
-        wait_for(lambda: len(cursor(folder / "run").done), first, folder / "first")
-    return folder, argv
-
-
-@pytest.fixture(scope="module")
-def interrupted(killed):
-    """The same, given again and interrupted; what it said it keeps."""
-    folder, argv = killed
-    log = folder / "second"
-    with runs_alone() as start:
-        second = start(argv, log, verb="finetune")
-        # Workers that outlive their driver may commit once more: what the second command commits is told by its own log.
-        wait_for(lambda: " committed: " in log.read_text(errors="replace"), second, log)
-        kept = interrupt(second, log, signal.SIGTERM, to_group=False)
-    return folder, argv, kept
-
-
 @pytest.mark.ray
 @pytest.mark.thorough
-class TestKilledAndInterrupted:
-    def test_it_resumes_and_keeps_what_it_has_trained(self, interrupted):
-        folder, _, kept = interrupted
-        resumed = re.search(r"resumed at step \d+ with (\d+) of", (folder / "second").read_text(errors="replace"))
-        done, trained = len(cursor(folder / "run").done), read_metrics(str(folder / "run"))[-1]
-        assert 0 < int(resumed[1]) < done == trained["tiles"] < trained["tiles_total"]
-        assert kept.startswith(f"{done:,} of {trained['tiles_total']:,} tiles")
+def test_an_interrupted_run_resumes_and_ends_with_everything_trained_once(images, tmp_path, run_alone):
+    """SIGTERM to the verb alone. (SIGKILL to whatever trains under the same launcher: tests/failures/test_kill.py.)"""
+    more = {"run_folder": str(tmp_path / "run"), "train": {"epochs": 40}}
+    argv = write_recipe(tmp_path, data_settings(str(images)), more)
+    first = run_alone(argv, tmp_path / "first", verb="finetune")
+    wait_for(lambda: len(cursor(tmp_path / "run").done), first, tmp_path / "first")
+    kept = interrupt(first, tmp_path / "first", signal.SIGTERM, to_group=False)
+    done, trained = len(cursor(tmp_path / "run").done), read_metrics(str(tmp_path / "run"))[-1]
+    assert 0 < done == trained["tiles"] < trained["tiles_total"]
+    assert kept.startswith(f"{done:,} of {trained['tiles_total']:,} tiles")
 
-    def test_it_ends_with_everything_trained_once(self, interrupted, run_alone):
-        folder, argv, _ = interrupted
-        done = len(cursor(folder / "run").done)
-        third = run_alone(argv, folder / "third", verb="finetune")
-        assert third.wait(timeout=280) == 0, (folder / "third").read_text()[-2000:]
-        rows = read_json(folder / "run", "accounting.json")["epochs"]
-        assert len(rows) == 40 and done < sum(row["manifest"] for row in rows)
-        assert all(row["manifest"] == row["trained"] + row["quarantined"] for row in rows)
-        steps = [line["step"] for line in read_metrics(str(folder / "run"))]
-        assert steps == sorted(set(steps))
+    second = run_alone(argv, tmp_path / "second", verb="finetune")
+    assert second.wait(timeout=280) == 0, (tmp_path / "second").read_text()[-2000:]
+    resumed = re.search(r"resumed at step \d+ with (\d+) of", (tmp_path / "second").read_text(errors="replace"))
+    assert int(resumed[1]) == done
+    rows = read_json(tmp_path / "run", "accounting.json")["epochs"]
+    assert len(rows) == 40 and done < sum(row["manifest"] for row in rows)
+    assert all(row["manifest"] == row["trained"] + row["quarantined"] for row in rows)
+    steps = [line["step"] for line in read_metrics(str(tmp_path / "run"))]
+    assert steps == sorted(set(steps))
 
 
 def cursor(run):

@@ -18,7 +18,7 @@ from csat.storage import files
 from tests.support.verbs import arguments, kill_group, wait_for
 from workflows import pretrain
 
-EPOCHS = 4
+EPOCHS = 3
 
 
 def teachers_of(run: subprocess.Popen) -> set[int]:

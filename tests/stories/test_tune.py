@@ -238,7 +238,7 @@ def killed(images, tmp_path_factory):
     """A sweep over two data sets: SIGKILL to driver and cluster while a trial of the first runs. What had ended, and when."""
     folder = tmp_path_factory.mktemp("killed")
     sets = {name: data_settings(name) for name in ("a", "b")}
-    argv = command(folder, folder / "run", data_root=str(images), data_sets=sets, num_trials=4, final_seeds=1)
+    argv = command(folder, folder / "run", data_root=str(images), data_sets=sets, num_trials=3, final_seeds=1)
     cell = folder / "run" / "cells" / "a" / "nano"
     with runs_alone() as start:
         first = start(argv, folder / "first", "tune")
@@ -271,7 +271,7 @@ def interrupted(killed):
 class TestKilledAndInterrupted:
     def test_it_is_killed_in_the_middle(self, killed):
         *_, ended = killed
-        assert 1 <= len(ended) < 4
+        assert 1 <= len(ended) < 3
 
     def test_it_says_how_many_runs_it_keeps(self, killed, interrupted):
         run = killed[0] / "run"
@@ -283,7 +283,7 @@ class TestKilledAndInterrupted:
         third = run_alone(argv, folder / "third", "tune")
         assert third.wait(timeout=280) == 0, (folder / "third").read_text()[-3000:]
         for name in ("a", "b"):
-            check_cell(folder / "run" / "cells" / name / "nano", num_trials=4, num_seeds=1)
+            check_cell(folder / "run" / "cells" / name / "nano", num_trials=3, num_seeds=1)
         after = read_json(folder, "run", "cells", "a", "nano", "search.json")["trials"]
         assert [trial["params"] for trial in after[: len(before)]] == [trial["params"] for trial in before]
         for run, changed in ended.items():
@@ -304,21 +304,21 @@ def in_the_middle(cell):
 
 @pytest.mark.ray
 @pytest.mark.thorough
-def test_a_sweep_in_a_bucket_of_trials_with_two_workers(s3, tmp_path, run_alone, capsys):
+def test_a_sweep_in_a_bucket_whose_trials_have_two_workers(s3, tmp_path, run_alone, capsys):
     """Images and run folder in a bucket, Ray Tune's own notes too.
 
-    Each trial is a group under Ray Train; its validations reach Tune all the same.
+    A trial is a group under Ray Train; its validations reach Tune all the same. (Which of several is kept: above.)
     """
     folder = make_folder(tmp_path / "a", num_groups=6, per_group=2)
     for path in folder.rglob("*.png"):
         files.write_bytes(files.join(s3, "data", path.relative_to(tmp_path)), path.read_bytes())
-    settings = dict(data_root=f"{s3}/data", num_trials=2, final_seeds=1, max_concurrent=1)
+    settings = dict(data_root=f"{s3}/data", num_trials=1, final_seeds=1)
     argv = command(tmp_path, f"{s3}/sweep", **settings)
     argv += ["--base.workers.num_workers=2", "--base.workers.cpus_per_worker=0.5", "--base.train.epochs=2"]
     log = tmp_path / "log"
     assert run_alone(argv, log, "tune").wait(timeout=250) == 0, log.read_text()[-3000:]
     (row,) = read_json(s3, "sweep", "table.json")
-    assert (row["seeds"], row["trials"], row["failed"]) == (1, 2, 0)
+    assert (row["seeds"], row["trials"], row["failed"]) == (1, 1, 0)
     cell = f"{s3}/sweep/cells/a/nano"
     assert not files.exists(f"{cell}/ray")
     assert files.exists(f"{cell}/seeds/000/exported/config.json")
@@ -328,7 +328,6 @@ def test_a_sweep_in_a_bucket_of_trials_with_two_workers(s3, tmp_path, run_alone,
     (seed,) = result["seeds"]
     assert [round(line["epoch"]) for line in read_metrics(seed, "validation")] == [1, 2]
     assert len(Checkpoints(files.join(seed, "checkpoints")).latest_cursor().done.pairs()) == 1
-    kept = [number for number in range(2) if files.exists(f"{cell}/trials/{number:03d}/checkpoints")]
-    assert kept == [result["best"]]
+    assert files.exists(f"{cell}/trials/000/checkpoints"), "of the best"
     assert tune.main(argv) == 0
     assert "nothing to do" in capsys.readouterr().out

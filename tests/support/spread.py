@@ -12,13 +12,14 @@ from xdist.scheduler import LoadScopeScheduling
 class Spread(LoadScopeScheduling):
     """A group of tests runs in one process; what is left of it when the process dies runs in another.
 
-    Files whose tests take the session's Ray cluster are one group, of which the cluster is started once; any other file is
-    a group of its own. (Marks cannot say so: pytest-xdist 3.8.0 writes groups to where pytest 9.2 no longer reads a name.)
+    Files whose tests are marked `ray` are one group: the session's cluster is started once, and clusters come one after the
+    other. Any other file is a group of its own. (Marks cannot say so: pytest-xdist 3.8.0 writes groups to where pytest 9.2 no
+    longer reads a name.)
     """
 
     def _split_scope(self, nodeid):
         file = nodeid.partition("::")[0]
-        return "ray" if _takes_the_cluster(self.config.rootpath / file) else file
+        return "ray" if _takes_ray(self.config.rootpath / file) else file
 
     def remove_node(self, node):
         """Take over from a process that has ended; the test that it died of, if it died."""
@@ -44,5 +45,5 @@ class Spread(LoadScopeScheduling):
 
 
 @cache
-def _takes_the_cluster(file):
-    return "ray_cluster" in file.read_text()
+def _takes_ray(file):
+    return "mark.ray" in file.read_text()

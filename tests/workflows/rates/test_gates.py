@@ -14,7 +14,7 @@ from workflows.rates.config import BenchmarkConfig
 from workflows.rates.readers import BARE, OURS, measure_readers
 from workflows.rates.students import FORWARD, TRAINING, measure_students
 
-pytestmark = [pytest.mark.thorough, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.thorough, pytest.mark.timeout(300)]
 
 TRIES = 3
 

@@ -46,6 +46,7 @@ def started(script: str) -> subprocess.Popen:
     return process
 
 
+@pytest.mark.ray
 @pytest.mark.thorough
 def test_another_ray_on_this_machine_is_not_asked_about_our_actors(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
