@@ -26,9 +26,9 @@ from tests.failures.cluster import Cluster
 from tests.support.verbs import ROOT, arguments, kill_group
 
 RUN_LIMIT_S = 300.0  # without a new checkpoint, or until the end: longer is a hang, and a failure of the lab
-NUM_EPOCHS = 4
+NUM_EPOCHS = 6
 # A reader is far ahead of the others, and has nothing left to do early in a short run.
-LONGER = {"train__epochs": 12}
+LONGER = {"train__epochs": 18}
 STREAM_GB = 0.006  # so little that readers and teachers are at work until shortly before the end
 
 
