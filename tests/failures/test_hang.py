@@ -1,6 +1,7 @@
 """One of two teachers loops for ever on a tile: the run ends with an error that names it, and its tiles are safe."""
 
 import json
+import re
 import time
 
 import pytest
@@ -50,7 +51,8 @@ def test_a_teacher_that_hangs_ends_in_an_error_within_the_stall_timeout(hanging_
     assert code == 1, said[-3000:]
     assert "training failed" in said and "What was committed is safe" in said, said[-3000:]
     told = said.rsplit("training failed", 1)[1]
-    assert "waited for TeacherStage_stuck (1 at work). Raise --ray.stall_timeout_s" in told, said[-3000:]
+    # Where the machine is slow a second batch waits at the actor by then.
+    assert re.search(r"waited for TeacherStage_stuck \([12] at work\)\. Raise --ray\.stall_timeout_s", told), said[-3000:]
     assert "execution_no_progress" not in told and "RAY_DATA" not in told, "not Ray's own setting"
     assert json.loads((folder / "status.json").read_text())["state"] == "failed"
     total = json.loads((folder / "manifest" / "index.json").read_text())["num_tiles"]
