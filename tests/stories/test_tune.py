@@ -312,7 +312,7 @@ def test_a_sweep_in_a_bucket_whose_trials_have_two_workers(s3, tmp_path, run_alo
     folder = make_folder(tmp_path / "a", num_groups=6, per_group=2)
     for path in folder.rglob("*.png"):
         files.write_bytes(files.join(s3, "data", path.relative_to(tmp_path)), path.read_bytes())
-    settings = dict(data_root=f"{s3}/data", num_trials=1, final_seeds=1)
+    settings = dict(data_root=f"{s3}/data", num_trials=1, final_seeds=1, max_concurrent=1)
     argv = command(tmp_path, f"{s3}/sweep", **settings)
     argv += ["--base.workers.num_workers=2", "--base.workers.cpus_per_worker=0.5", "--base.train.epochs=2"]
     log = tmp_path / "log"
