@@ -8,7 +8,7 @@ import pytest
 import ray.data
 
 from workflows.shell.config import RayConfig
-from workflows.shell.data import LEAST_STEP_S, Pause, configure_data
+from workflows.shell.data import HELPERS, LEAST_STEP_S, Pause, configure_data, start_helpers
 
 BLOCKS, BLOCK_BYTES, STREAM_GB = 8, 2**21, 0.008  # the stream holds a few of the blocks that its tasks have ready
 
@@ -23,6 +23,17 @@ def test_a_round_takes_its_time():
     for _ in range(5):
         pause.on_execution_step(None)
     assert time.monotonic() - begun >= 5 * 0.99 * LEAST_STEP_S
+
+
+@pytest.mark.ray
+def test_helpers_are_those_that_ray_finds_later(ray_cluster, caplog):
+    """Where Ray renames one, runs only start later: this test is what tells."""
+    caplog.set_level("DEBUG", logger="workflows.shell.data")
+    start_helpers()
+    start_helpers()  # they are there
+    names = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
+    assert "is not there" not in caplog.text and {"AutoscalingCoordinator", "ActorLocationTracker"} <= set(names)
+    assert len(names) == len(set(names)) >= len(HELPERS)
 
 
 @pytest.mark.ray
