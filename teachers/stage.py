@@ -26,6 +26,7 @@ from csat.columns import (
 )
 from csat.errors import ConfigError, TeacherError
 from csat.panel import on_tile
+from csat.views.colour_config import ColourConfig
 from csat.words import last_line, printable
 from teachers.contract import Teacher, check_responses
 from teachers.registry import load_teacher
@@ -51,7 +52,7 @@ class TeacherStage:
         threads: int | None = None,
         expected_sha256: str | None = None,
         view_seed: int | None = None,
-        colour: Mapping[str, float] | None = None,
+        colour: ColourConfig | None = None,
         colour_seed: int = 0,
         label: str | None = None,
         shrink: int = 1,
@@ -68,8 +69,8 @@ class TeacherStage:
             expected_sha256: Of the weights that the driver saw; None: not compared.
             view_seed: Tiles are put into their view (`d4_of`) *before* the teacher sees them, and leave the stage in it: for
                 responses that cannot be carried through a transform afterwards. None: tiles stay as they are.
-            colour: Fields of a `ColourConfig`: colours of tiles are changed by it before the teacher sees them, and they leave
-                the stage so, for methods that show teacher and student the same colours. None: they stay as they are.
+            colour: Colours of tiles are changed by it before the teacher sees them, and they leave the stage so, for methods
+                that show teacher and student the same colours. None: they stay as they are.
             colour_seed: Says how, with the position of the tile.
             label: This teacher's name, where there are several: its columns carry it, and a tile on which it fails goes on to
                 the others. None: it is the only one.
@@ -234,10 +235,10 @@ class TeacherStage:
             ) from error
 
 
-def _recolouring(colour: Mapping[str, float]) -> Callable:
-    from csat.views.colour import ColourAugment, ColourConfig
+def _recolouring(colour: ColourConfig) -> Callable:
+    from csat.views.colour import ColourAugment
 
-    return ColourAugment(ColourConfig(**colour))
+    return ColourAugment(colour)
 
 
 def _is_finite(values: np.ndarray) -> np.ndarray:

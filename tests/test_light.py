@@ -18,8 +18,10 @@ LIGHT = {
     "csat.labels.reader, csat.labels.sets": (*TORCH, "ray", "matplotlib", "openpyxl"),
     # Tiling is many processes that each live for seconds; so is decoding, and asking how far a run is.
     "workflows.shell.tile_slides": (*TORCH, "pandas", "scipy", "skimage", "matplotlib", "openpyxl"),
-    # What Ray Train's controller imports to make a stream: the first step waits for it. Ray loads torch there by itself.
-    "workflows.pretraining.stream": (*TORCH[1:], "scipy", "skimage", "csat.tiles.tiling", "matplotlib", "openpyxl"),
+    # What Ray Train's controller imports to make a stream and the process group: the first step waits for it.
+    "workflows.pretraining.stream, workflows.shell.process_group": (
+        *(*TORCH, "scipy", "skimage", "csat.tiles.tiling", "matplotlib", "openpyxl"),
+    ),
     "workflows.shell.decode_samples": (*TORCH, "matplotlib", "openpyxl"),
     "csat.evaluation.scores": (*TORCH, "ray", "matplotlib", "openpyxl"),
     "csat.runs.checkpoints, csat.runs.folder, workflows.shell.kept": (*TORCH, "ray", "matplotlib"),

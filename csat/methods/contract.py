@@ -24,7 +24,7 @@ from csat.panel import names_of, split_name
 from csat.responses import Batch, Kind, ResponseSpec, TargetSpec, TeacherSpec
 from csat.storage import files
 from csat.tasks import DatasetInfo, targets_of
-from csat.views.colour import ColourConfig
+from csat.views.colour_config import ColourConfig
 
 DEFAULT_WEIGHT = 1.0  # of a term that the settings do not name
 

@@ -33,7 +33,7 @@ from csat.methods.contract import Method, Setting, check_weights
 from csat.model.contract import Model
 from csat.model.student import Student, StudentConfig
 from csat.responses import Batch, Kind, ResponseSpec, TeacherSpec
-from csat.views.colour import ColourConfig
+from csat.views.colour_config import ColourConfig
 from csat.views.symmetries import apply_d4, d4_of, needs_view_in_pool
 
 TERMS = ("soft", "pix")

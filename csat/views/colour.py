@@ -4,12 +4,10 @@ Everything is an affine map of a pixel's three values, first of its optical dens
 (brightness, saturation, contrast). So each tile needs two 3x3 matrices, whatever the number of settings.
 """
 
-from dataclasses import dataclass, fields
-
 import torch
 from torch import Tensor, nn
 
-from csat.errors import ConfigError
+from csat.views.colour_config import ColourConfig
 from csat.views.draws import uniforms
 
 # Optical density of haematoxylin, eosin and DAB in R, G, B: Ruifrok and Johnston 2001, rows of unit length.
@@ -18,27 +16,6 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 DARKEST = 1 / 255  # an intensity of 0 has no logarithm
 COLOUR_STREAM = 1  # which of a tile's random streams picks its colours
 NUM_DRAWS = 9
-
-
-@dataclass(frozen=True, kw_only=True)
-class ColourConfig:
-    """How far colours may go; each draw is uniform on both sides. All zero: the student sees the tile as the teacher does."""
-
-    stain_scale: float = 0.2  # relative change of each stain's amount, of haematoxylin, eosin and the residual
-    stain_shift: float = 0.05  # optical density added to each stain everywhere (0.05 dims white by 5%)
-    brightness: float = 0.1  # relative change of intensity
-    contrast: float = 0.1  # relative change of the distance to the tile's mean grey
-    saturation: float = 0.1  # relative change of the distance to each pixel's own grey
-
-    def __post_init__(self):
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if not 0 <= value < 1:
-                raise ConfigError(f"augment.{item.name} must be in [0, 1), not {value}")
-
-    @property
-    def is_identity(self) -> bool:
-        return not any(getattr(self, item.name) for item in fields(self))
 
 
 class ColourAugment(nn.Module):

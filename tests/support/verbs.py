@@ -54,17 +54,13 @@ def arguments(slides, run_folder, **settings) -> list[str]:
 
 @pytest.fixture(scope="session")
 def ray_cluster():
-    """A local cluster with four logical CPUs."""
+    """A local cluster with four logical CPUs, otherwise as a verb starts one."""
     import ray
 
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    ray.init(
-        address="local",
-        num_cpus=4,
-        object_store_memory=300 * 2**20,
-        dashboard_host="127.0.0.1",
-        runtime_env={"env_vars": {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}},
-    )
+    from workflows.shell.cluster import own_variables
+
+    os.environ.update(own_variables())
+    ray.init(address="local", num_cpus=4, object_store_memory=300 * 2**20, include_dashboard=False)
     yield
     ray.shutdown()
 

@@ -1,5 +1,4 @@
 import pickle
-from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -7,7 +6,8 @@ import torch
 
 from csat.columns import FILTERED, OK, POSITION, QUARANTINED, REASON, STATUS, STUDENT_TILE, TEACHER_S, TILE, of_arrays
 from csat.errors import ConfigError, TeacherError
-from csat.views.colour import ColourAugment, ColourConfig
+from csat.views.colour import ColourAugment
+from csat.views.colour_config import ColourConfig
 from csat.views.symmetries import apply_d4_tiles, d4_of
 from teachers.stage import TeacherStage
 from tests.support.fakes import ANSWERS_NAN, RAISES, FakeTeacher, fake_loader
@@ -172,7 +172,7 @@ def test_the_view_is_applied_before_the_teacher_and_leaves_with_the_tile():
 
 def test_colours_are_changed_before_the_teacher_and_leave_with_the_tile():
     columns, colour = rows(6, status=[OK] * 5 + [QUARANTINED]), ColourConfig(brightness=0.5, saturation=0.5)
-    out = stage(view_seed=7, colour=asdict(colour), colour_seed=3)(columns)
+    out = stage(view_seed=7, colour=colour, colour_seed=3)(columns)
     turned = apply_d4_tiles(columns[TILE], d4_of(columns[POSITION], 7))
     images = torch.from_numpy(turned).permute(0, 3, 1, 2).float() / 255
     seen = ColourAugment(colour)(images, torch.from_numpy(np.array(columns[POSITION])), 3)
@@ -202,7 +202,7 @@ def test_whole_images_are_answered_each_at_its_own_size():
     columns = rows(5, status=[OK, OK, OK, OK, QUARANTINED])
     columns |= {TILE: of_arrays(images), STUDENT_TILE: of_arrays([image[::2, ::2] for image in images])}
     colour = ColourConfig(stain_scale=0.0, stain_shift=0.0, brightness=0.4, contrast=0.0, saturation=0.0)
-    out = stage(view_seed=3, colour=asdict(colour))(columns)
+    out = stage(view_seed=3, colour=colour)(columns)
     assert list(out[STATUS]) == [OK, OK, OK, OK, QUARANTINED]
     turned = apply_d4_tiles(columns[TILE], d4_of(columns[POSITION], 3))
     for row in range(4):

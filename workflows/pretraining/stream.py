@@ -6,7 +6,7 @@ first row is asked for and ends them after its last: the teachers' GPUs are free
 """
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from csat.runs.plan import Intervals, Plan
 from csat.slides.crashes import CrashLog
 from csat.tiles.planned_reader import SLOT, PlannedReader
 from csat.tiles.reader import TileReader
-from csat.views.colour import ColourConfig
+from csat.views.colour_config import ColourConfig
 from teachers.cached_stage import CachedTeacherStage
 from teachers.response_cache import ResponseCache
 from teachers.stage import TeacherStage
@@ -147,7 +147,7 @@ def teacher_arguments(config: StreamConfig, number: int = 0, *, has_gpus: bool =
         threads=asked.pool.threads,
         expected_sha256=asked.sha256,
         view_seed=config.view_seed if is_first else None,
-        colour=asdict(config.colour) if is_first and config.colour else None,  # plain: its class needs torch
+        colour=config.colour if is_first else None,
         colour_seed=config.colour_seed,
         label=asked.name,
         shrink=asked.shrink,

@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from csat.errors import ConfigError, StorageError
 from csat.precision import BEST, BFLOAT16, resolve_precision
 from csat.storage import files
-from workflows.shell import interruption, meters, terminal
+from workflows.shell import interruption, terminal
 from workflows.shell.config import RayConfig
 from workflows.shell.installation import python_path
 
@@ -110,15 +110,29 @@ def _start(config: RayConfig, kept_gb: float) -> None:
     interruption.has_ray()
     # Tiles on their way are bounded by stream_gb; the store gets room for the copies that workers hold beside it.
     store_bytes = int(max(256e6, (2 * config.stream_gb + kept_gb) * 1e9))
-    # Its processes inherit the variables from this one. An agent would first have to make a runtime environment of them, and
-    # the processes that Ray starts ahead would be of no use. The dashboard is ten more processes, which nobody looks at.
-    os.environ.update(_variables(), RAY_TMPDIR=_own_folder())
-    os.environ.setdefault("RAY_worker_niceness", "0")  # else all have 15 of 19, and readers and teachers could not give way
-    # Ray ends a process that has had nothing to do for a second; the next task, such as a slide's files, would start its own.
-    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # one more process, and nobody takes this machine away
+    os.environ.update(own_variables(), RAY_TMPDIR=_own_folder())
+    # The dashboard is ten more processes, which nobody looks at.
     _initialise(address="local", num_cpus=available_cpus(), object_store_memory=store_bytes, include_dashboard=False)
-    meters.nothing_spilled_yet()
+
+
+def own_variables() -> dict[str, str]:
+    """Environment variables of a process that starts a Ray of its own on this machine, without a dashboard.
+
+    Ray's processes inherit them. As a runtime environment an agent would first have to make one of them, and the processes
+    that Ray starts ahead would be of no use.
+    """
+    ours = {
+        "RAY_worker_niceness": "0",  # else all have 15 of 19, and readers and teachers could not give way
+        # Ray ends a process that has had nothing to do for a second; the next task, such as a slide's files, would start one.
+        "RAY_idle_worker_killing_time_threshold_ms": "60000",
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one more process, and nobody takes this machine away
+    }
+    return {name: os.environ.get(name, value) for name, value in ours.items()} | _variables()
+
+
+def has_dashboard() -> bool:
+    """Whether this cluster has one: Ray's own state can be asked there, and nowhere else."""
+    return bool(ray._private.worker.get_dashboard_url())  # Ray (2.60) has no public way to say so
 
 
 def _initialise(**arguments: Any) -> None:

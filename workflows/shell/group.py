@@ -29,11 +29,12 @@ from csat.training.context import Columns, TrainContext
 from csat.training.spare_cores import SpareCores
 from workflows.shell import interruption
 from workflows.shell.board import StopWatch, make_board, passes_on
-from workflows.shell.cluster import available_cpus
+from workflows.shell.cluster import available_cpus, has_dashboard
 from workflows.shell.config import RayConfig, WorkerConfig
 from workflows.shell.data import WholeSplit, execution_options, start_helpers
 from workflows.shell.failures import reason
 from workflows.shell.meters import StoreMeter
+from workflows.shell.process_group import ProcessGroupConfig
 from workflows.shell.progress import ProgressDisplay
 from workflows.shell.watch import fit_watched
 
@@ -154,7 +155,7 @@ def train_in_group(
     trainer = _make_trainer(job, folder, attempt, board)
     started = time.monotonic()
     meter = StoreMeter()
-    display = ProgressDisplay(board, total=job.num_positions, on_first=meanwhile, on_last=meter.ask)
+    display = ProgressDisplay(board, total=job.num_positions, on_first=meanwhile)
     stoppable = interruption.stoppable(lambda: ray.get(board.stop.remote()))
     try:
         with meter, display, stoppable, passes_on(is_stopped, board):
@@ -197,15 +198,31 @@ def train_here(
         raise NonFiniteLossError(_told(job, error)) from error
 
 
+class _Trainer(TorchTrainer):
+    """Without what Ray Train starts to watch its controller, where that has nobody to ask.
+
+    A process of its own looks every second whether the controller lives, and frees the workers' places where it died. It asks
+    the dashboard. A Ray that a verb starts has none, and ends with the verb: there it fails at each look, takes a tenth of a
+    core for that, and holds up the start and the end of the group.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        if has_dashboard():
+            return callbacks
+        return [each for each in callbacks if type(each).__name__ != "PlacementGroupCleanerCallback"]
+
+
 def _make_trainer(job: Job, folder: RunFolder, attempt: int, board: ray.actor.ActorHandle) -> TorchTrainer:
     streams, workers = job.streams(), job.workers
     if streams:
         start_helpers()  # beside the group
     gpus = {"GPU": workers.gpus_per_worker} if workers.gpus_per_worker else {}
     store, path = files.arrow_filesystem(folder.path("ray"))
-    return TorchTrainer(
+    return _Trainer(
         partial(_work_on_rank, job, board, list(streams)),  # no train_loop_config: Ray's controller would load all of the job
         datasets=dict(streams) or None,
+        torch_config=ProcessGroupConfig(),
         dataset_config=WholeSplit(execution_options=execution_options(job.ray)),
         scaling_config=ScalingConfig(
             num_workers=workers.num_workers,

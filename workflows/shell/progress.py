@@ -75,20 +75,12 @@ class ProgressDisplay:
         board: A `ProgressBoard`.
         total: Tiles.
         on_first: Called once, by a thread, when there are figures: then the workers train, and this process waits.
-        on_last: Called when every tile is trained, and the workers have yet to end; must return at once.
     """
 
-    def __init__(
-        self,
-        board: ray.actor.ActorHandle,
-        *,
-        total: int,
-        on_first: Callable[[], object] = lambda: None,
-        on_last: Callable[[], object] = lambda: None,
-    ):
+    def __init__(self, board: ray.actor.ActorHandle, *, total: int, on_first: Callable[[], object] = lambda: None):
         self.board = board
         self.total = total
-        self.on_first, self.on_last = on_first, on_last
+        self.on_first = on_first
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._show, daemon=True)
 
@@ -114,8 +106,6 @@ class ProgressDisplay:
                         # No daemon: a process that ended in the midst of loading a library would abort.
                         threading.Thread(target=self.on_first).start()
                         is_begun = True
-                    if figures["tiles"] >= self.total:
-                        self.on_last()
                     progress.show(figures["tiles"], describe(figures), is_last=is_last, figures=figures)
                 if is_last:
                     return

@@ -9,7 +9,7 @@ from csat.methods.contract import Setting
 from csat.methods.resolution import Resolution, ResolutionConfig
 from csat.model.contract import Model
 from csat.responses import Batch, Kind, ResponseSpec, Symmetry, TeacherSpec
-from csat.views.colour import ColourConfig
+from csat.views.colour_config import ColourConfig
 
 TILE_PX = 64
 LOGITS = ResponseSpec(name="label", kind=Kind.LOGITS, channels=3, stride_px=None)

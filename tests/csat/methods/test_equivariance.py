@@ -19,7 +19,7 @@ from csat.methods.contract import Setting
 from csat.methods.rckd import RCKD, RCKDConfig
 from csat.model.contract import Model
 from csat.responses import Batch, Kind, ResponseSpec, Symmetry, TeacherSpec
-from csat.views.colour import ColourConfig
+from csat.views.colour_config import ColourConfig
 from csat.views.symmetries import apply_d4, apply_d4_tiles
 from teachers.stain import RESPONSES as STAIN_RESPONSES
 from teachers.stain import StainOptions, StainTeacher

@@ -14,7 +14,7 @@ from csat.methods.contract import Setting
 from csat.methods.rckd import RCKD, RCKDConfig
 from csat.model.contract import Model
 from csat.responses import Batch, Kind, ResponseSpec, Symmetry, TeacherSpec
-from csat.views.colour import ColourConfig
+from csat.views.colour_config import ColourConfig
 from csat.views.grid import align
 from csat.views.symmetries import apply_d4, d4_of
 from tests.support.forks import in_two_processes

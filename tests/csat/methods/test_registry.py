@@ -17,7 +17,7 @@ from csat.methods.registry import (
 )
 from csat.model.student import StudentConfig
 from csat.responses import Batch, Kind, ResponseSpec, Symmetry, TeacherSpec
-from csat.views.colour import ColourConfig
+from csat.views.colour_config import ColourConfig
 from tests.support.labelled_toy import make_info
 
 TILE_PX = 64

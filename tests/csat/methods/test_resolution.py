@@ -18,7 +18,7 @@ from csat.methods.contract import Setting
 from csat.methods.resolution import Resolution, ResolutionConfig
 from csat.model.contract import Model
 from csat.responses import Batch, Kind, ResponseSpec
-from csat.views.colour import ColourConfig
+from csat.views.colour_config import ColourConfig
 from csat.views.symmetries import apply_d4, apply_d4_tiles, d4_of
 from tests.csat.methods.resolution import (
     FEATURES,

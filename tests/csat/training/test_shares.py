@@ -20,7 +20,7 @@ from csat.training.context import TrainContext
 from csat.training.loop import Trainer
 from csat.training.optim import OptimConfig
 from csat.training.shares import share_out, shared
-from csat.views.colour import ColourConfig
+from csat.views.colour_config import ColourConfig
 from tests.support.forks import in_two_processes
 from tests.support.toy import TILE_PX, toy_plan, toy_rows
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from csat.errors import ConfigError
-from csat.views.colour import NUM_DRAWS, STAINS, ColourAugment, ColourConfig
+from csat.views.colour import NUM_DRAWS, STAINS, ColourAugment
+from csat.views.colour_config import ColourConfig
 
 NOTHING = {"stain_scale": 0.0, "stain_shift": 0.0, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0}
 
