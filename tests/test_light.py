@@ -1,5 +1,6 @@
 """Who loads which heavy library: what starts often, or answers at once, stays small."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -31,28 +32,37 @@ LIGHT = {
 PAGES = sorted(path.stem for path in (ROOT / "workflows").glob("*.py") if not path.stem.startswith("_"))
 # What a page answers from its settings alone.
 ANSWERS = {"help": ["--help"], "print_config": ["--print_config"], "refusal": ["--no_such_setting", "1"]}
+HEAVY = {"timm", "torchvision", "torchmetrics", "ray", "sympy", "torch._dynamo", "matplotlib", "pandas", "openpyxl"}
 
 
-def loaded_by(code):
-    """Modules that a Python process has loaded after this code."""
-    shown = f"import sys\n{code}\nprint(*sorted(sys.modules))"
-    command = [sys.executable, "-c", shown]
-    return set(subprocess.run(command, check=True, cwd=ROOT, timeout=120, capture_output=True, text=True).stdout.split())
+def run_python(code):
+    """What a Python process prints that runs this code; it has `sys`."""
+    command = [sys.executable, "-c", f"import sys\n{code}"]
+    return subprocess.run(command, check=True, cwd=ROOT, timeout=120, capture_output=True, text=True).stdout
 
 
 @pytest.mark.parametrize("modules", LIGHT)
 def test_what_starts_often_loads_little(modules):
-    assert not loaded_by(f"import {modules}") & set(LIGHT[modules])
+    loaded = run_python(f"import {modules}\nprint(*sorted(sys.modules))").split()
+    assert not set(loaded) & set(LIGHT[modules])
 
 
-@pytest.mark.parametrize("answer", ANSWERS)
 @pytest.mark.parametrize("page", PAGES)
-def test_a_page_answers_from_its_settings_without_models_and_ray(page, answer):
+def test_a_page_answers_from_its_settings_without_models_and_ray(page):
+    """One process gives all answers: what the first of them loads stays loaded, and is told with it."""
     code = f"""
-import contextlib, io
+import contextlib, io, json
 from workflows import {page}
-with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
-    {page}.main({ANSWERS[answer]})
+loaded = {{}}
+for answer, arguments in {ANSWERS}.items():
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
+        try:
+            code = {page}.main(arguments)
+        except SystemExit as end:
+            code = end.code
+    loaded[answer] = [code or 0, sorted({HEAVY} & sys.modules.keys())]
+print(json.dumps(loaded))
 """
-    heavy = {"timm", "torchvision", "torchmetrics", "ray", "sympy", "torch._dynamo", "matplotlib", "pandas", "openpyxl"}
-    assert not loaded_by(code) & heavy
+    answers = json.loads(run_python(code))
+    assert {answer: loaded for answer, (_, loaded) in answers.items()} == dict.fromkeys(ANSWERS, [])
+    assert (answers["help"][0], answers["refusal"][0]) == (0, 2)
