@@ -97,10 +97,10 @@ def _named(address: str) -> dict[str, str]:
 def _own_folder() -> str:
     """Where the Ray that is started here keeps its session; `RAY_TMPDIR` and `TMPDIR` say another place than /tmp.
 
-    Ray Train asks every few seconds whether a run's controller lives. It asks the Ray that is named in `ray_current_cluster`,
-    in the common folder the one that was started last on the machine. Where that was another one, and it has a dashboard, it
-    does not know the controller: the run's workers lose their places and start again, or never do (Ray 2.60,
-    train/v2/_internal/execution/controller/placement_group_cleaner.py). In a folder of its own nobody else is named.
+    The common folder has a file, `ray_current_cluster`, that names the Ray that was started last on the machine. Whoever asks
+    "the Ray of this machine" is led there: another run's `address="auto"`, and Ray Train, which asks a dashboard every second
+    whether a run's controller lives. One that does not know the controller says no, and the run's workers lose their places
+    (Ray 2.60, train/v2/_internal/execution/controller/placement_group_cleaner.py). Nobody is led into a folder of its own.
     """
     common = os.environ.get("TMPDIR") or "/tmp"
     return os.environ.get("RAY_TMPDIR") or str(Path(common, f"csat-ray-{os.getpid()}"))
