@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,6 +59,7 @@ class Watched:
         started: When it began, by time.time().
         resident_bytes: Role → most that one process had in memory (what it maps of the object store not counted).
         all_bytes: Most that all its processes had together, without the files that they map: libraries are there once.
+        processes: Role → most of its processes at once.
         samples: In order of time.
     """
 
@@ -66,6 +68,7 @@ class Watched:
     started: float = 0.0
     resident_bytes: dict[str, int] = field(default_factory=dict)
     all_bytes: int = 0
+    processes: dict[str, int] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)
 
     @property
@@ -168,7 +171,7 @@ class _Watcher:
                 processes = [self._root, *self._root.children(recursive=True)]
             except psutil.Error:
                 return  # it has ended
-            total = 0
+            total, seen = 0, Counter[str]()
             for process in processes:
                 try:
                     with process.oneshot():
@@ -178,9 +181,12 @@ class _Watcher:
                 except (psutil.Error, OSError):
                     continue  # it has ended
                 total += anonymous
+                seen[role] += 1
                 self._core_s[key] = (role, used.user + used.system)
                 self._watched.resident_bytes[role] = max(self._watched.resident_bytes.get(role, 0), anonymous + mapped)
             self._watched.all_bytes = max(self._watched.all_bytes, total)
+            for role, number in seen.items():
+                self._watched.processes[role] = max(self._watched.processes.get(role, 0), number)
             self._watched.samples.append(Sample(time.time(), self._lines(), self._by_role()))
 
     def _lines(self) -> int:

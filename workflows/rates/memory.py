@@ -1,7 +1,8 @@
 """Does memory grow with the data: the same run over some slides, and over ten times as many.
 
 Called by benchmark.py (`--stages memory`). The run is the demonstration's, over synthetic slides; the tenfold are the same
-slides under other names. Shown is the most that one process of each role had for itself, and the most in the object store.
+slides under other names. Shown is the most that one process of each role had for itself, how many of them there were at once
+(a longer run may have time for another reader or teacher), and the most in the object store.
 """
 
 import json
@@ -22,16 +23,17 @@ TIMES = 10
 NUM_SLIDES, SLIDE_PX = 4, 3072
 QUICK_SLIDES, QUICK_PX = 2, 1024
 STORE, ALL = "object store", "all processes together"
+PROCESSES = "processes"
 
 
 def measure_memory(config: BenchmarkConfig) -> dict[str, Any]:
-    """Role → bytes at once the data and at ten times; the tiles of both.
+    """Role → bytes of one process at once the data and at ten times; the tiles of both; processes by role.
 
     Raises:
         ConfigError: a command failed.
     """
     number, edge_px = (QUICK_SLIDES, QUICK_PX) if config.quick else (NUM_SLIDES, SLIDE_PX)
-    figures: dict[str, Any] = {"tiles": []}
+    figures: dict[str, Any] = {"tiles": [], PROCESSES: []}
     with scratch_folder("csat-bench-") as scratch:
         once, tenfold = scratch / "once", scratch / "tenfold"
         made = make_slides(once, num_slides=number, size_px=edge_px)
@@ -47,19 +49,25 @@ def measure_memory(config: BenchmarkConfig) -> dict[str, Any]:
     return figures
 
 
-def _measure(slides: Path, folder: Path) -> dict[str, float]:
+def _measure(slides: Path, folder: Path) -> dict[str, Any]:
     recipe = ["workflows/pretrain.py", "--config=demo", f"--slides={slides}", f"--run_folder={folder}", "--train.epochs=1"]
     watched = run([*recipe, "--manifest.holdout_fraction=0"], watch=True)
     throughput = json.loads((folder / "throughput.json").read_text())
-    figures = {"tiles": throughput["tiles"], **watched.resident_bytes}
+    figures: dict[str, Any] = {"tiles": throughput["tiles"], PROCESSES: watched.processes, **watched.resident_bytes}
     return figures | {ALL: watched.all_bytes, STORE: throughput["object_store_peak_bytes"]}
 
 
 def _print(figures: dict[str, Any]) -> None:
     once, tenfold = figures["tiles"]
-    lines = [f"\nmemory: {once:,} tiles, and {tenfold:,}", f"  {'MB, most':26}{'once':14}{'tenfold':14}tenfold / once"]
+    head = f"  {'MB, most (processes at once)':30}{'once':18}{'tenfold':18}tenfold / once"
+    lines = [f"\nmemory: {once:,} tiles, and {tenfold:,}", head]
     for name, values in figures.items():
-        if name != "tiles" and len(values) == 2:
-            a, b = (value / 1e6 for value in values)
-            lines.append(f"  {name:26}{cell([a]):14}{cell([b]):14}" + (f"x{b / a:.2f}" if a else "-"))
+        if name in ("tiles", PROCESSES) or len(values) < 2:
+            continue
+        a, b = (value / 1e6 for value in values)
+        shown = (
+            cell([each]) + (f" ({of[name]})" if name in of else "")
+            for each, of in zip((a, b), figures[PROCESSES], strict=True)
+        )
+        lines.append("  {:30}{:18}{:18}".format(name, *shown) + (f"x{b / a:.2f}" if a else "-"))
     output.result("\n".join(lines), figures=figures)

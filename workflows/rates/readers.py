@@ -135,7 +135,7 @@ def _bucket(path: Path) -> Iterator[str]:
         files.write_bytes(uri, path.read_bytes())
         yield uri
     finally:
-        server.terminate()
+        server.kill()  # what a verb starts inherits that it hears no SIGTERM; nothing is to be kept
         server.wait()
         fsspec.get_filesystem_class("s3").clear_instance_cache()
         for name, value in before.items():
