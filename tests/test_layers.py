@@ -151,13 +151,19 @@ def test_sibling_methods_do_not_import_each_other():
             assert is_own, f"{name_of(path)} imports its sibling {module}"
 
 
+# The one private part of Ray that is used: what was spilled, for which the public door is a command that loads for seconds.
+# Where a version has none of that name, the figure is not known, and a warning says so.
+PRIVATE = {("workflows/shell/meters.py", "ray._private.internal_api")}
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_one_door_per_heavy_library(path):
     here = str(path.relative_to(ROOT))
     for module in imports_of(path):
         allowed = DOORS.get(module.split(".")[0])
         assert allowed is None or here.startswith(allowed), f"{here} imports {module}; its door is {allowed}"
-        assert not module.startswith(("ray._private", "ray._internal")), f"{here} uses Ray's private parts"
+        is_private = module.startswith(("ray._private", "ray._internal")) and (here, module) not in PRIVATE
+        assert not is_private, f"{here} uses Ray's private parts"
 
 
 def test_importing_the_science_does_not_load_ray_nor_every_method():
