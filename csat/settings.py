@@ -16,6 +16,7 @@ import importlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass, replace
+from functools import cache
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -160,19 +161,28 @@ def read_settings(config_class: type[Config], settings: Mapping[str, Any] | None
     """
     if not isinstance(settings or {}, Mapping):
         raise ConfigError(f"{what}: settings are a mapping of names to values, not {settings!r}")
-    import jsonargparse  # here alone: readers know the marks, and read no settings
+    import jsonargparse
 
     settings = dict(settings or {})
     for key in unknown_keys(config_class, settings):
         raise UnknownSettingError(f"{what}: {no_such_key(config_class, key)}")
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    add_settings(parser, config_class)
+    parser = _parser_of(config_class)
     try:
         return config_class(**vars(parser.instantiate(parser.parse_object(settings))))
     except ConfigError:
         raise
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
         raise ConfigError(f"{what} ({', '.join(valid_keys(config_class))}): {error}") from error
+
+
+@cache
+def _parser_of(config_class: type) -> "jsonargparse.ArgumentParser":
+    """Kept: for a large config it takes as long to make as to use."""
+    import jsonargparse  # here alone: readers know the marks, and read no settings
+
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    add_settings(parser, config_class)
+    return parser
 
 
 def resolve(reference: str | Any) -> Any:

@@ -12,14 +12,15 @@ from tests.conftest import check_tier
 from tests.support.forks import in_a_process
 from tests.support.verbs import ROOT
 
-CRASHING = """
+CRASH = "faulthandler._sigsegv()"
+CRASHING = f"""
 import faulthandler, os, signal
 
 def test_before():
     pass
 
 def test_crashes():
-    faulthandler._sigsegv()
+    {CRASH}
 
 def test_between():
     pass
@@ -33,10 +34,13 @@ def test_after():
 
 
 def test_a_process_that_dies_costs_one_test_which_is_named(tmp_path):
-    """As `make test` runs them: a segmentation fault and a SIGKILL, as of a machine short of memory."""
+    """As `make test` runs them: a segmentation fault, a SIGKILL as of a machine short of memory, an end without a word.
+
+    One segmentation fault: what two that come at once say is mixed, letter by letter.
+    """
     pytest.importorskip("xdist")
-    for name in ("test_it.py", "test_more.py"):
-        (tmp_path / name).write_text(CRASHING)
+    (tmp_path / "test_it.py").write_text(CRASHING)
+    (tmp_path / "test_more.py").write_text(CRASHING.replace("test_crashes", "test_ends").replace(CRASH, "os._exit(3)"))
     hooks = "pytest_collection_modifyitems, pytest_xdist_make_scheduler"
     (tmp_path / "conftest.py").write_text(f"from tests.conftest import {hooks}\n")
     (tmp_path / "pytest.ini").write_text(f"[pytest]\npythonpath = {ROOT}\n")
@@ -47,9 +51,8 @@ def test_a_process_that_dies_costs_one_test_which_is_named(tmp_path):
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280)
     said = result.stdout + result.stderr
     assert result.returncode == 1 and "4 failed, 6 passed" in said, said
-    for file in ("test_it", "test_more"):
-        for name in ("test_crashes", "test_is_killed"):
-            assert f"crashed while running '{file}.py::{name}" in said, said
+    for died in ("it.py::test_crashes", "it.py::test_is_killed", "more.py::test_ends", "more.py::test_is_killed"):
+        assert f"crashed while running 'test_{died}" in said, said
     assert "Segmentation fault" in said and "in test_crashes" in said, "where it died"
 
 

@@ -16,6 +16,7 @@ from tests.failures.kills import PROMISES, strike
 from tests.failures.lab import Lab, Outcome, count_tiles, read_file
 from tests.failures.scripted import Picky, save_teacher
 from tests.failures.table import as_markdown
+from tests.support.verbs import HELD_OUT
 
 SMALL = "{backbone: csat_nano, decoder_channels: %d}"
 TWO = {"students__nano": SMALL % 16, "students__small": SMALL % 8}
@@ -41,7 +42,7 @@ def lab():
 @pytest.fixture(scope="module")
 def struck(lab):
     """A run of two teachers and two students, to be killed in part again and again; what came of each kill, by its name."""
-    run = lab.run("chain", train__epochs=NUM_EPOCHS, **TWO, **two_teachers(lab.folder))
+    run = lab.run("chain", train__epochs=NUM_EPOCHS, **TWO, **two_teachers(lab.folder), **HELD_OUT)
     run.start(lab.cluster(), num_workers=2)
     run.wait_until_done(0.02)
     return run, {}

@@ -10,7 +10,7 @@ import yaml
 
 from csat.model.files import load_exported
 from csat.runs.recorder import read_metrics
-from tests.support.verbs import arguments
+from tests.support.verbs import HELD_OUT, arguments
 from workflows import pretrain
 
 TEACHER = {"model": "resnet18", "outputs": ["tokens", "logits"], "num_classes": 3, "random_weights": True}
@@ -32,7 +32,7 @@ def decided(folder):
 def test_a_run_computes_in_what_its_machines_do_best(ray_cluster, slides, tmp_path, monkeypatch, capsys, caplog):
     caplog.set_level("INFO")
     folder = tmp_path / "run"
-    more = {"train__epochs": 2, "workers__num_workers": 2, "train__accumulate": 2, "train__log_every_steps": 1}
+    more = {**HELD_OUT, "train__epochs": 2, "workers__num_workers": 2, "train__accumulate": 2, "train__log_every_steps": 1}
     monkeypatch.setenv("CSAT_BEST_PRECISION", "bfloat16")
     assert pretrain.main(arguments(slides, folder, **SETTINGS, **more)) == 0
     assert decided(folder) == ("bfloat16", "bfloat16")

@@ -25,7 +25,7 @@ from teachers.contract import sha256_of
 from tests.csat.tiles.manifests import read
 from tests.support.odd_inputs import MISFIT, MPP, TILE_PX, TILES, make_odd_inputs
 from tests.support.processes import ProcessWatch
-from tests.support.verbs import arguments, interrupt, wait_for
+from tests.support.verbs import HELD_OUT, arguments, interrupt, wait_for
 from workflows import pretrain
 
 pytestmark = pytest.mark.ray
@@ -73,7 +73,7 @@ def watch():
 def finished(ray_cluster, mixed_slides, tmp_path_factory, watch):
     """One run on two DDP workers over two epochs, bad slides among the good."""
     folder = tmp_path_factory.mktemp("run") / "run"
-    argv = arguments([mixed_slides], folder, train__epochs=2, workers__num_workers=2, data__source_mpp=MPP)
+    argv = arguments([mixed_slides], folder, train__epochs=2, workers__num_workers=2, data__source_mpp=MPP, **HELD_OUT)
     with watch:
         assert pretrain.main(argv) == 0
     return folder, argv
@@ -187,7 +187,7 @@ def test_a_fine_tuned_run_is_a_teacher(ray_cluster, slides, tmp_path, monkeypatc
     save_model(model, str(tmp_path / "teacher" / "exported"), {"task": "nuclei", "mpp": 0.5, "licence": "CC BY 4.0"})
     monkeypatch.chdir(tmp_path)
     caplog.set_level(logging.INFO)
-    one = dict(slides=slides[:1], manifest__holdout_by=None)
+    one = dict(HELD_OUT, slides=slides[:1], manifest__holdout_by=None)
     assert pretrain.main(arguments(run_folder="run", teacher__name="teacher", **one)) == 0
     held_out = read_json(tmp_path / "run", "manifest/index.json")["holdout"]
     assert f"{held_out['num_tiles']} tiles, in blocks of the slides, are held out" in caplog.text

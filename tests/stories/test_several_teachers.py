@@ -14,7 +14,7 @@ from csat.runs.folder import RunFolder
 from csat.runs.recorder import read_metrics
 from csat.tasks import Task
 from tests.failures.scripted import Picky, save_teacher
-from tests.support.verbs import arguments
+from tests.support.verbs import HELD_OUT, arguments
 from workflows import pretrain
 
 pytestmark = pytest.mark.ray
@@ -33,7 +33,7 @@ def run(ray_cluster, slides, tmp_path_factory):
     settings = dict(teachers__nuclei="stain", teachers__picky="torchscript", teachers__picky__weights=picky, **POOLS)
     settings |= dict(teachers__picky__shrink=2, teachers__picky__weight=0.5, teachers__picky__pool__batch_size=8)
     settings |= dict(train__epochs=2, workers__num_workers=2, cache__uri=folder / "cache", cache__keep="true")
-    argv = arguments(slides, folder / "run", **settings)
+    argv = arguments(slides, folder / "run", **HELD_OUT, **settings)
     assert pretrain.main(argv) == 0
     return folder / "run", argv, picky
 

@@ -8,7 +8,7 @@ from csat.model.files import load_exported
 from csat.runs.recorder import read_metrics
 from tests.stories.test_predict import arguments as predicting
 from tests.stories.test_pretrain import check_accounts, read_json
-from tests.support.verbs import arguments
+from tests.support.verbs import HELD_OUT, arguments
 from workflows import evaluate, export, predict, pretrain
 from workflows.pretraining.start import EXIT_CODE_DIVERGED
 
@@ -20,7 +20,7 @@ STUDENTS = {"students__nano": "csat_nano", "students__half": "{backbone: csat_na
 def test_one_run_and_what_becomes_of_each_student(ray_cluster, slides, tmp_path, capsys):
     """Two workers, two students: fidelity and cost of each; each is a run to predict, export, evaluate and a rerun."""
     run = tmp_path / "run"
-    argv = arguments(slides, run, workers__num_workers=2, **STUDENTS)
+    argv = arguments(slides, run, workers__num_workers=2, **HELD_OUT, **STUDENTS)
     assert pretrain.main(argv) == 0
     check_accounts(run, num_epochs=1)
     compared = read_json(run, "students.json")
@@ -62,7 +62,7 @@ def test_one_that_diverges_is_named_and_the_others_are_kept(ray_cluster, slides,
     settings = dict(
         students__nano=STUDENTS["students__nano"], students__normless="{backbone: test_nfnet, decoder_channels: 16}"
     )
-    argv = arguments(slides, run, train__optim__lr=30, workers__num_workers=2, **settings)
+    argv = arguments(slides, run, train__optim__lr=30, workers__num_workers=2, **HELD_OUT, **settings)
     for is_rerun in (False, True):
         assert pretrain.main(argv) == EXIT_CODE_DIVERGED
         said = capsys.readouterr().out

@@ -23,9 +23,7 @@ SMALL = {
     "data.mpp": 0.5,
     "data.tile_px": 64,
     "manifest.chunk_tiles": 16,
-    "manifest.holdout_by": "tile",
-    "manifest.holdout_block_tiles": 2,
-    "manifest.holdout_fraction": 0.15,
+    "manifest.holdout_fraction": 0,
     "student.backbone": "csat_nano",
     "student.decoder_channels": 16,
     "train.batch_size": 16,
@@ -37,6 +35,11 @@ SMALL = {
     "readers.max_actors": 1,
     "ray.stream_gb": 0.1,
     "report_tiles": 3,
+}
+HELD_OUT = {  # where the student is judged at the end, too: that starts four more processes
+    "manifest__holdout_fraction": 0.15,
+    "manifest__holdout_by": "tile",
+    "manifest__holdout_block_tiles": 2,
 }
 
 

@@ -4,25 +4,32 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[3]
-CHECK = "assert timm.is_model('csat') and timm.is_model('resnet10_gn'), 'not registered'"
-
-
-@pytest.mark.parametrize(
-    "imports",
-    [
-        "import csat.model, timm",
-        "import timm, csat.model",
-        "import csat.model.networks.csat_timm, timm",
-        "import csat.model, timm.layers; import timm",
-        "import csat.model, importlib.util; assert importlib.util.find_spec('timm'); import timm",
-    ],
+ORDERS = (
+    "import csat.model, timm",
+    "import timm, csat.model",
+    "import csat.model.networks.csat_timm, timm",
+    "import csat.model, timm.layers; import timm",
+    "import csat.model, importlib.util; assert importlib.util.find_spec('timm'); import timm",
 )
-def test_timm_knows_the_backbones(imports):
-    code = f"{imports}; {CHECK}; import sys; assert not any('csat' in type(f).__module__ for f in sys.meta_path)"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)
+# Each in a fork of one process that has loaded what timm needs, and neither timm nor this project.
+IN_FORKS = """
+import os, sys, torchvision
+
+assert not {"timm", "csat"} & sys.modules.keys()
+for order in sys.argv[1:]:
+    if not os.fork():
+        exec(order)
+        assert timm.is_model("csat") and timm.is_model("resnet10_gn"), "not registered"
+        assert not any("csat" in type(finder).__module__ for finder in sys.meta_path)
+        os._exit(0)
+    if os.wait()[1]:
+        sys.exit(f"failed: {order}")
+"""
+
+
+def test_timm_knows_the_backbones():
+    subprocess.run([sys.executable, "-c", IN_FORKS, *ORDERS], check=True, cwd=ROOT, timeout=120)
 
 
 def test_a_student_around_csat_needs_no_timm():

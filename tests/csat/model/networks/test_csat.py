@@ -258,22 +258,6 @@ def test_compiles_as_one_graph(nano):
         torch.testing.assert_close(compiled(x), nano(x), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.slow
-def test_onnx_has_a_dynamic_batch(nano, tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")
-    x = torch.randn(2, 3, 96, 64)
-    batch = {0: torch.export.Dim("batch")}
-    program = torch.onnx.export(copy.deepcopy(nano), (x,), dynamo=True, dynamic_shapes=(batch,), input_names=["images"])
-    program.save(tmp_path / "csat.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "csat.onnx", providers=["CPUExecutionProvider"])
-    for num_images in (1, 5):
-        x = torch.randn(num_images, 3, 96, 64)
-        with torch.no_grad():
-            torch.testing.assert_close(
-                torch.from_numpy(session.run(None, {"images": x.numpy()})[0]), nano(x), atol=1e-4, rtol=1e-4
-            )
-
-
 @pytest.mark.parametrize("name", VARIANTS)
 def test_made_without_timm_it_is_the_same_model(name):
     """Weights from the same seed, how images are normalised, and what comes out of it."""
