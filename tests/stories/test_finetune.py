@@ -25,6 +25,8 @@ from workflows import finetune
 from workflows.finetuning.config import read_config
 from workflows.shell.decode_samples import Prepared
 
+NUM_EPOCHS = 20  # of a run that is interrupted early
+
 
 def read_json(folder, name):
     return json.loads((folder / name).read_text())
@@ -212,23 +214,13 @@ def test_prepare_only_writes_who_is_where(ray_cluster, images, tmp_path, capsys)
 
 @pytest.mark.ray
 @pytest.mark.thorough
-def test_a_set_that_does_not_fit_into_memory_is_streamed(ray_cluster, images, tmp_path):
-    more = {
-        "run_folder": str(tmp_path / "run"),
-        "train": {"epochs": 2},
-        "data": {"memory_gb": 0.0, "sampling": "balanced"},
-    }
-    assert finetune.main(write_recipe(tmp_path, data_settings(str(images)), more)) == 0
-    rows = read_json(tmp_path / "run", "accounting.json")["epochs"]
-    assert len(rows) == 2
-    assert all(row["trained"] + row["quarantined"] == row["manifest"] for row in rows)
-
-
-@pytest.mark.ray
-@pytest.mark.thorough
 def test_an_interrupted_run_resumes_and_ends_with_everything_trained_once(images, tmp_path, run_alone):
-    """SIGTERM to the verb alone. (SIGKILL to whatever trains under the same launcher: tests/failures/test_kill.py.)"""
-    more = {"run_folder": str(tmp_path / "run"), "train": {"epochs": 40}}
+    """SIGTERM to the verb alone, of a set that does not fit into memory and is streamed.
+
+    (Of one in memory: the interrupted sweep. SIGKILL to whatever trains under the same launcher: tests/failures/test_kill.py.)
+    """
+    data = {"memory_gb": 0.0, "sampling": "balanced"}
+    more = {"run_folder": str(tmp_path / "run"), "train": {"epochs": NUM_EPOCHS}, "data": data}
     argv = write_recipe(tmp_path, data_settings(str(images)), more)
     first = run_alone(argv, tmp_path / "first", verb="finetune")
     wait_for(lambda: len(cursor(tmp_path / "run").done), first, tmp_path / "first")
@@ -242,7 +234,7 @@ def test_an_interrupted_run_resumes_and_ends_with_everything_trained_once(images
     resumed = re.search(r"resumed at step \d+ with (\d+) of", (tmp_path / "second").read_text(errors="replace"))
     assert int(resumed[1]) == done
     rows = read_json(tmp_path / "run", "accounting.json")["epochs"]
-    assert len(rows) == 40 and done < sum(row["manifest"] for row in rows)
+    assert len(rows) == NUM_EPOCHS and done < sum(row["manifest"] for row in rows)
     assert all(row["manifest"] == row["trained"] + row["quarantined"] for row in rows)
     steps = [line["step"] for line in read_metrics(str(tmp_path / "run"))]
     assert steps == sorted(set(steps))

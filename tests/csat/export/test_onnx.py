@@ -9,6 +9,7 @@ import torch
 
 from csat.errors import ConfigError
 from csat.export.onnx import NAME, check_onnx, compare, export_onnx
+from csat.export.quantised import left_in_float32
 from csat.prediction.onnx_answers import OnnxAnswers
 from csat.prediction.opening import open_answers
 from csat.responses import Kind
@@ -86,6 +87,17 @@ def test_it_tells_nothing_of_the_machine_that_made_it(exported):
     for path in exported[0].glob("*.onnx"):
         content = path.read_bytes()
         assert b"stack_trace" not in content and b"site-packages" not in content and b".py" not in content
+
+
+def test_attention_and_grn_of_csat_would_not_be_quantised(exported):
+    model = onnx.load(exported[0] / "nuclei.onnx")
+    kept = set(left_in_float32(model))
+    scopes = {
+        node.name: str(list(node.metadata_props)) for node in model.graph.node if node.op_type in ("Conv", "MatMul", "Gemm")
+    }
+    assert all(name in kept for name, scope in scopes.items() if "attention" in scope or "heads." in scope)
+    assert 0 < len(kept) < len(scopes)
+    assert any("conv_dw" in scope for name, scope in scopes.items() if name not in kept)
 
 
 def test_a_file_that_says_something_else_is_refused(exported):

@@ -48,7 +48,7 @@ sys.exit(7)
 
 
 def begin(tmp_path, *, trains=True, has_workers=True, step_s=0.1, within=20, **options):
-    """(process, what it says); its group is its own."""
+    """(process, with its children, what it says); its group is its own."""
     text = SCRIPT.format(root=str(ROOT), trains=trains, has_workers=has_workers, step_s=step_s, within=within)
     (tmp_path / "verb.py").write_text(text)
     log = tmp_path / "log"
@@ -59,16 +59,17 @@ def begin(tmp_path, *, trains=True, has_workers=True, step_s=0.1, within=20, **o
     while not {"ready", "child"} <= set(log.read_text().split()):
         assert process.poll() is None and time.monotonic() < deadline, log.read_text()
         time.sleep(0.02)
+    process.children = psutil.Process(process.pid).children(recursive=True)
+    assert process.children
     return process, log
 
 
 def end_of(process, log):
     """(exit code, seconds, what it said); no process is left."""
-    children, started = psutil.Process(process.pid).children(recursive=True), time.monotonic()
-    assert children
+    started = time.monotonic()
     code = process.wait(timeout=60)
     seconds = time.monotonic() - started
-    _, alive = psutil.wait_procs(children, timeout=30)
+    _, alive = psutil.wait_procs(process.children, timeout=30)
     assert not alive, "a process is left behind"
     return code, seconds, log.read_text()
 
