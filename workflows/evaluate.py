@@ -5,10 +5,10 @@ r"""Compare models: seeds pooled, intervals by patient, paired differences, cost
     python workflows/evaluate.py --runs '{student: runs/rckd, teacher: {teacher: hovernet, weights: hovernet_fast.pth}}' \
         --data.sets.consep data/consep --run_folder runs/student-and-teacher
 
-Runs under one name are seeds of one way to train; differences are against the first name. Without `data` the predictions that
-runs of finetune.py left behind are compared. With `data.sets` whatever answers is judged on labelled images: those runs,
-students straight from pretrain.py, exported folders, ONNX files and teachers. Each sees windows at its own resolution, and
-what it says is compared on the pixels of the labels.
+Runs under one name are seeds of one way to train, or the folds of a cross-validation; differences are against the first
+name. Without `data` the predictions that runs of finetune.py left behind are compared. With `data.sets` whatever answers is
+judged on labelled images: those runs, students straight from pretrain.py, exported folders, ONNX files and teachers. Each
+sees windows at its own resolution, and what it says is compared on the pixels of the labels.
 """
 
 import sys
@@ -36,6 +36,7 @@ def evaluate(config: EvaluateConfig) -> int:
     """All of it, top to bottom."""
     # Not above: they take seconds to load, and `--help` or a refused setting needs none of them.
     from csat.evaluation.comparison import check_groups, compare_runs, to_csv, to_text, worst_samples
+    from csat.evaluation.folds import join_folds
     from csat.evaluation.reports.comparison import write_comparison_report
     from csat.evaluation.scores import check_metric
     from workflows.comparison.data import gather
@@ -52,6 +53,8 @@ def evaluate(config: EvaluateConfig) -> int:
     named = name_runs(config.runs)
     groups = {name: [read_judged(each, split, device=config.device) for each in members] for name, members in named.items()}
     check_groups(groups, of_same_classes=config.data is None)
+    if not config.data:
+        groups = {name: join_folds(members) for name, members in groups.items()}
     runs = [run for members in groups.values() for run in members]
     data = gather(runs, config.data, config.split, accept_leakage=config.accept_leakage) if config.data else None
     task, classes = runs[0].task, data.info.classes if data else runs[0].classes

@@ -29,6 +29,7 @@ class JudgedRun:
         evaluation: Its evaluation.json; of what is no run, as much of it as there is.
         predictions: Of the split that is compared.
         answers: What answers, where it has been opened.
+        folds: The runs that it was joined of, see `csat.evaluation.folds`; empty where it is one run.
     """
 
     uri: str
@@ -36,6 +37,7 @@ class JudgedRun:
     evaluation: dict[str, Any] = field(repr=False)
     predictions: Predictions | None = field(default=None, repr=False)
     answers: Answers | None = field(default=None, repr=False)
+    folds: tuple["JudgedRun", ...] = field(default=(), repr=False)
 
     @property
     def task(self) -> Task:

@@ -14,7 +14,7 @@ import numpy as np
 from csat.errors import ConfigError, DatasetError
 from csat.labels.datasets.contract import LabelledSet, Sample
 from csat.labels.group_draw import GroupDraw
-from csat.tasks import Task
+from csat.tasks import DatasetInfo, Task
 from csat.words import some
 
 SPLITS = ("train", "val", "test")
@@ -29,10 +29,17 @@ class SplitConfig:
     val_fraction: float = 0.15  # of what is not test, in samples; drawn where a set has no official val split; 0: none
     test_fraction: float = 0.2  # of a set, in samples; drawn where it has no official test split; 0: none
     official: bool = True  # keep the sets' official splits; false: draw all of them again
+    folds: int = 0  # cross-validation: groups are drawn into so many parts, and one of them is the test split; 0: none
+    fold: int = 0  # which of them, from 0
     seed: int = 0  # of the draw; not of the training
     label_fraction: float = 1.0  # share of the training samples that is used, whole groups, every class kept
 
     def __post_init__(self):
+        if self.folds < 0 or self.folds == 1:
+            raise ConfigError(f"folds must be 2 or more, or 0 for no cross-validation, not {self.folds}")
+        if not 0 <= self.fold < max(self.folds, 1):
+            known = f"they go from 0 to {self.folds - 1}" if self.folds else "folds, which says how many there are, is 0"
+            raise ConfigError(f"there is no fold {self.fold}: {known}")
         for name in ("val_fraction", "test_fraction"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must lie in [0, 1), not {getattr(self, name)}")
@@ -47,7 +54,8 @@ def split_set(found: LabelledSet, config: SplitConfig) -> Splits:
     """The splits of one set. A sample without an official split trains, or goes into a split that is drawn.
 
     Raises:
-        DatasetError: an official split cuts a group (the groups are listed), or has an unknown name.
+        DatasetError: an official split cuts a group (the groups are listed), or has an unknown name; or folds are asked for
+            where there is an official test split, or are more than there are groups.
     """
     splits: Splits = {split: [] for split in SPLITS}
     for sample in found.samples:
@@ -59,12 +67,35 @@ def split_set(found: LabelledSet, config: SplitConfig) -> Splits:
         splits[split].append(sample)
     check_groups(splits, found.info.name, found.info.group)
     fractions = {"test": config.test_fraction, "val": config.val_fraction}
+    if config.folds and config.test_fraction:
+        if splits["test"]:
+            raise DatasetError(
+                f"{found.info.name} has an official test part, so it has no folds: say data.split.official false to draw all "
+                "parts again, or data.split.folds 0"
+            )
+        splits["test"], splits["train"] = _draw_fold(splits["train"], config, found.info)
     wanted = [split for split, fraction in fractions.items() if fraction and not splits[split]]
     for num_later, split in zip(range(len(wanted), 0, -1), wanted, strict=True):  # what is left trains
         if samples := splits["train"]:
             draw = GroupDraw(samples, config.seed, split, fractions=[fractions[split]], num_later=num_later)
             splits[split], splits["train"] = draw.draw(fractions[split])
     return {split: sorted(samples, key=lambda sample: sample.key) for split, samples in splits.items()}
+
+
+def _draw_fold(samples: Sequence[Sample], config: SplitConfig, info: DatasetInfo) -> tuple[list[Sample], list[Sample]]:
+    """The samples of one fold, and the others. Every sample is in one fold of a seed; they are drawn one after the other."""
+    if (num_groups := len({sample.group for sample in samples})) <= config.folds:
+        raise DatasetError(
+            f"{info.name} has {num_groups} groups ({info.group}) to draw from: too few for {config.folds} folds and others to "
+            "validate on. Lower data.split.folds"
+        )
+    drawn, rest = [], list(samples)
+    for number in range(config.fold + 1):
+        num_left = config.folds - number  # this one and those to come
+        draw = GroupDraw(rest, config.seed, f"fold {number}", fractions=[1 / num_left], num_later=num_left - 1)
+        drawn, rest = draw.draw(1 / num_left)
+    taken = {sample.key for sample in drawn}
+    return drawn, [sample for sample in samples if sample.key not in taken]
 
 
 def check_groups(splits: Splits, name: str, group: str) -> None:

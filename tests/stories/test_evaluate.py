@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,9 @@ import torch
 import yaml
 
 from csat.errors import DatasetError
+from csat.evaluation.folds import join_folds
 from csat.evaluation.judged_run import JudgedRun, read_run
+from csat.evaluation.predictions import write_predictions
 from csat.model.files import save_model
 from csat.model.student import Student, StudentConfig
 from csat.responses import Kind, ResponseSpec
@@ -215,6 +218,33 @@ def test_the_worst_images_are_shown(tmp_path, exported):
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("data:image/jpeg") == 3
     assert "There are no pictures" not in page
+
+
+def test_the_folds_of_a_cross_validation_are_judged_as_one_run(tmp_path, exported, capsys):
+    """Also its pictures: each is from the run that was judged on that image."""
+    uris = []
+    for fold, uri in enumerate(exported):
+        uris.append(str(shutil.copytree(uri, tmp_path / f"fold-{fold}")))
+        config = yaml.safe_load((tmp_path / f"fold-{fold}" / "config.yaml").read_text())
+        config["data"]["split"] |= {"folds": 2, "fold": fold}
+        config["train"]["seed"] = 0
+        RunFolder(uris[-1]).write_text("config.yaml", yaml.safe_dump(config))
+        evaluation = RunFolder(uris[-1]).read_json("evaluation.json")
+        RunFolder(uris[-1]).write_json("evaluation.json", {**evaluation, "seed": 0})
+        said = read_run(uri, "test").predictions
+        write_predictions(
+            str(tmp_path / f"fold-{fold}" / "predictions" / "test.parquet"), said.select(range(fold, len(said), 2))
+        )
+    assert run_verb(tmp_path, {"untrained": uris}, "--report_samples=4") == 0
+    assert "test: 24 images of 12 groups" in capsys.readouterr().out
+    result = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert result["groups"]["untrained"]["figures"]["accuracy"]["seeds"] == 1
+    assert (tmp_path / "out" / "report.html").read_text().count("data:image/jpeg") == 4
+    joined = join_folds([read_run(uri, "test") for uri in uris])
+    keys = [sample["key"] for sample in result["worst"]]
+    assert {key for run in joined[0].folds for key in keys if key in run.predictions.keys} == set(keys)
+    assert run_verb(tmp_path, {"untrained": uris[:1], "b": [uris[1], exported[0]]}, "--overwrite=true") == 2
+    assert "is no run of a cross-validation" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

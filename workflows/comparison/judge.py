@@ -56,8 +56,10 @@ def make_pictures(
     try:
         most = 1 if first.task == Task.CLASSIFICATION else MOST_SHOWN  # there are no maps to set beside each other
         for name, members in list(groups.items())[:most]:
-            data = seen.get(name) or own_data(members[0])
-            by_group[name] = {each["key"]: each for each in look(members[0], data, keys, device=device)}
+            for run in members[0].folds or members[:1]:
+                data = seen.get(name) or own_data(run)
+                mine = [key for key in keys if key in run.predictions.keys]
+                by_group.setdefault(name, {}).update((each["key"], each) for each in look(run, data, mine, device=device))
     except (ConfigError, DatasetError, SlideError, StorageError) as error:
         logger.warning("the report shows no pictures: %s", error)
         return [], str(error)

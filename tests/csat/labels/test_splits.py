@@ -203,3 +203,52 @@ def test_consep_keeps_its_official_test(shared_data):
     assert {sample.key for sample in splits["test"]} == official
     assert {sample.split for sample in (*splits["train"], *splits["val"])} == {"train"}
     assert len(groups_of(splits["val"])) == 4, "15% of 27 images"
+
+
+# --------------------------------------------------------------------------------------------------------- cross-validation
+
+
+FEW = {f"patient {index}": [0] * (1 + index % 7) for index in range(16)}
+
+
+@pytest.mark.parametrize("groups", [MANY, FEW], ids=["even", "uneven"])
+def test_every_sample_is_tested_in_one_fold(groups):
+    found, tested = make_set(groups), []
+    for fold in range(4):
+        splits = split_set(found, SplitConfig(folds=4, fold=fold, val_fraction=0.25))
+        check_groups(splits, "toy", "patient")
+        assert sum(map(len, splits.values())) == len(found.samples) and all(splits.values())
+        assert len(splits["test"]) == pytest.approx(len(found.samples) / 4, rel=0.35)
+        tested += [sample.key for sample in splits["test"]]
+    assert sorted(tested) == sorted(sample.key for sample in found.samples)
+
+
+def test_folds_are_those_of_a_seed():
+    tests = [groups_of(split_set(make_set(MANY), SplitConfig(folds=4, seed=seed))["test"]) for seed in (0, 0, 1)]
+    assert tests[0] == tests[1] != tests[2]
+
+
+def test_a_set_of_which_nothing_is_tested_has_no_folds():
+    assert split_set(make_set(MANY), SplitConfig(folds=4, test_fraction=0))["test"] == []
+
+
+def test_folds_that_cannot_be_drawn():
+    official = LabelledSet(make_info(), make_set(MANY).samples + tuple(make_samples({"other": [0]}, split="test")))
+    with pytest.raises(DatasetError, match=r"has an official test part, so it has no folds: say data\.split\.official false"):
+        split_set(official, SplitConfig(folds=4))
+    assert len(split_set(official, SplitConfig(folds=4, official=False))["test"]) == pytest.approx(20, abs=2)
+    with pytest.raises(DatasetError, match=r"has 4 groups \(patient\) to draw from: too few for 4 folds"):
+        split_set(make_set({f"patient {index}": [0, 1] for index in range(4)}), SplitConfig(folds=4))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"folds": 1}, "folds must be 2 or more, or 0 for no cross-validation, not 1"),
+        ({"folds": 4, "fold": 4}, "there is no fold 4: they go from 0 to 3"),
+        ({"fold": 1}, "there is no fold 1: folds, which says how many there are, is 0"),
+    ],
+)
+def test_folds_that_do_not_exist(settings, words):
+    with pytest.raises(ConfigError, match=words):
+        SplitConfig(**settings)
