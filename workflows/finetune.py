@@ -38,6 +38,7 @@ def finetune(config: FinetuneConfig) -> int:
 
     from workflows.finetuning.check import check
     from workflows.finetuning.fit import fit, open_folder
+    from workflows.finetuning.neighbours import judge_neighbours
     from workflows.finetuning.records import tell_data, tell_result, write_samples
     from workflows.shell import cluster, resources
     from workflows.shell.decode_samples import decode
@@ -59,6 +60,9 @@ def finetune(config: FinetuneConfig) -> int:
         write_samples(folder, prepared)
         samples = folder.path("samples.csv")
         output.result(f"the data are in order: {samples}", run_folder=folder.uri, samples=samples)
+        return 0
+    if config.neighbours_only:
+        judge_neighbours(config, prepared)
         return 0
     fit(config, prepared)
     tell_result(folder)

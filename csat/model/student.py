@@ -178,14 +178,16 @@ class Student(Model):
 
     @property
     def layers(self) -> dict[str, Layer]:
-        """The backbone's finest map in use and the decoder's last, where there is one, and the backbone's last."""
+        """The backbone's maps by stride, the last as `features`; with a decoder, also its last map and the finest."""
         finest_px = self.decoder.stride_px * self.downsample
         dense = {
             ENCODED: Layer(channels=self._maps.channels[0], stride_px=finest_px),
             DECODED: Layer(channels=self.decoder.channels, stride_px=finest_px),
         }
-        last = Layer(channels=self._maps.channels[-1], stride_px=self.stride_px * self.downsample)
-        return {**(dense if self._needs_decoder else {}), FEATURES: last}
+        strides_px = [stride_px * self.downsample for stride_px in self._maps.strides_px]
+        backbone = [Layer(channels=each, stride_px=px) for each, px in zip(self._maps.channels, strides_px, strict=True)]
+        named = {f"stride_{layer.stride_px}": layer for layer in backbone[:-1]}
+        return {**(dense if self._needs_decoder else {}), **named, FEATURES: backbone[-1]}
 
     def tap(self, images: Tensor, layers: Iterable[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """As every model; where images are padded, their cells beyond the image are cut away."""
@@ -198,6 +200,8 @@ class Student(Model):
                 predictions[spec.name] = self._maps.cut(predictions[spec.name], images, self.prediction_stride_px(spec))
         finest_px = self.decoder.stride_px
         maps = {ENCODED: (features[0], finest_px), DECODED: (decoded, finest_px), FEATURES: (features[-1], self.stride_px)}
+        for cells, stride_px in zip(features, self._maps.strides_px, strict=True):
+            maps[f"stride_{stride_px * self.downsample}"] = cells, stride_px
         return {name: self._maps.cut(maps[name][0], images, maps[name][1]) for name in layers}, predictions
 
     def _run(self, images: Tensor) -> tuple[list[Tensor], Tensor | None, Tensor | None]:

@@ -213,6 +213,20 @@ def test_prepare_only_writes_who_is_where(ray_cluster, images, tmp_path, capsys)
 
 
 @pytest.mark.ray
+def test_neighbours_only_says_what_the_layers_know(ray_cluster, images, tmp_path, capsys):
+    more = {"run_folder": str(tmp_path / "run"), "neighbours_only": True}
+    assert finetune.main(write_recipe(tmp_path, data_settings(str(images)), more)) == 0
+    found = read_json(tmp_path / "run", "neighbours.json")
+    assert list(found["layers"])[-1] == "features" and found["classes"] == ["pink", "violet"]
+    printed = capsys.readouterr().out
+    for layer in found["layers"].values():
+        figure = layer["figures"]["balanced_accuracy"]
+        assert 0 <= figure["low"] <= figure["value"] <= figure["high"] <= 1 and figure["groups"] == 4
+        assert f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]" in printed
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.ray
 @pytest.mark.thorough
 def test_an_interrupted_run_resumes_and_ends_with_everything_trained_once(images, tmp_path, run_alone):
     """SIGTERM to the verb alone, of a set that does not fit into memory and is streamed.

@@ -35,6 +35,7 @@ class FinetuneConfig:
     readers: Free[ReaderConfig] = field(default_factory=ReaderConfig)  # actors that decode, where no worker does by itself
     ray: Free[RayConfig] = field(default_factory=RayConfig)  # the cluster
     prepare_only: Often[Free[bool]] = False  # stop after reading, dividing and checking the data; writes samples.csv
+    neighbours_only: Often[Free[bool]] = False  # train nothing: judge the model's layers as they start, by nearest neighbours
     accept_leakage: bool = False  # train although images of the test part were in the pretraining
     overwrite: Often[Free[bool]] = False  # delete a run of another configuration in run_folder
 

@@ -16,7 +16,7 @@ from csat.sweeps.study import GRID
 from workflows.finetuning.config import FinetuneConfig, read_config
 from workflows.sweep.config import SweepConfig
 
-OWN = ("run_folder", "overwrite", "prepare_only", "ray")  # settings of finetune.py that the sweep gives
+OWN = ("run_folder", "overwrite", "prepare_only", "neighbours_only", "ray")  # settings of finetune.py that the sweep gives
 # Data settings that change nothing about what is decoded: trials that differ in them share the decoded images.
 AFTER_DECODING = ("augment", "sampling")
 

@@ -168,14 +168,18 @@ def test_layers_are_what_tap_gives():
     assert student.layers == {
         "encoder": Layer(channels=64, stride_px=8),
         "decoder": Layer(channels=16, stride_px=8),
+        "stride_8": Layer(channels=64, stride_px=8),
+        "stride_16": Layer(channels=128, stride_px=16),
+        "stride_32": Layer(channels=256, stride_px=32),
         "features": Layer(channels=512, stride_px=64),
     }
     for height, width in ((64, 96), (40, 72)):
         images = torch.rand(1, 3, height, width)
         with torch.no_grad():
-            maps, predictions = student.tap(images, ["decoder", "features", "encoder"])
+            maps, predictions = student.tap(images, reversed(student.layers))
             torch.testing.assert_close(predictions, student(images), rtol=0, atol=0)
-        assert list(maps) == ["decoder", "features", "encoder"]
+        assert list(maps) == [*reversed(student.layers)]
+        torch.testing.assert_close(maps["encoder"], maps["stride_8"], rtol=0, atol=0)
         for name, layer in student.layers.items():
             stride_px = layer.stride_px // 2
             assert maps[name].shape == (1, layer.channels, height // stride_px, width // stride_px)

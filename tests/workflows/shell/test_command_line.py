@@ -154,7 +154,16 @@ def test_every_setting_of_the_verbs_is_explained():
         ),
         (
             FinetuneConfig,
-            {"readers", "pool", "workers", "report_samples", "prepare_only", "data.memory_gb", *FREE_OF_TRAINING},
+            {
+                "readers",
+                "pool",
+                "workers",
+                "report_samples",
+                "prepare_only",
+                "neighbours_only",
+                "data.memory_gb",
+                *FREE_OF_TRAINING,
+            },
         ),
         (EvaluateConfig, {"report_samples", "data.memory_gb"}),
         (PredictConfig, {"readers", "network", "outlines", "assembly", "show"}),
