@@ -174,19 +174,25 @@ def write_own_throughput(folder: RunFolder, name: str, throughput: Mapping[str, 
 
 
 def steady_rate(metrics: list[dict[str, Any]]) -> float | None:
-    """Tiles/s after the first line of metrics.jsonl, which has the start of all stages in it; None: there are no others."""
+    """Tiles/s after the first line of metrics.jsonl, which has the start of all stages in it.
+
+    None where less than half of the tiles come after it: of these, too many were answered before it.
+    """
     seconds = tiles = 0.0
     for before, line in zip(metrics, metrics[1:], strict=False):
         done = line["tiles"] - before["tiles"]
         if done > 0 and line["tiles_per_s"]:
             tiles, seconds = tiles + done, seconds + done / line["tiles_per_s"]
-    return tiles / seconds if seconds else None
+    return tiles / seconds if seconds and tiles >= metrics[-1]["tiles"] / 2 else None
 
 
 def _compared(folder: RunFolder, measured: float | None) -> dict[str, float] | None:
     """The plan's tiles/s beside those that came of it, and says so; None where nothing was planned or measured."""
     plan = (folder.read_json("plan.json") or {}).get("plan")
-    if plan is None or measured is None:
+    if plan is None:
+        return None
+    if measured is None:
+        logger.info("the plan said %.3g tiles/s; the run was too short to compare with it", plan["tiles_per_s"])
         return None
     predicted, ratio = plan["tiles_per_s"], measured / plan["tiles_per_s"]
     logger.info("%.3g tiles/s once all stages worked; the plan said %.3g (%.2f x)", measured, predicted, ratio)

@@ -157,6 +157,7 @@ class _Watcher:
     def __init__(self, pid: int, watched: Watched, progress: Path | None):
         self._root, self._watched, self._progress = psutil.Process(pid), watched, progress
         self._core_s: dict[tuple[int, float], tuple[str, float]] = {}  # (pid, when it began) → role, core-seconds
+        self._known: set[tuple[int, float]] = set()  # those that were seen
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
         self._thread.start()
@@ -171,17 +172,22 @@ class _Watcher:
                 processes = [self._root, *self._root.children(recursive=True)]
             except psutil.Error:
                 return  # it has ended
-            total, seen = 0, Counter[str]()
+            total, seen, lines = 0, Counter[str](), {}
             for process in processes:
                 try:
                     with process.oneshot():
-                        role, used = role_of(" ".join(process.cmdline())), process.cpu_times()
-                        key = (process.pid, process.create_time())
+                        lines[process.pid], used = process.cmdline(), process.cpu_times()
+                        key, parent = (process.pid, process.create_time()), process.ppid()
                     anonymous, mapped = _resident(process.pid)
                 except (psutil.Error, OSError):
                     continue  # it has ended
+                if key not in self._known and lines[process.pid] == lines.get(parent):
+                    self._known.add(key)
+                    continue  # just forked, to become another program: what it seems to have is its parent's memory
+                role = role_of(" ".join(lines[process.pid]))
                 total += anonymous
                 seen[role] += 1
+                self._known.add(key)
                 self._core_s[key] = (role, used.user + used.system)
                 self._watched.resident_bytes[role] = max(self._watched.resident_bytes.get(role, 0), anonymous + mapped)
             self._watched.all_bytes = max(self._watched.all_bytes, total)

@@ -15,7 +15,7 @@ from workflows.rates.config import BenchmarkConfig
 from workflows.shell import output
 from workflows.shell.interruption import scratch_folder
 
-NUM_SLIDES, SLIDE_PX = 3, 3072  # synthetic ones, where none are given: some 430 tiles
+NUM_SLIDES, SLIDE_PX = 4, 3072  # synthetic ones, where none are given: 340 tiles of 256 px
 QUICK_SLIDES, QUICK_PX, QUICK_PAIRS = 2, 2048, 1
 VIT = {"model": "vit_small_patch16_224", "num_classes": 0, "random_weights": True}
 RESNET = {"model": "resnet50", "num_classes": 0, "random_weights": True}
@@ -59,8 +59,8 @@ def _measure(pair: tuple[str, dict[str, Any], str], slides: list[str], folder: P
         "--data.mpp=0.5",
         "--data.tile_px=224" if teacher == "timm" else "--data.tile_px=256",
         "--train.batch_size=32",
-        "--train.log_every_steps=4",
-        "--manifest.max_holdout_tiles=8",
+        "--train.log_every_steps=1",
+        "--manifest.holdout_fraction=0",
         "--manifest.chunk_tiles=32",
     ]
     run([*command, "--plan=true"])

@@ -15,8 +15,10 @@ def test_the_steady_rate_leaves_the_start_out():
     assert steady_rate(lines) == pytest.approx(400 / 5)
 
 
-def test_without_a_second_line_there_is_none():
+def test_without_enough_after_the_first_line_there_is_none():
+    """Else a last burst of what was answered before counts as a rate: 45 tiles of 173, at three times the teacher's."""
     assert steady_rate([]) is None and steady_rate([{"tiles": 5, "tiles_per_s": 1}]) is None
+    assert steady_rate([{"tiles": 128, "tiles_per_s": 3.4}, {"tiles": 173, "tiles_per_s": 15.8}]) is None
 
 
 def test_what_one_of_several_teachers_has_not_answered_is_told_by_its_name(tmp_path):

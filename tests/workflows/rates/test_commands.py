@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from csat.errors import ConfigError
@@ -22,6 +24,25 @@ def test_a_command_is_watched(tmp_path):
     assert 0.5 < seconds < 3 and 0 < sum(core_s.values()) <= sum(watched.core_s.values()) < watched.seconds + 1
     with pytest.raises(ConfigError, match="too short to be watched"):
         watched.between(7, 9)
+
+
+FORKS = """
+import os, time
+for _ in range(2):
+    if os.fork() == 0:
+        own = bytearray(os.urandom(2**20) * 64)
+        time.sleep(1.5)
+        os._exit(0)
+os.wait(), os.wait()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_fork_that_stays_is_counted_with_its_memory():
+    """One that is seen once only, with the command line of its parent, is not: it is about to become another program."""
+    watched = run(["-c", FORKS], watch=True)
+    assert watched.processes == {"others": 3}
+    assert watched.all_bytes > 2 * 64 * 2**20
 
 
 def test_what_a_command_says_is_in_the_error():
