@@ -25,8 +25,8 @@ from workflows.pretraining.job import PretrainJob
 from workflows.pretraining.rehearsal import in_a_process, on_actor
 from workflows.pretraining.stream import StreamConfig, make_reader, teacher_arguments
 
-SIZES = (4, 8, 16, 32)  # micro-batches of the teacher that are tried
-STEP_SIZES = (8, 32)  # tiles of a step that are tried
+SIZES = (1, 4, 8, 16, 32)  # micro-batches of the teacher that are tried beside its own
+STEP_SIZES = (8, 32)  # tiles of a step that are tried, if the run's steps are no smaller
 ENOUGH_S = 4.0  # of one measurement; a slow network is called once or twice
 TIMED_STEPS = 3  # of the student, after one that is not counted
 # Core-seconds of what a tile passes between processes: measured, see docs/planning.md.
@@ -39,24 +39,19 @@ class Measured:
 
     Attributes:
         rates: (threads, tiles at once) → tiles/s.
+        size: Tiles at once of the run, or as near to it as was tried. The others are advice.
         peak_bytes: Of the process.
         read_s: Core-seconds to read a tile.
     """
 
     rates: dict[tuple[int, int], float]
+    size: int
     peak_bytes: float
     read_s: float = 0.0
 
     def by_threads(self) -> dict[int, float]:
-        """Threads → tiles/s at the best size."""
-        best: dict[int, float] = {}
-        for (threads, _), rate in self.rates.items():
-            best[threads] = max(rate, best.get(threads, 0.0))
-        return best
-
-    def best_size(self, threads: int = 1) -> int:
-        """Tiles at once that are fastest with so many threads."""
-        return max((rate, size) for (number, size), rate in self.rates.items() if number == threads)[1]
+        """Threads → tiles/s, of the run's size."""
+        return {threads: rate for (threads, size), rate in self.rates.items() if size == self.size}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,14 +81,14 @@ def calibrate(job: PretrainJob, rows: Rows, *, node_cpus: int, is_brief: bool = 
     Args:
         rows: Some tiles of the run, without pixels.
         node_cpus: Most threads that a process may have.
-        is_brief: One size each, and few threads.
+        is_brief: One size each (the teacher's own, and a small step), and few threads.
 
     Raises:
         ConfigError: the teacher did not answer, or the student did not make a step.
     """
     started = time.monotonic()
     workers, asked = job.workers, job.stream.teachers
-    sizes = SIZES[1:2] if is_brief else SIZES
+    sizes = () if is_brief else SIZES
     measured, answered = [], rows
     for number, each in enumerate(asked):
         pool = each.pool
@@ -134,6 +129,7 @@ def measure_teacher(
 
     Args:
         rows: Without pixels; for a teacher after the first, with pixels and what those before it have answered.
+        sizes: Micro-batches that are tried beside the teacher's own.
         number: Of the teacher in the stream.
     """
     import torch
@@ -150,16 +146,19 @@ def measure_teacher(
     one = {name: column[:1] for name, column in columns.items()}
     stage(one)  # warm
     most = max(1, min(len(good), int(ENOUGH_S / min(_timed(lambda: stage(one))[1] for _ in range(2)))))
+    taken = {name: column[:most] for name, column in columns.items()}
+    suits = getattr(stage.teacher, "micro_batch", None)  # None: no torch module, which takes what comes
+    own = min(suits or most, most)
     for number in threads:
         torch.set_num_threads(number)
-        for size in [size for size in sizes if size <= most] or [1]:
-            if number > 1 and size != max((rate, size) for (one, size), rate in rates.items() if one == 1)[1]:
-                continue  # more threads with the best size alone
-            stage.teacher.micro_batch = size  # a teacher that is no torch module has no use for it
-            taken = {name: column[:most] for name, column in columns.items()}
-            rates[number, size] = _rate(lambda taken=taken: stage(taken), most, enough_s=ENOUGH_S / 2)
-    answered = stage({name: column[:most] for name, column in columns.items()})
-    return Measured(rates=rates, peak_bytes=_peak_bytes(), read_s=_read_s(read)), answered
+        tried = {own, *(size for size in sizes if size <= most)} if suits and number == 1 else {own}
+        for size in sorted(tried):
+            if suits:
+                stage.teacher.micro_batch = size
+            rates[number, size] = _rate(lambda: stage(taken), most, enough_s=ENOUGH_S / 2)
+    if suits:
+        stage.teacher.micro_batch = suits
+    return Measured(rates=rates, size=own, peak_bytes=_peak_bytes(), read_s=_read_s(read)), stage(taken)
 
 
 def measure_student(job: PretrainJob, rows: Rows, threads: Sequence[int], sizes: Sequence[int]) -> Measured:
@@ -176,7 +175,7 @@ def measure_student(job: PretrainJob, rows: Rows, threads: Sequence[int], sizes:
             if number > 1 and size != max(each for _, each in rates):
                 continue
             rates[number, size] = _step_rate(job, rows, size)
-    return Measured(rates=rates, peak_bytes=_peak_bytes())
+    return Measured(rates=rates, size=max(size for _, size in rates), peak_bytes=_peak_bytes())
 
 
 def _step_rate(job: PretrainJob, rows: Rows, size: int) -> float:

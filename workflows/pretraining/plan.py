@@ -210,11 +210,11 @@ def _of_teachers(plan: dict[str, Any], calibration: dict[str, Any]) -> list[str]
     rates = [calibration["teacher_tiles_per_s"], *others.values()]
     lines = []
     for name, planned, measured in zip(names, teachers_in(plan), rates, strict=True):
-        best = max(measured, key=lambda each: (each["threads"] == 1, each["tiles_per_s"]))
-        told = (
-            f"actors: {planned['actors']} (pool.max_actors), threads: {planned['threads']} (pool.threads); "
-            f"fastest with tiles at once: {best['tiles']} (teacher.options.micro_batch)"
-        )
+        told = f"actors: {planned['actors']} (pool.max_actors), threads: {planned['threads']} (pool.threads)"
+        tried = [each for each in measured if each["threads"] == 1]
+        if len(tried) > 1:
+            best = max(tried, key=lambda each: each["tiles_per_s"])
+            told += f"; fastest with tiles at once: {best['tiles']} (teacher.options.micro_batch)"
         lines.append(f"  {name or 'teacher':11} {as_named(told, name)}")
     return lines
 

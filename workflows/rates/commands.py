@@ -59,6 +59,7 @@ class Watched:
         started: When it began, by time.time().
         resident_bytes: Role → most that one process had in memory (what it maps of the object store not counted).
         all_bytes: Most that all its processes had together, without the files that they map: libraries are there once.
+        then_bytes: Role → what its processes had of that, at that moment.
         processes: Role → most of its processes at once.
         samples: In order of time.
     """
@@ -68,6 +69,7 @@ class Watched:
     started: float = 0.0
     resident_bytes: dict[str, int] = field(default_factory=dict)
     all_bytes: int = 0
+    then_bytes: dict[str, int] = field(default_factory=dict)
     processes: dict[str, int] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)
 
@@ -172,7 +174,7 @@ class _Watcher:
                 processes = [self._root, *self._root.children(recursive=True)]
             except psutil.Error:
                 return  # it has ended
-            total, seen, lines = 0, Counter[str](), {}
+            own, seen, lines = Counter[str](), Counter[str](), {}
             for process in processes:
                 try:
                     with process.oneshot():
@@ -185,12 +187,13 @@ class _Watcher:
                     self._known.add(key)
                     continue  # just forked, to become another program: what it seems to have is its parent's memory
                 role = role_of(" ".join(lines[process.pid]))
-                total += anonymous
+                own[role] += anonymous
                 seen[role] += 1
                 self._known.add(key)
                 self._core_s[key] = (role, used.user + used.system)
                 self._watched.resident_bytes[role] = max(self._watched.resident_bytes.get(role, 0), anonymous + mapped)
-            self._watched.all_bytes = max(self._watched.all_bytes, total)
+            if own.total() > self._watched.all_bytes:
+                self._watched.all_bytes, self._watched.then_bytes = own.total(), dict(own)
             for role, number in seen.items():
                 self._watched.processes[role] = max(self._watched.processes.get(role, 0), number)
             self._watched.samples.append(Sample(time.time(), self._lines(), self._by_role()))

@@ -2,7 +2,8 @@
 
 Called by benchmark.py (`--stages memory`). The run is the demonstration's, over synthetic slides; the tenfold are the same
 slides under other names. Shown is the most that one process of each role had for itself, how many of them there were at once
-(a longer run may have time for another reader or teacher), and the most in the object store.
+(a longer run may have time for another reader or teacher), the most that all of them had together, what each role had of that
+at that moment, and the most in the object store.
 """
 
 import json
@@ -23,7 +24,7 @@ TIMES = 10
 NUM_SLIDES, SLIDE_PX = 4, 3072
 QUICK_SLIDES, QUICK_PX = 2, 1024
 STORE, ALL = "object store", "all processes together"
-PROCESSES = "processes"
+PROCESSES, THEN = "processes", "then"
 
 
 def measure_memory(config: BenchmarkConfig) -> dict[str, Any]:
@@ -33,7 +34,7 @@ def measure_memory(config: BenchmarkConfig) -> dict[str, Any]:
         ConfigError: a command failed.
     """
     number, edge_px = (QUICK_SLIDES, QUICK_PX) if config.quick else (NUM_SLIDES, SLIDE_PX)
-    figures: dict[str, Any] = {"tiles": [], PROCESSES: []}
+    figures: dict[str, Any] = {"tiles": [], PROCESSES: [], THEN: []}
     with scratch_folder("csat-bench-") as scratch:
         once, tenfold = scratch / "once", scratch / "tenfold"
         made = make_slides(once, num_slides=number, size_px=edge_px)
@@ -53,7 +54,8 @@ def _measure(slides: Path, folder: Path) -> dict[str, Any]:
     recipe = ["workflows/pretrain.py", "--config=demo", f"--slides={slides}", f"--run_folder={folder}", "--train.epochs=1"]
     watched = run([*recipe, "--manifest.holdout_fraction=0"], watch=True)
     throughput = json.loads((folder / "throughput.json").read_text())
-    figures: dict[str, Any] = {"tiles": throughput["tiles"], PROCESSES: watched.processes, **watched.resident_bytes}
+    figures: dict[str, Any] = {"tiles": throughput["tiles"], PROCESSES: watched.processes, THEN: watched.then_bytes}
+    figures |= watched.resident_bytes
     return figures | {ALL: watched.all_bytes, STORE: throughput["object_store_peak_bytes"]}
 
 
@@ -62,7 +64,7 @@ def _print(figures: dict[str, Any]) -> None:
     head = f"  {'MB, most (processes at once)':30}{'once':18}{'tenfold':18}tenfold / once"
     lines = [f"\nmemory: {once:,} tiles, and {tenfold:,}", head]
     for name, values in figures.items():
-        if name in ("tiles", PROCESSES) or len(values) < 2:
+        if name in ("tiles", PROCESSES, THEN) or len(values) < 2:
             continue
         a, b = (value / 1e6 for value in values)
         shown = (
@@ -70,4 +72,8 @@ def _print(figures: dict[str, Any]) -> None:
             for each, of in zip((a, b), figures[PROCESSES], strict=True)
         )
         lines.append("  {:30}{:18}{:18}".format(name, *shown) + (f"x{b / a:.2f}" if a else "-"))
+        if name == ALL:
+            for role in sorted(set().union(*figures[THEN])):
+                a, b = (then.get(role, 0) / 1e6 for then in figures[THEN])
+                lines.append(f"    of these {role:19}{cell([a]):18}{cell([b]):18}")
     output.result("\n".join(lines), figures=figures)

@@ -77,7 +77,10 @@ def test_each_of_several_teachers_is_measured_after_the_one_before(tmp_path):
     takes = {"hours": 1.0, "gb_moved": 1.0, "gpu_hours": 0.0}
     said = in_words({"calibration": record, "positions": 10, "plan": plan, "takes": takes, "with": {}})
     assert "  coarse      actors: " in said and "(teachers.coarse.pool.max_actors)" in said
-    assert "  fine        actors: " in said and "(teachers.fine.options.micro_batch)" in said
+    assert "  fine        actors: " in said and "micro_batch" not in said, "stain takes what comes"
+    record["others_tiles_per_s"]["fine"] += [{"threads": 1, "tiles": 99, "tiles_per_s": 1e9}]
+    said = in_words({"calibration": record, "positions": 10, "plan": plan, "takes": takes, "with": {}})
+    assert "fastest with tiles at once: 99 (teachers.fine.options.micro_batch)" in said
 
 
 def test_tiles_that_cannot_be_read_are_said(tmp_path):
@@ -90,13 +93,29 @@ def test_tiles_that_cannot_be_read_are_said(tmp_path):
     assert measure_teacher(job.stream, rows, [1], (4,)) == "none of the tiles that were tried could be read"
 
 
-def test_the_best_size_counts():
-    measured = Measured(rates={(1, 4): 5.0, (1, 8): 7.0, (2, 8): 6.0}, peak_bytes=1e9)
-    assert (measured.by_threads(), measured.best_size()) == ({1: 7.0, 2: 6.0}, 8)
+def test_the_size_of_the_run_counts_and_no_faster_one():
+    measured = Measured(rates={(1, 4): 5.0, (1, 8): 7.0, (2, 4): 6.0}, size=4, peak_bytes=1e9)
+    assert measured.by_threads() == {1: 5.0, 2: 6.0}
+
+
+def test_a_teacher_is_planned_with_the_tiles_at_once_that_it_will_have(tmp_path, monkeypatch):
+    """HoVer-Net answers one by one on a CPU; measured in fours it would seem slower than it is in the run."""
+    teacher = TeacherConfig(name="hovernet", options={"random_weights": True, "width": 0.0625, "mpp": 0.5})
+    config = config_of(tmp_path, teacher=teacher, data=TilingConfig(mpp=0.5, tile_px=256))
+    (slide,) = list_slides([str(make_slides(tmp_path, num_slides=1, size_px=1024, seed=1)[0])])
+    job, _ = make_job(config, describe(config))
+    job = replace(job, stream=replace(job.stream, manifest_uri=str(tmp_path / "crashes")))
+    monkeypatch.setattr("workflows.pretraining.calibration._rate", lambda run, num_tiles, enough_s: num_tiles / len(run()))
+    rows = spread(columns_of(tile_slide(slide, config.data)), 6)
+    teacher, _ = measure_teacher(job.stream, rows, [1, 2], (4, 8))
+    assert teacher.size == 1 and set(teacher.rates) == {(1, 1), (1, 4), (2, 1)}
+    assert teacher.by_threads() == {1: teacher.rates[1, 1], 2: teacher.rates[2, 1]}
+    brief, _ = measure_teacher(job.stream, rows, [1], ())
+    assert set(brief.rates) == {(1, 1)}
 
 
 def test_figures_survive_json(tmp_path):
-    measured = Measured(rates={(1, 4): 5.0}, peak_bytes=1e9)
+    measured = Measured(rates={(1, 4): 5.0}, size=4, peak_bytes=1e9)
     calibration = Calibration(costs=COSTS, teacher=measured, student=measured, seconds=3.0)
     assert costs_of(json.loads(json.dumps(calibration.as_record()))) == COSTS
 

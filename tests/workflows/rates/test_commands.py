@@ -42,7 +42,7 @@ def test_a_fork_that_stays_is_counted_with_its_memory():
     """One that is seen once only, with the command line of its parent, is not: it is about to become another program."""
     watched = run(["-c", FORKS], watch=True)
     assert watched.processes == {"others": 3}
-    assert watched.all_bytes > 2 * 64 * 2**20
+    assert watched.then_bytes == {"others": watched.all_bytes} and watched.all_bytes > 2 * 64 * 2**20
 
 
 def test_what_a_command_says_is_in_the_error():
