@@ -31,6 +31,7 @@ RESPONSES = (
     ResponseSpec(name="hv", kind=Kind.REGRESSION, channels=2, symmetry=Symmetry.HV),
 )
 ONNX = "onnxruntime"
+COMPILED_FORMS = 8  # of a student: two precisions, with gradients and without, and what a first try makes of sizes
 # Way → precision, channels last in memory, compiled.
 WAYS: dict[str, tuple[str, bool, bool]] = {
     "float32": (FLOAT32, True, False),
@@ -55,6 +56,8 @@ def measure_students(config: BenchmarkConfig) -> dict[str, Any]:
     shape = (config.batch_size, config.tile_px, config.tile_px, 3)
     tiles = np.random.default_rng(config.seed).integers(0, 256, shape, dtype=np.uint8)
     candidates: dict[tuple[str, str, str], Callable[[], object]] = {}
+    # All of them are one function to the compiler, which else gives up on the later ones and runs them as they are.
+    torch.compiler.config.recompile_limit = COMPILED_FORMS * len(config.students)
     costs = {}
     with scratch_folder("csat-bench-") as scratch:
         for name in config.students:
