@@ -15,7 +15,7 @@ torch is named for types alone: readers and whoever else moves tiles without com
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -94,6 +94,15 @@ class ResponseSpec:
     def num_bytes(self, tile_px: int | tuple[int, int]) -> int:
         """Bytes of this response for one tile as it travels (float16)."""
         return 2 * math.prod(self.shape(tile_px))
+
+
+def needs_view_in_pool(specs: Iterable[ResponseSpec]) -> bool:
+    """Whether a tile must be put in its view before the teacher sees it.
+
+    True as soon as one response does not say how it behaves under symmetries: a mirrored feature grid is not the feature
+    grid of the mirrored tile. All responses of the tile then come from the transformed tile, and the method transforms none.
+    """
+    return any(spec.symmetry == Symmetry.NONE for spec in specs)
 
 
 def spec_from_json(values: Mapping[str, Any]) -> ResponseSpec:

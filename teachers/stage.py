@@ -3,8 +3,8 @@
 Ray Data makes the actors (`workflows/pretraining/stream.py` sets how many, their CPUs or GPUs and the batch size); nothing
 here needs Ray. torch and OpenCV are loaded where they compute: Ray's coordinator of the stream imports this file too, and does
 without. One bad tile costs one quarantine row. A broken teacher stops the run: else it would quarantine the whole data set.
-Several teachers are stages that follow each other. The first one puts the tiles in their view, and what one of them cannot
-answer the others still do.
+Several teachers are stages that follow each other. The first one that needs it puts the tiles in their view, and what one of
+them cannot answer the others still do.
 """
 
 import logging
@@ -18,6 +18,7 @@ import numpy as np
 from csat.columns import (
     OK,
     POSITION,
+    RESPONSE_PREFIX,
     STATUS,
     STUDENT_TILE,
     TILE,
@@ -26,6 +27,7 @@ from csat.columns import (
 )
 from csat.errors import ConfigError, TeacherError
 from csat.panel import on_tile
+from csat.responses import ResponseSpec
 from csat.views.colour_config import ColourConfig
 from csat.words import last_line, printable
 from teachers.contract import Teacher, check_responses
@@ -52,6 +54,7 @@ class TeacherStage:
         threads: int | None = None,
         expected_sha256: str | None = None,
         view_seed: int | None = None,
+        turned: Sequence[ResponseSpec] = (),
         colour: ColourConfig | None = None,
         colour_seed: int = 0,
         label: str | None = None,
@@ -69,6 +72,7 @@ class TeacherStage:
             expected_sha256: Of the weights that the driver saw; None: not compared.
             view_seed: Tiles are put into their view (`d4_of`) *before* the teacher sees them, and leave the stage in it: for
                 responses that cannot be carried through a transform afterwards. None: tiles stay as they are.
+            turned: What other teachers have said of the tiles as they are, as columns have it: it is put in that view too.
             colour: Colours of tiles are changed by it before the teacher sees them, and they leave the stage so, for methods
                 that show teacher and student the same colours. None: they stay as they are.
             colour_seed: Says how, with the position of the tile.
@@ -92,7 +96,8 @@ class TeacherStage:
             torch.set_num_threads(threads)
         cv2.setNumThreads(1)  # OpenCV would take every core of the node, whatever Ray gave this actor
         self.teacher = loader(name, weights, options, device=device, wanted=wanted)
-        self.view_seed, self.label, self.shrink, self.closes = view_seed, label, shrink, tuple(closes)
+        self.view_seed, self.turned = view_seed, tuple(turned)
+        self.label, self.shrink, self.closes = label, shrink, tuple(closes)
         self.called = called
         self.colour, self.colour_seed = None if colour is None else _recolouring(colour), colour_seed
         self._good_tile: np.ndarray | None = None  # one that this teacher has answered
@@ -123,6 +128,7 @@ class TeacherStage:
         """
         start = time.perf_counter()
         seen = {name: self._as_seen(columns[name], columns[POSITION]) for name in (TILE, STUDENT_TILE) if name in columns}
+        seen |= self._responses_in_view(columns)
         tiles = seen[TILE]
         rows = np.flatnonzero(np.asarray(columns[STATUS]) == OK)
         answers: dict[int, dict[str, np.ndarray]] = {}  # by row
@@ -144,6 +150,20 @@ class TeacherStage:
 
             tiles = apply_d4_tiles(tiles, d4_of(positions, self.view_seed))
         return tiles if self.colour is None else self._recolour(tiles, positions)
+
+    def _responses_in_view(self, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Columns of what was said before of tiles that this stage puts in their view."""
+        if self.view_seed is None or not self.turned:
+            return {}
+        import torch
+
+        from csat.views.symmetries import apply_d4, d4_of
+
+        index, turned = torch.from_numpy(d4_of(columns[POSITION], self.view_seed)), {}
+        for spec in self.turned:
+            said = torch.tensor(columns[RESPONSE_PREFIX + spec.name])  # a copy: the column may be read-only
+            turned[RESPONSE_PREFIX + spec.name] = apply_d4(said, index, spec.symmetry).numpy()
+        return turned
 
     def _recolour(self, tiles: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """uint8 `[B, H, W, 3]`, or object `[B]` of images, in other colours: one at a time, since a batch in floats would be

@@ -55,7 +55,7 @@ def pretrain(config: PretrainConfig) -> int:
     teacher = describe(config)
     from workflows.pretraining.first_stage import make_first_job
     from workflows.pretraining.job import make_job
-    from workflows.pretraining.keeping import decides_to_keep, with_cache
+    from workflows.pretraining.keeping import check_can_keep, decides_to_keep, with_cache
     from workflows.pretraining.plan import plan_run
     from workflows.pretraining.precision import as_before, settle
     from workflows.pretraining.start import check_resources, load_finish, tell_plan, tell_result
@@ -73,6 +73,7 @@ def pretrain(config: PretrainConfig) -> int:
     job, methods = make_job(config, teacher)  # settings of students and method that cannot work are met here, on the driver
     Checkpoints(folder.path("checkpoints")).check_fits(methods)
     check_methods(config, methods)
+    check_can_keep(job)
     first = make_first_job(job, methods)
 
     slides = find_slides(config, folder)

@@ -29,11 +29,11 @@ from csat.losses.regression import squared_error
 from csat.methods.contract import Method, Setting, check_weights
 from csat.model.contract import Model
 from csat.panel import SEPARATOR, split_name
-from csat.responses import Batch, Kind, ResponseSpec, Symmetry, TeacherSpec
+from csat.responses import Batch, Kind, ResponseSpec, Symmetry, TeacherSpec, needs_view_in_pool
 from csat.views.colour import ColourAugment
 from csat.views.colour_config import ColourConfig
 from csat.views.grid import align
-from csat.views.symmetries import apply_d4, d4_of, needs_view_in_pool
+from csat.views.symmetries import apply_d4, d4_of
 
 
 @dataclass(frozen=True, kw_only=True)

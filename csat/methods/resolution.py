@@ -32,9 +32,9 @@ from csat.losses.resized import RESIZES, Resize, resized_error
 from csat.methods.contract import Method, Setting, check_weights
 from csat.model.contract import Model
 from csat.model.student import Student, StudentConfig
-from csat.responses import Batch, Kind, ResponseSpec, TeacherSpec
+from csat.responses import Batch, Kind, ResponseSpec, TeacherSpec, needs_view_in_pool
 from csat.views.colour_config import ColourConfig
-from csat.views.symmetries import apply_d4, d4_of, needs_view_in_pool
+from csat.views.symmetries import apply_d4, d4_of
 
 TERMS = ("soft", "pix")
 JITTER = ColourConfig(brightness=0.5, contrast=0.5, saturation=0.5)

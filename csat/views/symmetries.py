@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from csat.columns import of_arrays
-from csat.responses import ResponseSpec, Symmetry
+from csat.responses import Symmetry
 from csat.views.draws import hash_positions
 
 TRANSPOSE, FLIP_ROWS, FLIP_COLUMNS = 4, 2, 1  # bits of the index
@@ -85,15 +85,6 @@ def apply_d4_tiles(tiles: np.ndarray, index: np.ndarray) -> np.ndarray:
     for row, bits in enumerate(np.asarray(index).tolist()):
         seen[row] = _turn_tile(tiles[row], bits)
     return seen
-
-
-def needs_view_in_pool(specs: tuple[ResponseSpec, ...]) -> bool:
-    """Whether a tile must be put in its view before the teacher sees it.
-
-    True as soon as one response does not say how it behaves under symmetries: a mirrored feature grid is not the feature
-    grid of the mirrored tile. All responses of the tile then come from the transformed tile, and the method transforms none.
-    """
-    return any(spec.symmetry == Symmetry.NONE for spec in specs)
 
 
 def _turn_tile(tile: np.ndarray, bits: int) -> np.ndarray:

@@ -105,3 +105,21 @@ def test_it_resumes_with_other_pools_and_with_no_other_teacher(run, capsys):
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["teachers"]["picky"]["pool"]["batch_size"] == 4 and config["teacher"] is None
     assert read_json(folder, "status.json")["state"] == "finished"
+
+
+@pytest.mark.thorough
+def test_nuclei_are_kept_and_features_asked_for_in_every_epoch(ray_cluster, slides, tmp_path):
+    """The teacher of features stands behind the other, whatever the order of the settings, and both are learned."""
+    options = {"model": "resnet10t", "num_classes": 0, "random_weights": True, "mpp": 0.5, "precision": "float32"}
+    settings = dict(teachers__features="timm", teachers__features__options=json.dumps(options), teachers__nuclei="stain")
+    settings |= {f"teachers__{name}__pool__cpus_per_actor": 0.25 for name in ("features", "nuclei")}
+    settings |= dict(train__epochs=3, cache__uri=tmp_path / "cache", cache__keep="true")
+    assert pretrain.main(arguments(slides, tmp_path / "run", **settings)) == 0
+    accounts = read_json(tmp_path / "run", "accounting.json")
+    assert all(row["manifest"] == row["trained"] > 0 for row in accounts["epochs"])
+    (key,) = [json.loads(path.read_text()) for path in (tmp_path / "cache").glob("*/key.json")]
+    assert key["teacher"] == "stain" and len(list((tmp_path / "cache").glob("*/complete.json"))) == 1
+    lines = read_metrics(str(tmp_path / "run"))
+    assert {"loss/nuclei.np_bce", "loss/features.features_cosine"} <= lines[0].keys()
+    thirds = [np.mean([line["loss/nuclei.hv_mse"] for line in lines if line["epoch"] > first]) for first in (0, 2)]
+    assert thirds[1] < thirds[0]

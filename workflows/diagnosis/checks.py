@@ -22,6 +22,7 @@ from workflows.diagnosis.slides import Opened, demo_slide, open_in_process, spre
 from workflows.pretraining.check import as_named, check_methods, describe, pools_of
 from workflows.pretraining.config import DEMO
 from workflows.pretraining.job import PretrainJob, make_job
+from workflows.pretraining.keeping import check_can_keep
 from workflows.pretraining.start import check_resources
 from workflows.pretraining.students import Methods
 from workflows.shell import cluster
@@ -147,6 +148,7 @@ def _check_teacher(subject: Subject, findings: Findings) -> None:
     with findings.check("student", mend="change the settings of student or method that it names") as finding:
         subject.job, methods = make_job(config, subject.teacher)
         check_methods(config, methods)
+        check_can_keep(subject.job)
         subject.methods = methods
         named = ", ".join(spec.name for spec in subject.job.stream.responses)
         params = 0

@@ -101,7 +101,7 @@ def _in_words(config: PretrainConfig, member: Member) -> str:
 
 
 def check_methods(config: PretrainConfig, methods: Methods) -> None:
-    """Whether the method can work on these pixels, and with the response cache that is asked for. Raises ConfigError."""
+    """Whether the method can work on these pixels. Raises ConfigError."""
     for (name, method), student in zip(methods.items(), config.each_student().values(), strict=True):
         with of_student(name):
             _check_method(config, method, student)
@@ -116,11 +116,4 @@ def _check_method(config: PretrainConfig, method: Method, student: StudentConfig
         raise ConfigError(
             "student_pixels pyramid is for a student at lower resolution than its teacher: method.name resolution with "
             f"student.downsample 2 or more, not {config.method.name} with {student.downsample}"
-        )
-    if config.cache.uri is not None and (method.view_in_pool or method.colour_in_pool is not None):
-        what = "view (flip and rotation)" if method.view_in_pool else "colours"
-        raise ConfigError(
-            f"cache.uri: with method.name {config.method.name} and these options the teacher sees each tile in another "
-            f"{what} in every epoch, so that its earlier response is of no use: leave cache.uri out, or choose responses "
-            "(maps) and options with which the tile stays as it was scanned until the trainer has it"
         )

@@ -1,6 +1,6 @@
 """A pretraining as its workers see it: the method, and the streams that it learns from."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -54,11 +54,9 @@ class PretrainJob(RunJob):
         )
         return replace(self, config=config, stream=replace(self.stream, teachers=teachers, readers=config.readers))
 
-    def with_caches(self, caches: Sequence[ResponseCache]) -> "PretrainJob":
-        """The job with each teacher's responses kept: then there are two streams."""
-        pairs = zip(self.stream.teachers, caches, strict=True)
-        teachers = tuple(replace(each, cache=cache) for each, cache in pairs)
-        return replace(self, stream=replace(self.stream, teachers=teachers))
+    def with_caches(self, caches: Mapping[str | None, ResponseCache]) -> "PretrainJob":
+        """The job with responses of these teachers kept: then there are two streams."""
+        return replace(self, stream=self.stream.with_caches(caches))
 
     def build_methods(self) -> Methods:
         """The method with each student, seeded: the same weights in every process."""
@@ -72,7 +70,8 @@ class PretrainJob(RunJob):
     def on_stream(self, name: str) -> None:
         if name == CACHED:
             for each in self.stream.teachers:
-                each.cache.mark_complete()  # an epoch has been through the teacher stage
+                if each.cache is not None:
+                    each.cache.mark_complete()  # an epoch has been through the teacher stage
 
     def work(self, context: TrainContext) -> dict[str, Any]:
         if self.workers.threads is not None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from csat.columns import OK, POSITION, STATUS
+from csat.errors import ConfigError
 from csat.panel import member_of
 from csat.responses import ResponseSpec
 from csat.runs.folder import RunFolder
@@ -31,20 +32,34 @@ RECORD = "keeping.json"
 NUM_TILES = 32  # that are measured with
 
 
+def check_can_keep(job: PretrainJob) -> None:
+    """Whether there is anything to keep, where a place for it is named. Raises ConfigError."""
+    if job.config.cache.uri is None or job.stream.keepable:
+        return
+    what = "colours" if job.stream.view_seed is None else "view (flip and rotation)"
+    raise ConfigError(
+        f"cache.uri: with method.name {job.config.method.name} and these options the teacher sees each tile in another {what} "
+        "in every epoch, so that its earlier response is of no use: leave cache.uri out, or choose responses (maps) and "
+        "options with which the tile stays as it was scanned until the trainer has it"
+    )
+
+
 def with_cache(job: PretrainJob, manifest: Manifest) -> PretrainJob:
     """The job with the response cache, of each teacher its own, where one is asked for. Says what it may take, or refuses."""
     settings, stream = job.config.cache, job.stream
     opened = []
-    for asked in stream.teachers:
+    for asked in stream.keepable:
         size = {"num_tiles": manifest.num_tiles, "tile_px": _seen_px(stream, asked)}
         opened.append(open_cache(settings, *_key_of(job, asked, manifest), **size))
-    for asked, (cache, num_bytes) in zip(stream.teachers, opened, strict=True):
+    for asked, (cache, num_bytes) in zip(stream.keepable, opened, strict=True):
         cluster.check_is_shared("response cache", cache.folder, file=KEY)
         is_filled, whose = cache.is_complete(), f" of {asked.name}" if asked.name else ""
-        state = "complete: training needs no teacher" if is_filled else "filled in the first epoch, read in later ones"
+        state = "complete, every epoch reads it" if is_filled else "filled in the first epoch, read in later ones"
         size = f"{num_bytes / 1e9:.4g} GB of {settings.budget_gb:g} GB"
         logger.info("response cache%s %s: at most %s, %s", whose, cache.folder, size, state)
-    return job.with_caches([cache for cache, _ in opened])
+    if others := [each.name for each in stream.teachers if each not in stream.keepable]:
+        logger.info("%s answers in every epoch: what it says of a tile cannot be turned with it", ", ".join(others))
+    return job.with_caches({asked.name: cache for asked, (cache, _) in zip(stream.keepable, opened, strict=True)})
 
 
 def decides_to_keep(job: PretrainJob, manifest: Manifest) -> bool:
@@ -57,7 +72,9 @@ def decides_to_keep(job: PretrainJob, manifest: Manifest) -> bool:
     is_open = settings.uri is not None and settings.keep is None
     if settings.uri is not None and settings.keep is not False:
         _check_budget(job, manifest)
-    if job.num_epochs == 1 or settings.keep is not None or stream.view_seed is not None or stream.colour is not None:
+    if not stream.keepable:
+        return False
+    if job.num_epochs == 1 or settings.keep is not None:
         return settings.uri is not None and settings.keep is not False
     if not is_open and not (job.config.plan or job.num_positions >= PLANNED_FROM):
         return False
@@ -66,13 +83,13 @@ def decides_to_keep(job: PretrainJob, manifest: Manifest) -> bool:
     if folder.has_begun():
         return is_open  # by a version that did not ask
     place = settings.uri if is_open else folder.uri
-    keys = [_key_of(job, asked, manifest) for asked in stream.teachers]
+    keys = [_key_of(job, asked, manifest) for asked in stream.keepable]
     if is_open and all(ResponseCache(place, *each).is_complete() for each in keys):
         return True
     probes = [ResponseCache(place, {**key, "probe": True}, responses) for key, responses in keys]
     rows, measured = sample_rows(manifest, NUM_TILES), {}
-    for number, (asked, probe) in enumerate(zip(stream.teachers, probes, strict=True)):
-        said = on_actor(asked, measure, stream, rows, number, probe)
+    for asked, probe in zip(stream.keepable, probes, strict=True):
+        said = on_actor(asked, measure, stream, rows, stream.teachers.index(asked), probe)
         if isinstance(said, str):
             logger.warning("whether it is cheaper to keep responses than to answer again was not found out: %s", said)
             return is_open
@@ -101,7 +118,8 @@ def measure(stream: StreamConfig, rows: Rows, number: int, probe: ResponseCache)
     if len(good) < 2:
         return f"{len(good)} of the {len(read[STATUS])} tiles that were tried could be read"
     columns = {name: column[good] for name, column in read.items()} | {POSITION: np.arange(len(good))}
-    arguments = teacher_arguments(stream, number) | {"label": None, "closes": []}  # to its cache it is the only one
+    # To its cache it is the only one, and a tile stays as it was scanned.
+    arguments = teacher_arguments(stream, number) | {"label": None, "closes": [], "view_seed": None}
     return measure_keeping(probe, columns, batch_size=stream.teachers[number].pool.batch_size, **arguments)
 
 
@@ -169,7 +187,7 @@ def _key_of(job: PretrainJob, asked: StreamTeacher, manifest: Manifest) -> tuple
 
 def _check_budget(job: PretrainJob, manifest: Manifest) -> None:
     num_bytes = 0
-    for asked in job.stream.teachers:
+    for asked in job.stream.keepable:
         _, responses = _key_of(job, asked, manifest)
         num_bytes += projected_bytes(responses, manifest.num_tiles, _seen_px(job.stream, asked))
     check_budget(job.config.cache, num_bytes, num_tiles=manifest.num_tiles)

@@ -2,10 +2,12 @@
 
 With a response cache there are two pipelines, one after the other: the first ends with the first epoch that is not done and
 has the teacher pools, the second covers the later epochs and reads what was kept. Ray starts a pipeline's actors when its
-first row is asked for and ends them after its last: the teachers' GPUs are free from the second epoch on.
+first row is asked for and ends them after its last: those teachers' GPUs are free from the second epoch on. A teacher whose
+responses cannot be kept, of several, stands behind the others and answers in both.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +17,7 @@ import ray.data
 from ray.data import ActorPoolStrategy
 
 from csat.panel import split_name
-from csat.responses import ResponseSpec
+from csat.responses import ResponseSpec, needs_view_in_pool
 from csat.runs.checkpoints import Checkpoints
 from csat.runs.plan import Intervals, Plan
 from csat.slides.crashes import CrashLog
@@ -74,9 +76,28 @@ class StreamConfig:
         return tuple(spec for each in self.teachers for spec in each.responses)
 
     @property
+    def keepable(self) -> tuple[StreamTeacher, ...]:
+        """Teachers whose responses to a tile are the same in every epoch.
+
+        Not those to tiles in other colours, and, where tiles are put in their view, not those that cannot be turned with them.
+        """
+        if self.colour is not None:
+            return ()
+        if self.view_seed is None:
+            return self.teachers
+        if self.largest_px is not None:
+            return ()  # a whole image that is transposed is of another size
+        return tuple(each for each in self.teachers if not needs_view_in_pool(each.responses))
+
+    @property
     def is_cached(self) -> bool:
-        """Whether responses are kept: of all teachers, or of none."""
-        return all(each.cache is not None for each in self.teachers)
+        """Whether responses are kept, at least of one teacher."""
+        return any(each.cache is not None for each in self.teachers)
+
+    def with_caches(self, caches: Mapping[str | None, ResponseCache]) -> "StreamConfig":
+        """The same, in which responses of these teachers are kept. They come first: they are of the tile as it was scanned."""
+        teachers = (replace(each, cache=caches.get(each.name)) for each in self.teachers)
+        return replace(self, teachers=tuple(sorted(teachers, key=lambda each: each.cache is None)))
 
     def without_cache(self) -> "StreamConfig":
         """The same, in which all teachers answer."""
@@ -112,9 +133,11 @@ class StreamConfig:
         """A little less than what a batch of a teacher holds when it is answered: a block is complete when it has more.
 
         Ray Data knows one such size for all stages: of several teachers that of the smallest batch, so that none waits with
-        what it has answered. What is larger leaves a stage in several blocks.
+        what it has answered. What is larger leaves a stage in several blocks. What is kept comes by whole chunks, and does not
+        count.
         """
-        sizes = [each.pool.batch_size * self.bytes_per_tile(number) for number, each in enumerate(self.teachers, start=1)]
+        numbered = [(number, each) for number, each in enumerate(self.teachers, start=1) if each.cache is None]
+        sizes = [each.pool.batch_size * self.bytes_per_tile(number) for number, each in numbered]
         return max(1, min(BLOCK_BYTES, int(0.9 * min(sizes))))
 
 
@@ -134,9 +157,11 @@ def make_reader(config: StreamConfig) -> TileReader:
 def teacher_arguments(config: StreamConfig, number: int = 0, *, has_gpus: bool = True) -> dict[str, Any]:
     """Of the `TeacherStage` of one of the stream's teachers, on the GPUs that its pool has.
 
-    The first one puts the tiles in their view and colours, the others get them so. The last one knows who was asked.
+    The first one whose responses are not kept puts the tiles in their view and colours, with what was said of them by those
+    before it; the others get them so. The last one knows who was asked.
     """
-    asked, is_first = config.teachers[number], number == 0
+    asked, before = config.teachers[number], config.teachers[:number]
+    is_first = asked.cache is None and all(each.cache is not None for each in before)
     is_last = number == len(config.teachers) - 1 > 0
     return dict(
         name=asked.teacher.name,
@@ -147,6 +172,7 @@ def teacher_arguments(config: StreamConfig, number: int = 0, *, has_gpus: bool =
         threads=asked.pool.threads,
         expected_sha256=asked.sha256,
         view_seed=config.view_seed if is_first else None,
+        turned=[spec for each in before for spec in each.responses] if is_first else [],
         colour=config.colour if is_first else None,
         colour_seed=config.colour_seed,
         label=asked.name,
@@ -164,7 +190,7 @@ def make_stream(
     Args:
         epochs: The first of them, and the first that is left out; None: all.
         has_pool: Teachers whose cache is not complete have the actors, and GPUs, of their pools; else only their CPUs, for
-            what a cache lacks.
+            what a cache lacks. Those that have none answer in every epoch, and have theirs.
     """
     reader = make_reader(config)
     rows_at_once = {} if config.largest_px is None else {"rows_at_once": max(1, BLOCK_BYTES // 4 // config.bytes_per_tile())}
@@ -193,7 +219,7 @@ def _with_responses(pixels: ray.data.Dataset, config: StreamConfig, *, has_pool:
     """
     rows = pixels
     for number, asked in enumerate(config.teachers):
-        has_gpus = has_pool and not (asked.cache is not None and asked.cache.is_complete())
+        has_gpus = asked.cache is None or (has_pool and not asked.cache.is_complete())
         arguments = teacher_arguments(config, number, has_gpus=has_gpus)
         num_gpus = (asked.pool.gpus_per_actor if has_gpus else 0.0) or None
         pool = dict(
@@ -213,7 +239,7 @@ def _with_responses(pixels: ray.data.Dataset, config: StreamConfig, *, has_pool:
             batch_size=None if num_gpus is None else config.rows_per_block(),  # with GPUs, Ray Data wants a number
             **pool,
         )
-    if not config.is_cached:
+    if any(each.cache is None for each in config.teachers):
         # A batch leaves a stage when it is answered. Ray Data would put the whole chunk together first.
         rows.context.target_max_block_size = config.bytes_per_answer()
     return rows

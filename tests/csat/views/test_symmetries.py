@@ -7,14 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from csat.columns import of_arrays
-from csat.responses import Kind, ResponseSpec, Symmetry
+from csat.responses import Kind, ResponseSpec, Symmetry, needs_view_in_pool
 from csat.views.symmetries import (
     _turn_by_selection,
     apply_d4,
     apply_d4_tiles,
     d4_of,
     invert_d4,
-    needs_view_in_pool,
 )
 
 EIGHT = range(8)

@@ -136,6 +136,22 @@ def test_several_teachers_are_kept_together(tmp_path, manifest, asked):
     assert decides_to_keep(job, manifest) and [number for number, _ in asked] == [0, 1]
 
 
+def test_only_what_can_be_kept_is_measured_and_kept(tmp_path, manifest, asked, monkeypatch, caplog):
+    """Of features, which are others in each view, there is nothing to keep; the other teacher's number stays its own."""
+    caplog.set_level("INFO")
+    monkeypatch.setattr(keeping.cluster, "check_is_shared", lambda *_, **__: None)
+    options = {"model": "resnet18", "num_classes": 0, "random_weights": True, "mpp": 0.5, "precision": "float32"}
+    teachers = {"features": NamedTeacher(name="timm", options=options), "nuclei": NamedTeacher(name="stain")}
+    job = job_of(tmp_path, manifest, teacher=None, teachers=teachers, cache=cache_in(tmp_path))
+    assert decides_to_keep(job, manifest) and [number for number, _ in asked] == [1]
+    kept = with_cache(job, manifest).stream
+    assert [(each.name, each.cache is not None) for each in kept.teachers] == [("nuclei", True), ("features", False)]
+    assert "features answers in every epoch" in caplog.text
+    alone = {"teacher": None, "teachers": {"features": teachers["features"]}, "cache": cache_in(tmp_path)}
+    with pytest.raises(ConfigError, match=r"another view \(flip and rotation\) in every epoch"):
+        keeping.check_can_keep(job_of(tmp_path, manifest, **alone))
+
+
 def test_the_runs_own_stages_are_measured(tmp_path, manifest):
     job = job_of(tmp_path, manifest, cache=cache_in(tmp_path))
     (asked,) = job.stream.teachers

@@ -17,11 +17,15 @@ from csat.model.contract import Model
 from csat.model.student import StudentConfig
 from csat.panel import split_name
 from csat.responses import Kind, Symmetry
+from csat.runs.plan import Plan
 from csat.tiles.grid import TilingConfig
 from csat.training.batches import to_batches
 from csat.training.config import TrainConfig
+from csat.views.colour_config import ColourConfig
 from csat.views.symmetries import apply_d4_tiles, d4_of
+from teachers.cached_stage import CachedTeacherStage
 from teachers.registry import load_teacher
+from teachers.response_cache import ResponseCache
 from teachers.rows import shrunk
 from teachers.stage import TeacherStage
 from tests.csat.methods.test_equivariance import LOGIT_LIMIT
@@ -174,6 +178,50 @@ def test_one_view_is_drawn_for_teachers_that_have_to_see_it():
     turned = {**rows, "response_nuclei.hv": rows["response_nuclei.hv"][..., ::-1].copy()}
     noticed = min(losses_of(turned, job, method)["nuclei.hv_mse"])
     assert noticed > 1e-4 and noticed > 100 * max(terms["nuclei.hv_mse"]), "another view would be noticed"
+
+
+def test_what_is_kept_of_one_teacher_is_turned_with_the_tile_for_the_other(tmp_path):
+    """One tile in eight epochs: stain is asked once, of the tile as it was scanned, and features of each view."""
+    teachers = {"tissue": NamedTeacher(name="timm", options=RESNET), "coarse": replace(STAIN, shrink=2)}
+    job, methods = make_job(config := config_of(tile_px=64, **teachers), describe(config))
+    stream = job.stream
+    assert [each.name for each in stream.keepable] == ["coarse"]
+    stain = load_teacher("stain", None, stream.keepable[0].teacher.options)
+    cache = ResponseCache(str(tmp_path / "cache"), {}, stain.spec.responses)
+    stream = stream.with_caches({"coarse": cache})
+    assert [each.name for each in stream.teachers] == ["coarse", "tissue"] and stream.without_cache().keepable
+    given, plan = rows_in_each_view(64), Plan([1], [0], num_epochs=200, seed=0)
+    kept, asked = (teacher_arguments(stream, number) for number in (0, 1))
+    assert kept["view_seed"] is None and asked["view_seed"] == 0
+    stage = CachedTeacherStage(cache, plan, batch_size=4, **kept)
+    (first,) = stage({name: column[:1] for name, column in given.items()})
+    (rows,) = stage(dict(given))
+    assert first[TEACHER_S].all() and not rows[TEACHER_S].any(), "asked once"
+    rows["response_coarse.hv"].flags.writeable = False
+    rows = TeacherStage(**asked)(rows)
+    np.testing.assert_array_equal(rows[TILE], apply_d4_tiles(given[TILE], np.arange(8)))
+    job = replace(job, stream=stream)
+    terms = losses_of(rows, job, methods[None])
+    assert {"tissue.features_cosine", "coarse.hv_mse"} <= terms.keys()
+    for name, values in terms.items():
+        assert max(values) < 2e-3, (name, values)
+    wrong = {**rows, "response_coarse.hv": rows["response_coarse.hv"][:, ::-1].copy()}
+    assert min(losses_of(wrong, job, methods[None])["coarse.hv_mse"]) > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        ({}, ["coarse"]),
+        ({"colour": ColourConfig(brightness=0.1)}, []),
+        ({"largest_px": ((64, 32),)}, []),
+        ({"view_seed": None}, ["coarse", "tissue"]),
+    ],
+)
+def test_what_can_be_kept(changes, kept):
+    config = config_of(tissue=NamedTeacher(name="timm", options=RESNET), coarse=replace(STAIN, shrink=2))
+    stream = replace(make_job(config, describe(config))[0].stream, **changes)
+    assert [each.name for each in stream.keepable] == kept
 
 
 @pytest.fixture(scope="module")

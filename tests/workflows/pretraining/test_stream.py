@@ -1,8 +1,10 @@
 """Who has GPUs in a stream. What a response cache does with them, and that its pool ends, is in test_s3.py."""
 
+from dataclasses import replace
+
 import pytest
 
-from csat.responses import Kind, ResponseSpec
+from csat.responses import Kind, ResponseSpec, Symmetry
 from csat.runs.plan import Plan
 from teachers.response_cache import ResponseCache
 from workflows.pretraining.stream import ResumingStream, StreamConfig, StreamTeacher
@@ -39,6 +41,30 @@ def test_later_epochs_have_no_gpu_for_what_is_kept(ray_cluster, tmp_path):
     assert gpus(config.without_cache(), TRAIN) == 0.5
     cache.mark_complete()
     assert (gpus(config, TRAIN), gpus(config, CACHED)) == (0, 0)
+
+
+@pytest.mark.ray
+def test_a_teacher_whose_responses_cannot_be_kept_has_its_pool_in_every_epoch(ray_cluster, tmp_path):
+    """It comes after the others, and its batches leave when they are answered."""
+    pool, asked = PoolConfig(gpus_per_actor=0.5, batch_size=4), TeacherConfig(name="stain")
+    features = ResponseSpec(name="features.embedding", kind=Kind.FEATURES, channels=8, stride_px=None, symmetry=Symmetry.NONE)
+    asks = {"features": (features,), "nuclei": tuple(replace(spec, name="nuclei.np") for spec in RESPONSES)}
+    teachers = tuple(
+        StreamTeacher(name=name, teacher=asked, sha256="", responses=responses, pool=pool) for name, responses in asks.items()
+    )
+    plan, manifest = Plan([16], [0], num_epochs=3, seed=0), str(tmp_path / "manifest")
+    config = StreamConfig(manifest_uri=manifest, plan=plan, tile_px=64, readers=ReaderConfig(), teachers=teachers, view_seed=1)
+    config = config.with_caches({"nuclei": ResponseCache(str(tmp_path / "cache"), {}, RESPONSES)})
+
+    def stages(part: str) -> list[tuple]:
+        stream = ResumingStream(
+            config=config, checkpoints_uri=str(tmp_path / "checkpoints"), settings=RayConfig(), part=part
+        )()
+        assert stream.context.target_max_block_size == int(0.9 * 4 * config.bytes_per_tile())
+        return [(stage.fn.__name__, stage.ray_remote_args.get("num_gpus") or 0) for stage in stages_of(stream)[1:]]
+
+    assert stages(TRAIN) == [("CachedTeacherStage_nuclei", 0.5), ("TeacherStage_features", 0.5)]
+    assert stages(CACHED) == [("CachedTeacherStage_nuclei", 0), ("TeacherStage_features", 0.5)]
 
 
 @pytest.mark.ray
