@@ -25,7 +25,7 @@ def load(place: str, *, tile_px: int | None = None, device: str = "cpu", precisi
 
     Args:
         place: A run folder of pretrain.py or finetune.py, an exported folder, or an ONNX file of export.py, a path or a URI.
-            Or the name of a student that comes with the package (`csat.shipped.names()`).
+            Or the name of a model that comes with the package (`csat.shipped.names()`).
         tile_px: Edge of the tiles that it will be shown; None: as it was trained.
         device: As torch names it: "cpu", "cuda".
         precision: "float32", or "bfloat16" for speed where the device has it.

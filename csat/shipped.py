@@ -1,7 +1,8 @@
-"""Students that come with the package, by name: each is an exported folder below `weights`, with its card and licence lines.
+"""Models that come with the package, by name: each is an exported folder below `weights`, with its card and licence lines.
 
     csat.load("csat-nuclei")
     python workflows/predict.py --model csat-nuclei --slides slide.svs --output predicted
+    python workflows/pretrain.py --teacher hovernet-nuclei --slides slides --run_folder runs/student
 
 Wherever a model is asked for, such a name may stand in the place of a folder. export.py writes one (its setting `small`).
 """
@@ -18,7 +19,7 @@ def names() -> list[str]:
 
 
 def folder_of(name: str) -> str | None:
-    """The folder of the student of that name; None: there is none."""
+    """The folder of the model of that name; None: there is none."""
     return str(FOLDER / name) if name in names() else None
 
 
@@ -28,5 +29,5 @@ def also() -> str:
 
 
 def is_shipped(said: str) -> bool:
-    """Whether these words name a student of the package: a folder of that name where the user is goes first."""
+    """Whether these words name a model of the package: a folder of that name where the user is goes first."""
     return folder_of(said) is not None and not Path(said).exists()

@@ -68,7 +68,7 @@ def open_answers(
 
     Args:
         name: A teacher's name (`stain`, `hovernet`, `timm`, …); or a place: run folder, exported folder, ONNX file, local or
-            in a bucket; or a student that comes with the package.
+            in a bucket; or a model that comes with the package.
         weights: Of a teacher that needs them.
         options: Of a teacher.
         tile_px: Edge of the tiles; None: as it was trained, or 256 for a teacher that takes any.

@@ -7,6 +7,7 @@ from typing import Any
 from csat.errors import ConfigError
 from csat.responses import TeacherSpec
 from csat.settings import places_in, read_settings, resolve
+from csat.shipped import also, is_shipped
 from csat.storage import files
 from teachers.contract import PRECISION, Teacher
 
@@ -34,7 +35,7 @@ def load_teacher(
     """Load a teacher by name.
 
     Args:
-        name: Key of `TEACHERS`, or the folder of a run of finetune.py.
+        name: Key of `TEACHERS`, the folder of a run of finetune.py, or a teacher that comes with the package.
         weights: File of weights, local or remote; None for a teacher that needs none.
         options: Fields of the teacher's options dataclass, as from a YAML recipe; the rest keep their defaults.
         device: Where it runs, as torch names it ("cpu", "cuda").
@@ -60,24 +61,29 @@ def describe_teacher(name: str, weights: str | None = None, options: Mapping[str
 
 
 def find_teacher(name: str, weights: str | None = None) -> tuple[str, str | None]:
-    """Key of `TEACHERS` and weights, where the folder of a run may stand for a name.
+    """Key of `TEACHERS` and weights, where the folder of a run, or the name of a model of the package, may stand for a name.
 
     Returns:
-        `("run", folder)` for a folder, in one spelling wherever it is looked at from; else the two as given.
+        `("run", folder)` for a folder, in one spelling wherever it is looked at from; `("run", name)` for a model of the
+        package, which lies elsewhere on every node; else the two as given.
 
     Raises:
         ConfigError: neither a name nor a folder; lists the names.
     """
     if name in TEACHERS:
-        return name, files.normalise(weights) if name == RUN and weights else weights
-    if not files.is_dir(name):
+        return name, _normalised(weights) if name == RUN and weights else weights
+    if not is_shipped(name) and not files.is_dir(name):
         raise ConfigError(
             f"there is no teacher {name!r}; there are: {', '.join(TEACHERS)}. The folder of a run of finetune.py, local or "
-            "s3://, is a teacher too, and there is no such folder"
+            f"s3://, is a teacher too, and there is no such folder{also()}"
         )
     if weights is not None:
-        raise ConfigError(f"teacher {name!r} is a folder that has its own weights: leave out the weights {weights}")
-    return RUN, files.normalise(name)
+        raise ConfigError(f"teacher {name!r} has its own weights: leave out the weights {weights}")
+    return RUN, _normalised(name)
+
+
+def _normalised(run: str) -> str:
+    return run if is_shipped(run) else files.normalise(run)
 
 
 def with_places(name: str, options: Mapping[str, Any]) -> dict[str, Any]:

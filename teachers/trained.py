@@ -1,4 +1,5 @@
-"""A model that finetune.py trained as a teacher: its run folder, or the `exported/` folder in it, local or in a bucket.
+"""A model that finetune.py trained as a teacher: its run folder, or the `exported/` folder in it, local or in a bucket; or one
+that comes with the package, by its name.
 
 What it answers follows from the task that it was trained for:
 
@@ -39,7 +40,7 @@ from csat.losses.attention import attention_maps, normalise_jointly
 from csat.model.contract import DECODED, ENCODED, FEATURES, Model
 from csat.model.files import exported_folder, load_model, local_copy, read_model_config, weights_name
 from csat.responses import Kind, ResponseSpec, Symmetry, TeacherSpec
-from csat.storage import files
+from csat.shipped import is_shipped
 from teachers.contract import Teacher, select_responses, sha256_of
 from teachers.torch_teacher import Precision, TorchTeacher
 
@@ -97,7 +98,7 @@ def load(options: RunOptions, *, weights: str | None, device: str, wanted: Seque
     """Load a fine-tuned model; see `teachers.registry.load_teacher`.
 
     Args:
-        weights: Run folder of finetune.py, or an exported folder.
+        weights: Run folder of finetune.py, an exported folder, or the name of a model that comes with the package.
 
     Raises:
         ConfigError: no such folder, an unfinished run, weights that do not fit.
@@ -106,7 +107,7 @@ def load(options: RunOptions, *, weights: str | None, device: str, wanted: Seque
     """
     if not weights:
         raise TeacherError(f"teacher {NAME!r} is a run folder of finetune.py: say which with teacher=FOLDER")
-    folder = exported_folder(files.normalise(weights))
+    folder = exported_folder(weights)
     config = read_model_config(folder)
     metadata = config.get("metadata") or {}
     if metadata.get("task") is None and metadata.get("teacher"):
@@ -124,7 +125,7 @@ def load(options: RunOptions, *, weights: str | None, device: str, wanted: Seque
         tile_px=_tile_sizes(model, metadata.get("tile_px"), any_size=options.any_size),
         weights_sha256=sha256,
         licence=licence_of(metadata),
-        source=_source(folder, config, metadata),
+        source=_source(weights if is_shipped(weights) else folder, config, metadata),
     )
     return TrainedTeacher(model, spec, device=device, precision=options.precision, micro_batch=options.micro_batch)
 

@@ -25,6 +25,7 @@ import yaml
 from csat.errors import DatasetError, StorageError
 from csat.labels.sets import LabelledData
 from csat.runs.students import manifest_of
+from csat.shipped import is_shipped
 from csat.storage import files
 from csat.tiles.manifest import read_manifest
 from csat.words import some
@@ -67,7 +68,7 @@ def check_leakage(initial: str | None, data: LabelledData, *, teacher: str | Non
         DatasetError: which run saw how many images, or groups; some of them, and what to do.
     """
     runs = [(initial, "")] if initial else []
-    if teacher is not None and _run_folder(teacher) is not None:
+    if teacher is not None and (is_shipped(teacher) or _run_folder(teacher) is not None):
         runs.append((teacher, ", the teacher"))
     if not runs:
         return
@@ -102,6 +103,9 @@ def seen_by(run: str, *, role: str = "") -> list[Seen]:
 
 def _follow(place: str, *, role: str, visited: set[str]) -> Iterator[Seen]:
     folder = _run_folder(place)
+    if is_shipped(place):
+        logger.warning("%s%s comes with the package: its card says what it was trained on, which is not compared", place, role)
+        return
     if folder is None:
         logger.warning("%s%s is no run folder (or no longer there): what it was trained on cannot be compared", place, role)
         return

@@ -26,7 +26,7 @@ def open_answers(
 
     Args:
         place: Run folder of pretrain.py or finetune.py, exported folder, or ONNX file of export.py, a path or a URI; or the
-            name of a student that comes with the package.
+            name of a model that comes with the package.
         tile_px: Edge of the tiles; None: as it was trained.
         device: As torch names it.
         precision: float32 or bfloat16 (autocast); an ONNX file has its own.

@@ -1,4 +1,4 @@
-"""Students that come with the package: found by name wherever a model is asked for, and fit to be passed on."""
+"""Models that come with the package: found by name wherever a model is asked for, and fit to be passed on."""
 
 import json
 
@@ -8,7 +8,8 @@ import torch
 
 import csat
 from csat import shipped
-from csat.errors import ConfigError
+from csat.errors import ConfigError, TeacherError
+from csat.evaluation.leakage import seen_by
 from csat.export.facts import why_not_released
 from csat.licences import is_unknown, licences_of
 from csat.model.files import exported_folder, load_exported, save_model
@@ -16,10 +17,12 @@ from csat.model.registry import ModelConfig, build_model
 from csat.model.student import Student, StudentConfig
 from csat.settings import with_places
 from csat.tasks import DatasetInfo, Task, heads_of
+from teachers.registry import find_teacher, load_teacher
 from workflows.comparison.config import AnswererConfig, EvaluateConfig
 from workflows.prediction.config import AnswersConfig
 from workflows.prediction.model import open_model
 from workflows.shell import command_line
+from workflows.shell.config import TeacherConfig
 
 NUCLEI = DatasetInfo(name="own", task=Task.NUCLEI, classes=(), mpp=0.5, licence="CC0", source="", group="")
 LARGEST_BYTES = 7_000_000
@@ -82,6 +85,27 @@ def test_a_message_says_which_there_are(toy):
     ):
         with pytest.raises(ConfigError, match="With the package come: toy"):
             load("toyy")
+
+
+def test_a_trained_model_is_a_teacher_by_its_name(toy, caplog):
+    """Where it lies differs from node to node, so the name travels."""
+    student = Student(StudentConfig(backbone="csat_nano", decoder_channels=8), heads_of(NUCLEI)).eval()
+    metadata = {"task": "nuclei", "tile_px": 64, "mpp": 0.5, "licence": "CC0", "source": "own"}
+    save_model(student, str(shipped.FOLDER / "taught"), metadata, is_small=True)
+    assert find_teacher("taught") == find_teacher(*find_teacher("taught")) == ("run", "taught")
+    config = with_places(TeacherConfig(name="taught"))
+    assert (config.name, config.weights) == ("run", "taught") and with_places(config) == config
+    spec = load_teacher("taught").spec
+    assert [response.name for response in spec.responses] == ["np", "hv"]
+    assert (spec.mpp, spec.licence) == (0.5, "CC0") and spec.source.startswith("taught: ")
+    with pytest.raises(ConfigError, match="With the package come: taught, toy"):
+        find_teacher("taughtt")
+    with pytest.raises(ConfigError, match="has its own weights"):
+        find_teacher("taught", "a.pth")
+    with pytest.raises(TeacherError, match="holds a student of pretrain.py"):
+        save_model(student, str(shipped.FOLDER / "told"), {"teacher": {"name": "taught"}}, is_small=True)
+        load_teacher("told")
+    assert not seen_by("taught") and "taught comes with the package: its card says what it was trained on" in caplog.text
 
 
 @pytest.mark.parametrize("name", shipped.names())

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from csat.errors import ConfigError
-from csat.settings import Free, Often, Place, places_in
+from csat.settings import Free, ModelPlace, Often, places_in
 from teachers.registry import find_teacher, with_places
 
 if TYPE_CHECKING:
@@ -18,8 +18,12 @@ MOST_ACTORS = 2  # of a stage whose number is neither set nor planned
 class TeacherConfig:
     """Which teacher answers, and from what weights."""
 
-    name: Often[str]  # stain, hovernet, timm, ara_cnn, torchscript, or the folder of a run of finetune.py, local or s3://
-    weights: Often[Place | None] = None  # file of weights, local on every node or s3://; stain and a run's folder need none
+    name: Often[
+        str
+    ]  # stain, hovernet, timm, ara_cnn, torchscript, a run folder of finetune.py, or one that comes with the package
+    weights: Often[ModelPlace | None] = (
+        None  # file of weights, local on every node or s3://; stain and a run's folder need none
+    )
     options: Often[dict[str, Any]] = field(default_factory=dict)  # fields of that teacher's options, such as mode: fast
     accept_any_mpp: bool = False  # show it tiles of another resolution than it was made for
 
