@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from csat.errors import SlideError
+from csat.evaluation.metrics.classification import count_confidence
 from csat.evaluation.metrics.instances import compare_instances
 from csat.evaluation.metrics.segmentation import count_pixels
 from csat.evaluation.predictions import Predictions
@@ -211,6 +212,9 @@ def _compare_nucleus_pixels(answer: Answer, info: DatasetInfo) -> tuple[float, d
 def _compare_nuclei(answer: Answer, info: DatasetInfo) -> tuple[float, dict]:
     loss, arrays = _compare_nucleus_pixels(answer, info)
     said, decoded = answer.nearest(_instances(answer)), answer.decoded
+    probability = answer.over_image("np")[0].ravel()
+    is_right = (probability >= 0.5) == (decoded.instances.ravel() > 0)
+    arrays["calibration"] = count_confidence(np.maximum(probability, 1 - probability), is_right)
     types = None
     if info.classes and decoded.types is not None:
         types = answer.nearest(answer.maps["tp"].argmax(0).astype(np.uint8)), decoded.types

@@ -24,6 +24,7 @@ ARRAYS = {
     },
     Task.NUCLEI: {
         "pixels": "int64 [3]: nucleus pixels that are true positives, false positives, false negatives",
+        "calibration": "float64 [15, 3]: pixels by the confidence in nucleus or not; how many, sum of confidences, right ones",
         "aji": "int64 [2]: intersection and union of the aggregated Jaccard index",
         "aji_plus": "int64 [2]: the same of AJI+",
         "detection": "int64 [3]: nuclei found by centroid: true positives, false positives, false negatives",
@@ -34,7 +35,7 @@ ARRAYS = {
         "the nuclei of each type without a partner: false positives, false negatives; absent where there are no types",
     },
 }
-LATER = ("aji_plus", "hovernet", "hovernet_by_type")  # predictions of earlier versions lack these
+LATER = ("calibration", "aji_plus", "hovernet", "hovernet_by_type")  # predictions of earlier versions lack these
 PREFIX = b"csat"  # key of the table's metadata
 
 

@@ -16,7 +16,7 @@ from csat import nuclei
 from csat.errors import ConfigError, DatasetError
 from csat.evaluation.metrics import classification, instances, segmentation
 from csat.evaluation.metrics.bootstrap import NUM_BOOTSTRAPS, SumTally, Tally, index_groups, interval, nan_mean, resample
-from csat.evaluation.metrics.classification import LOWER_IS_BETTER, ClassificationTally
+from csat.evaluation.metrics.classification import BINS, LOWER_IS_BETTER, ClassificationTally
 from csat.evaluation.metrics.instances import compare_instances, instance_figures
 from csat.evaluation.metrics.segmentation import segmentation_figures
 from csat.evaluation.predictions import LATER, Predictions
@@ -62,7 +62,7 @@ def metrics_of(task: Task, classes: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(segmentation_figures(np.zeros((len(classes), len(classes))), classes))
     nothing = np.zeros((1, 1), np.int32)
     counts = compare_instances(nothing, nothing, mpp=None, num_types=len(classes))
-    return tuple(instance_figures({"pixels": np.zeros(3), **counts}, classes))
+    return tuple(instance_figures({"pixels": np.zeros(3), "calibration": np.zeros((BINS, 3)), **counts}, classes))
 
 
 def protocol_of(task: Task, metric: str) -> str:

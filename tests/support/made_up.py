@@ -61,6 +61,12 @@ def nuclei(seed: int = 0, *, num_samples: int = 12, per_group: int = 3, types: t
     match = np.stack([found, extra, lost, 0.8 * found], 1).astype(np.float64)
     arrays = {
         "pixels": pixels,
+        "calibration": np.stack(
+            [
+                np.stack([np.linspace(50, 400, 15), np.linspace(20, 380, 15), found[each] * np.arange(15)], 1)
+                for each in range(num_samples)
+            ]
+        ),
         "aji": np.stack([pixels[:, 0], pixels.sum(1)], 1),
         "aji_plus": np.stack([pixels[:, 0] + 10, pixels.sum(1)], 1),
         "detection": np.stack([found, extra, lost], 1),

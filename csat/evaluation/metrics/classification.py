@@ -126,6 +126,12 @@ def bin_of(confidence: np.ndarray) -> np.ndarray:
     return np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
 
 
+def count_confidence(confidence: np.ndarray, is_right: np.ndarray) -> np.ndarray:
+    """float64 `[BINS, 3]` by confidence: answers, sum of their confidences, right ones. Both arguments `[N]`."""
+    bins = bin_of(confidence)
+    return np.stack([np.bincount(bins, weights, BINS) for weights in (None, confidence, is_right)], 1).astype(np.float64)
+
+
 def calibration_error(bins: np.ndarray) -> np.ndarray:
     """Expected calibration error of `[..., BINS, 3]`: samples, sum of confidences, right ones. Guo et al. 2017, equation 3."""
     return ratio(np.abs(bins[..., 1] - bins[..., 2]).sum(-1), bins[..., 0].sum(-1))

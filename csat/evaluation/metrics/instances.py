@@ -7,6 +7,7 @@ lot: figures of other papers compare only where their protocol is this one.
 import numpy as np
 
 from csat.evaluation.metrics.bootstrap import nan_mean, ratio
+from csat.evaluation.metrics.classification import calibration_error
 from csat.evaluation.metrics.pairing import (
     Overlaps,
     centroids_of,
@@ -20,6 +21,8 @@ from csat.instances import relabel
 # Metric → the protocol. A name that ends in / is followed by a type.
 METRICS = {
     "dice": "of nucleus pixels; pooled over all images",
+    "ece": "expected calibration error of nucleus or not, by pixel, 15 equal bins of the confidence in the more likely of the "
+    "two (Guo et al. 2017); lower is better; pooled",
     "aji": "Kumar et al. 2017: each true nucleus takes the said one of highest IoU; unmatched area counts as union; pooled",
     "aji_plus": "AJI+ of HoVer-Net's code: as aji, of the one-to-one pairing of the largest sum of IoU; pooled",
     "dq": "detection quality: F1 of nuclei matched by IoU > 0.5 (so each at most once), Kirillov et al. 2019; pooled",
@@ -90,6 +93,8 @@ def instance_figures(sums: dict[str, np.ndarray], types: tuple[str, ...]) -> dic
     """
     tp, fp, fn = np.moveaxis(sums["pixels"], -1, 0)
     figures = {"dice": ratio(2 * tp, 2 * tp + fp + fn)}
+    if "calibration" in sums:
+        figures["ece"] = calibration_error(sums["calibration"])
     if "match" not in sums:
         return figures
     figures |= {name: ratio(sums[name][..., 0], sums[name][..., 1]) for name in ("aji", "aji_plus") if name in sums}

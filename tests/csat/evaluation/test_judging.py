@@ -173,6 +173,28 @@ def test_single_nuclei_are_found_and_matched():
     assert figures["pq"] > 0.9
 
 
+def test_a_model_that_is_too_sure_of_its_nuclei_is_badly_calibrated():
+    """It says 0.8 of every pixel; of half of the other image it says so, too, and 0.1 of the rest."""
+
+    class Sure(ByColour):
+        def forward(self, images):
+            said = super().forward(images)
+            high = torch.full_like(said["np"], np.log(0.8 / 0.2))
+            high[..., 32:] = self.right_half
+            return {**said, "np": high}
+
+    model = Sure(responses_of(Task.NUCLEI))
+    source = Nuclei([(64, 64)])
+    true = source.get(0).instances > 0
+    for model.right_half, expected in (
+        (np.log(0.8 / 0.2), abs(0.8 - true.mean())),
+        (np.log(0.1 / 0.9), abs(0.8 - true[:, :32].mean()) / 2 + abs(0.9 - (~true[:, 32:]).mean()) / 2),
+    ):
+        said = say(Task.NUCLEI, [(64, 64)], source=source, info=info_of(Task.NUCLEI, ()), model=model, tile_px=64)
+        assert said.arrays["calibration"].shape == (1, 15, 3) and said.arrays["calibration"][0, :, 0].sum() == true.size
+        assert figures_of(said)["ece"] == pytest.approx(expected, abs=1e-6)
+
+
 def test_types_are_matched_where_a_set_has_them():
     responses = (*responses_of(Task.NUCLEI), ResponseSpec(name="tp", kind=Kind.LOGITS, channels=3))
 

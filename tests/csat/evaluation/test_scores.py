@@ -250,6 +250,7 @@ def test_runs_of_an_earlier_version_are_compared_by_what_all_have():
     types = ("a", "b")
     old = nuclei(1, types=types).without(LATER)
     assert set(scores.figures_of(old)) == set(scores.metrics_of(Task.NUCLEI, types)) - {
+        "ece",
         "aji_plus",
         "hovernet_fd",
         "hovernet_fc/a",

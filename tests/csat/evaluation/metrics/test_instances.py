@@ -322,5 +322,6 @@ def test_only_pixels_where_instances_were_not_asked_for():
 
 
 def test_every_figure_has_a_protocol():
-    names = figures(NOTHING, NOTHING, match_by_type=np.zeros((2, 4)), hovernet_by_type=np.zeros((2, 5)))
+    counts = {"calibration": np.zeros((15, 3)), "match_by_type": np.zeros((2, 4)), "hovernet_by_type": np.zeros((2, 5))}
+    names = figures(NOTHING, NOTHING, **counts)
     assert {name if "/" not in name else name.split("/")[0] + "/" for name in names} == set(METRICS)
