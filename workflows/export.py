@@ -52,7 +52,7 @@ def export(config: ExportConfig) -> int:
     repository = hub.check_push(config.push) if config.push else None
     if config.openvino:
         openvino.check_installed()
-    facts = read_facts(config.model, read_model_config(exported_folder(config.model)))
+    facts = read_facts(config.model, read_model_config(exported_folder(config.model)), judged=config.judged)
     check_licences(why_not_released(facts.metadata), accept=config.accept_license)
     answers = open_answers(config.model, tile_px=config.tile_px, name=config.name)
     tiles, where = find_tiles(config, answers)

@@ -43,7 +43,7 @@ def write_card(answers: Answers, facts: Facts, measured: Measured) -> str:
     """The card's text."""
     parts = [_head(answers, facts), f"# {_plain(answers.about.name)}", _summary(answers, facts), _licence(facts)]
     parts += [_answers(answers), _tiles(answers, facts), _use(answers, facts, measured), _training(facts)]
-    parts += [_figures(facts), _cost(answers, measured), _files(measured), LIMITS]
+    parts += [_figures(facts), _judged(answers, facts), _cost(answers, measured), _files(measured), LIMITS]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -83,17 +83,32 @@ def _hub_licence(metadata: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _results(answers: Answers, facts: Facts) -> list[dict[str, Any]]:
-    data = facts.data
-    metrics = [{"type": name, "value": round(figure["value"], 4), "name": name} for name, figure in _scores(facts).items()]
-    if not metrics:
-        return []
-    known = {"name": str(data.get("name", "held-out tiles")), "type": str(data.get("name", "own"))}
-    return [{"task": {"type": PIPELINES[answers.task]}, "dataset": known, "metrics": metrics}]
+    own, judged = facts.data.get("name"), facts.judged
+    found = [(own or "held-out tiles", own or "own", _scores(facts))]
+    if judged:
+        names = ", ".join(judged["data"])
+        found.append((names, names, _overall(judged["figures"][judged["own"]])))
+    return [
+        {
+            "task": {"type": PIPELINES[answers.task]},
+            "dataset": {"name": str(name), "type": str(kind)},
+            "metrics": [
+                {"type": metric, "value": round(each["value"], 4), "name": metric} for metric, each in figures.items()
+            ],
+        }
+        for name, kind, figures in found
+        if figures
+    ]
 
 
 def _scores(facts: Facts) -> dict[str, dict[str, float]]:
     """Figures with intervals: of the test images, or of a pretraining's held-out tiles."""
     figures = facts.evaluation.get("test") or ({} if "task" in facts.evaluation else facts.evaluation)
+    return _overall(figures)
+
+
+def _overall(figures: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Those with an interval, of all classes together."""
     kept = {
         name: figure for name, figure in figures.items() if isinstance(figure, dict) and "low" in figure and "/" not in name
     }
@@ -261,10 +276,37 @@ def _figures(facts: Facts) -> str:
     return "\n".join(lines)
 
 
+def _judged(answers: Answers, facts: Facts) -> str:
+    """On other images, beside whatever else was judged on them."""
+    judged = facts.judged
+    if not judged:
+        return ""
+    own, data = judged["own"], ", ".join(map(_plain, judged["data"]))
+    others = [name for name in judged["figures"] if name != own]
+    seen = "which neither it nor what it learned from has seen" if judged["is_unseen"] else "some of which it may have seen"
+    part = "" if judged["part"] == "all" else f" ({_plain(judged['part'])})"
+    lines = [f"## On other images: {data}{part}", ""]
+    lines += [
+        f"{judged['samples']:,} images of {judged['groups']:,} groups, {seen}; 95% intervals (bootstrap over groups).",
+        "",
+    ]
+    lines += [f"| figure | {_plain(answers.about.name)} | {''.join(f'{_plain(name)} | ' for name in others)}"]
+    lines += ["|---|" + "---|" * (1 + len(others))]
+    for metric in _overall(judged["figures"][own]):
+        cells = []
+        for name in (own, *others):
+            figure = judged["figures"][name].get(metric)
+            cells.append(f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})" if figure else "")
+        lines.append(f"| {_plain(metric)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _cost(answers: Answers, measured: Measured) -> str:
     cost = measured.cost
     lines = ["## Cost", "", f"- {cost['params'] / 1e6:.2f} M parameters, {cost['macs'] / 1e9:.3g} GMAC for a tile"]
-    lines += [f"- {_plain(name)}: {speed:.1f} tiles/s" for name, speed in measured.speeds.items()]
+    for name, speed in measured.speeds.items():
+        area = f", {1 / (speed * (answers.tile_px * answers.mpp / 1000) ** 2):.2g} s/mm²" if answers.mpp else ""
+        lines.append(f"- {_plain(name)}: {speed:.1f} tiles/s{area}")
     return "\n".join([*lines, f"- Measured on {_plain(measured.machine)}"])
 
 

@@ -112,6 +112,8 @@ def test_a_trained_model_is_a_teacher_by_its_name(toy, caplog):
 def test_what_is_shipped_may_be_passed_on(name):
     """Its size, its card, its licences, and no place of the machine that made it."""
     folder = shipped.FOLDER / name
+    weights = {path.name for path in folder.iterdir()} - {"config.json", "README.md"}
+    assert len(weights) == 1 and weights.pop().endswith(".safetensors")
     assert sum(path.stat().st_size for path in folder.iterdir()) <= LARGEST_BYTES
     config, card = (folder / "config.json").read_text(), (folder / "README.md").read_text()
     metadata = json.loads(config)["metadata"]

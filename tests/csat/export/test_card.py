@@ -4,6 +4,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
+from csat.errors import ConfigError
 from csat.export.card import write_card
 from csat.export.facts import Facts, Measured, read_facts, why_not_released
 from csat.model.files import read_model_config, save_model
@@ -27,13 +28,13 @@ MEASURED = Measured(
 )
 
 
-def card(tmp_path, responses=NUCLEI, *, metadata=METADATA, **files) -> str:
+def card(tmp_path, responses=NUCLEI, *, metadata=METADATA, judged=None, **files) -> str:
     """Of a run folder with these JSON files."""
     answers = answers_of(student(responses))
     save_model(answers.model, str(tmp_path / "exported"), metadata)
     for name, content in files.items():
         RunFolder(str(tmp_path)).write_json(f"{name}.json", content)
-    facts = read_facts(str(tmp_path), read_model_config(str(tmp_path / "exported")))
+    facts = read_facts(str(tmp_path), read_model_config(str(tmp_path / "exported")), judged=judged)
     return write_card(answers, facts, MEASURED)
 
 
@@ -45,6 +46,42 @@ def test_a_distilled_student_tells_its_teacher_fidelity_and_cost(tmp_path):
     assert "3.00 M parameters, 1.09 GMAC" in text and "onnxruntime, batch of 8: 31.2 tiles/s" in text
     assert "For research" in text and "**0.5 um/px**" in text
     assert "not here: it does not pay: 0.91 times as fast" in text
+
+
+@pytest.fixture
+def judged(tmp_path):
+    """An evaluation of the model in `tmp_path`, and of a teacher, on other images."""
+    folder = RunFolder(str(tmp_path / "judged"))
+    own, other = ({"dice": {**FIGURE, "value": value}, "pq/one": FIGURE} for value in (0.75, 0.6))
+    groups = {
+        "mine": {"figures": own, "runs": [{"uri": str(tmp_path)}]},
+        "stain|x": {"figures": other, "runs": [{"uri": "stain"}]},
+    }
+    folder.write_json("evaluation.json", {"groups": groups, "part": "test", "samples": 14, "units": 7})
+    folder.write_text("config.yaml", yaml.safe_dump({"data": {"sets": {"consep": {}}}, "accept_leakage": False}))
+    return folder
+
+
+def test_figures_on_other_images_stand_beside_those_of_others(tmp_path, judged):
+    text = card(tmp_path, judged=judged.uri)
+    assert "## On other images: consep (test)" in text and "14 images of 7 groups, which neither it" in text
+    assert r"| stain\|x |" in text and "| dice | 0.750 (0.700 to 0.900) | 0.600 (0.700 to 0.900) |" in text
+    assert "pq/one" not in text
+    (result,) = ModelCard(text).data.eval_results
+    assert (result.dataset_name, result.metric_type, result.metric_value) == ("consep", "dice", 0.75)
+    assert "onnxruntime, batch of 8: 31.2 tiles/s, 31 s/mm²" in text, "64 px at 0.5 um/px are 0.001024 mm²"
+    judged.write_text("config.yaml", yaml.safe_dump({"data": {"sets": {"consep": {}}}, "accept_leakage": True}))
+    assert "some of which it may have seen" in card(tmp_path, judged=judged.uri)
+
+
+def test_an_evaluation_of_something_else_is_refused(tmp_path, judged):
+    with pytest.raises(ConfigError, match="no finished run of evaluate.py on other images"):
+        card(tmp_path, judged=str(tmp_path / "nothing"))
+    found = judged.read_json("evaluation.json")
+    found["groups"]["mine"]["runs"].append({"uri": "another seed"})
+    judged.write_json("evaluation.json", found)
+    with pytest.raises(ConfigError, match=r"has not judged .*: it has mine: .*another seed"):
+        card(tmp_path, judged=judged.uri)
 
 
 def test_the_hub_understands_its_head(tmp_path):
