@@ -283,7 +283,7 @@ def _judged(answers: Answers, facts: Facts) -> str:
         return ""
     own, data = judged["own"], ", ".join(map(_plain, judged["data"]))
     others = [name for name in judged["figures"] if name != own]
-    seen = "which neither it nor what it learned from has seen" if judged["is_unseen"] else "some of which it may have seen"
+    seen = "of which it is not known to have seen any" if judged["is_unseen"] else "some of which it may have seen"
     part = "" if judged["part"] == "all" else f" ({_plain(judged['part'])})"
     lines = [f"## On other images: {data}{part}", ""]
     lines += [

@@ -64,7 +64,10 @@ def judged(tmp_path):
 
 def test_figures_on_other_images_stand_beside_those_of_others(tmp_path, judged):
     text = card(tmp_path, judged=judged.uri)
-    assert "## On other images: consep (test)" in text and "14 images of 7 groups, which neither it" in text
+    assert (
+        "## On other images: consep (test)" in text
+        and "14 images of 7 groups, of which it is not known to have seen any" in text
+    )
     assert r"| stain\|x |" in text and "| dice | 0.750 (0.700 to 0.900) | 0.600 (0.700 to 0.900) |" in text
     assert "pq/one" not in text
     (result,) = ModelCard(text).data.eval_results
