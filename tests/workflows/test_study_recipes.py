@@ -16,11 +16,9 @@ from workflows.sweep.config import NESTED, SweepConfig
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
-    """A folder with the teachers' runs."""
-    for name in ("hovernet-study", "nuclei-teacher"):
-        (tmp_path / "runs" / name).mkdir(parents=True)
+    """A folder with a teacher's run."""
+    (tmp_path / "runs" / "teacher").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def cells_of(recipe, *more):
@@ -34,7 +32,7 @@ def first_tier():
     return cells_of("study_cpu", "--starts.imagenet.model.weights", "/lite0.safetensors")[1]
 
 
-def test_the_first_tier(here, first_tier):
+def test_the_first_tier(first_tier):
     cells = first_tier
     assert len(cells) == 9 * 4 and sum(cell.num_trials for cell in cells) == 3 * 5 * 4
     assert {cell.num_seeds for cell in cells} == {5}
@@ -67,7 +65,7 @@ def test_the_second_tier_has_the_data_of_the_first(first_tier):
 
 
 def test_attention_from_imagenet():
-    settings = ["--base.model.weights", "lite0.safetensors", "--base.teacher.name", "runs/hovernet-study"]
+    settings = ["--base.model.weights", "lite0.safetensors", "--base.teacher.name", "runs/teacher"]
     _, cells = cells_of("attention_imagenet_cpu", *settings)
     assert [cell.config.model.downsample for cell in cells] == [4, 4, 8, 8]
     assert [cell.config.method.name for cell in cells] == ["supervised", "attention"] * 2
@@ -82,18 +80,19 @@ def test_attention_from_imagenet():
         (["--students.lite0", "null", "--students.resnet18", "null", "--teachers.nuclei", "null"], ["features"], ["csat"]),
     ],
 )
-def test_the_pretrainings(here, more, teachers, students):
+def test_the_pretrainings(more, teachers, students):
     argv = ["--config", "study_rckd_cpu", "--slides", "slides", "tiles.csv", "--run_folder", "runs/rckd", *more]
     config = command_line.parse(PretrainConfig, "", argv, nested=PRETRAIN_NESTED)
     assert list(config.asked) == teachers and list(config.each_student()) == students
     if "nuclei" in teachers:
-        assert config.asked["nuclei"].weights == str(here / "runs" / "hovernet-study")
+        assert config.asked["nuclei"].weights == "hovernet-nuclei"
 
 
 def test_the_students_that_may_be_passed_on():
     argv = ["--config", "nuclei_students_cpu", "--slides", "slides", "--run_folder", "runs/students"]
     config = command_line.parse(PretrainConfig, "", argv, nested=PRETRAIN_NESTED)
     assert [student.backbone for student in config.each_student().values()] == ["csat", "csat_nano"]
+    assert (config.teacher.name, config.teacher.weights) == ("run", "hovernet-nuclei")
     for recipe in ("nuclei_teacher_cpu", "study_hovernet_cpu"):
         argv = ["--config", recipe, "--data.sets.nuinsseg", "nuinsseg", "--run_folder", "runs/teacher"]
         assert command_line.parse(FinetuneConfig, "", argv).model.name == "hovernet"
