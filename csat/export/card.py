@@ -17,6 +17,7 @@ from csat.tasks import Task
 from csat.words import printable
 
 NAME = "README.md"
+ONNX = "model.onnx"
 PIPELINES = {
     Task.CLASSIFICATION: "image-classification",
     Task.SEGMENTATION: "image-segmentation",
@@ -41,7 +42,7 @@ MOST_METRICS = 24  # rows of a table of figures
 
 def write_card(answers: Answers, facts: Facts, measured: Measured) -> str:
     """The card's text."""
-    parts = [_head(answers, facts), f"# {_plain(answers.about.name)}", _summary(answers, facts), _licence(facts)]
+    parts = [_head(answers, facts, measured), f"# {_plain(answers.about.name)}", _summary(answers, facts), _licence(facts)]
     parts += [_answers(answers), _tiles(answers, facts), _use(answers, facts, measured), _training(facts)]
     parts += [_figures(facts), _judged(answers, facts), _cost(answers, measured), _files(measured), LIMITS]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -54,12 +55,12 @@ above: stain, scanner, organ and disease of your own slides may be others. Compa
 it. Where it imitates a teacher, it repeats that teacher's mistakes."""
 
 
-def _head(answers: Answers, facts: Facts) -> str:
-    metadata = facts.metadata
-    head: dict[str, Any] = {**_hub_licence(metadata), "library_name": "timm" if "pretrained_cfg" in facts.config else "onnx"}
+def _head(answers: Answers, facts: Facts, measured: Measured) -> str:
+    opens_in = (["timm"] if "pretrained_cfg" in facts.config else []) + (["onnx"] if ONNX in measured.files else [])
+    head: dict[str, Any] = _hub_licence(facts.metadata)
+    head |= {"library_name": opens_in[0]} if opens_in else {}
     head["pipeline_tag"] = PIPELINES[answers.task]
-    head["tags"] = ["pathology", "histology", "whole-slide-images", "knowledge-distillation", "onnx"]
-    head["tags"] += ["timm"] if "pretrained_cfg" in facts.config else []
+    head["tags"] = ["pathology", "histology", "whole-slide-images", "knowledge-distillation", *opens_in]
     found = [REPOSITORY.match(str(each.get("source", ""))) for each in facts.teachers.values()]
     if bases := [each[1] for each in found if each]:
         head["base_model"] = bases[0] if len(facts.teachers) == 1 else bases
@@ -191,7 +192,7 @@ def _tiles(answers: Answers, facts: Facts) -> str:
 
 def _use(answers: Answers, facts: Facts, measured: Measured) -> str:
     architecture, parts = facts.config.get("architecture"), ["## Use"]
-    parts.append(ONNX_EXAMPLE.format(mpp=answers.mpp, tile_px=answers.tile_px) if "model.onnx" in measured.files else "")
+    parts.append(ONNX_EXAMPLE.format(mpp=answers.mpp, tile_px=answers.tile_px) if ONNX in measured.files else "")
     if "pretrained_cfg" in facts.config:
         source = next((name[:-3] for name in measured.files if name.endswith("_timm.py")), None)
         first = f"import {source}  # the file in this folder: timm does not know the architecture\n" if source else ""
@@ -206,7 +207,8 @@ def _use(answers: Answers, facts: Facts, measured: Measured) -> str:
         )
         parts.append(TIMM_EXAMPLE.format(first=first, says=says, note=note))
     elif not architecture:
-        parts.append("This network is not in timm: use the ONNX file, or this project (`csat.load`).")
+        file = "the ONNX file, or " if ONNX in measured.files else ""
+        parts.append(f"This network is not in timm: use {file}this project (`csat.load`).")
     if "torchscript_model.pt" in measured.files:
         parts.append("QuPath and WSInfer: this folder is a WSInfer bundle (`torchscript_model.pt`, `config.json`).")
     parts.append(OWN_EXAMPLE)
@@ -304,8 +306,9 @@ def _judged(answers: Answers, facts: Facts) -> str:
 def _cost(answers: Answers, measured: Measured) -> str:
     cost = measured.cost
     lines = ["## Cost", "", f"- {cost['params'] / 1e6:.2f} M parameters, {cost['macs'] / 1e9:.3g} GMAC for a tile"]
+    answered_px = answers.tile_px - 2 * max(spec.crop_px for spec in answers.specs)
     for name, speed in measured.speeds.items():
-        area = f", {1 / (speed * (answers.tile_px * answers.mpp / 1000) ** 2):.2g} s/mm²" if answers.mpp else ""
+        area = f", {1 / (speed * (answered_px * answers.mpp / 1000) ** 2):.2g} s/mm²" if answers.mpp else ""
         lines.append(f"- {_plain(name)}: {speed:.1f} tiles/s{area}")
     return "\n".join([*lines, f"- Measured on {_plain(measured.machine)}"])
 
