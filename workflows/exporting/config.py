@@ -24,9 +24,7 @@ class ExportConfig:
     calibration_tiles: int = 256  # tiles by which int8 is calibrated
     tile_px: int | None = None  # edge of the tiles; None: as it was trained
     name: Often[str | None] = None  # of the model in its card; None: the run's folder
-    judged: Often[Place | None] = (
-        None  # run folder of evaluate.py with data.sets: what it says of the model stands in the card
-    )
+    judged: Often[Place | None] = None  # run folder of evaluate.py with data.sets: its figures of the model go into the card
     device: str = "cpu"  # where fp16 is measured: cpu or cuda
     threads: int | None = None  # of the CPU; None: all cores
     overwrite: bool = False  # replace files in output that no export has made

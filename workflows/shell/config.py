@@ -18,12 +18,8 @@ MOST_ACTORS = 2  # of a stage whose number is neither set nor planned
 class TeacherConfig:
     """Which teacher answers, and from what weights."""
 
-    name: Often[
-        str
-    ]  # stain, hovernet, timm, ara_cnn, torchscript, a run folder of finetune.py, or one that comes with the package
-    weights: Often[ModelPlace | None] = (
-        None  # file of weights, local on every node or s3://; stain and a run's folder need none
-    )
+    name: Often[str]  # stain, hovernet, timm, ara_cnn, torchscript, a run folder of finetune.py, or a name in the package
+    weights: Often[ModelPlace | None] = None  # file of weights, on every node or s3://; stain and a run's folder need none
     options: Often[dict[str, Any]] = field(default_factory=dict)  # fields of that teacher's options, such as mode: fast
     accept_any_mpp: bool = False  # show it tiles of another resolution than it was made for
 

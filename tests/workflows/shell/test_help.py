@@ -75,7 +75,7 @@ def test_first_what_must_be_said_then_what_often_is(capsys):
     assert list(groups)[:3] == ["You must say", "You often say", "Of every verb"]
     assert groups["You must say"] == {
         "--run_folder RUN_FOLDER": "where",
-        "--teacher NAME": "stain, hovernet, timm, ara_cnn, torchscript, or the folder of a run of finetune.py, local or s3://",
+        "--teacher NAME": "stain, hovernet, timm, ara_cnn, torchscript, a run folder of finetune.py, or a name in the package",
     }
     often = groups["You often say"]
     assert often["--slides SLIDES …"] == "which"
