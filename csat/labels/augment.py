@@ -18,6 +18,7 @@ from csat.labels.datasets.contract import Decoded
 LABELS = ("mask", "instances", "types")
 BLUR_SIZE_PX = 7  # of the kernel
 BLUR_SIGMA_PX = (0.1, 1.5)
+DETAIL_SIGMA_PX = (0.5, 4.0)
 ELASTIC_SMOOTHING_PX = 8.0  # standard deviation: how far apart tile pixels are that move independently
 
 
@@ -36,11 +37,12 @@ class JointConfig:
     contrast: float = 0.15  # relative change
     saturation: float = 0.15  # relative change
     hue: float = 0.03  # turn of the colour circle, 0.5 is half
+    sharpness: float = 0.0  # relative change of what is finer than 0.5 to 4 px; a detail that falls below 0 is gone
     blur_prob: float = 0.1  # share of samples that are blurred, sigma 0.1 to 1.5 px
     noise: float = 0.0  # standard deviation of added noise, share of the intensity range
 
     def __post_init__(self):
-        bounds = {"hue": 0.5, "rotate_degrees": 180.0, "elastic_px": 64.0, "scale": 0.45}
+        bounds = {"hue": 0.5, "rotate_degrees": 180.0, "elastic_px": 64.0, "scale": 0.45, "sharpness": 4.0}
         for item in fields(self):
             value = getattr(self, item.name)
             if isinstance(value, bool):
@@ -122,7 +124,7 @@ class JointAugment:
         return noise * noise_scale * self.config.elastic_px / 3
 
     def _recolour(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Brightness, contrast, saturation and hue in this order, then blur and noise."""
+        """Brightness, contrast, saturation and hue in this order, then sharpness, blur and noise."""
         config = self.config
         brightness, contrast, saturation = 1 + rng.uniform(-1, 1, 3) * (config.brightness, config.contrast, config.saturation)
         hue = config.hue * rng.uniform(-1, 1)
@@ -139,12 +141,19 @@ class JointAugment:
             circle = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)  # hue in 256ths of the circle
             circle[..., 0] += np.uint8(round(256 * hue) % 256)
             image = cv2.cvtColor(circle, cv2.COLOR_HSV2RGB_FULL)
+        if config.sharpness:
+            image = _sharpen(image, max(0.0, 1 + config.sharpness * rng.uniform(-1, 1)), rng.uniform(*DETAIL_SIGMA_PX))
         if is_blurred:
             image = cv2.GaussianBlur(image, (BLUR_SIZE_PX, BLUR_SIZE_PX), sigma)
         if config.noise:
             noise = rng.standard_normal(image.shape, np.float32) * (255 * config.noise)
             image = (image + noise).round().clip(0, 255).astype(np.uint8)
         return image
+
+
+def _sharpen(image: np.ndarray, amount: float, sigma_px: float) -> np.ndarray:
+    """What is finer than that, times `amount`: 0 blurs, 1 leaves the image as it is, more is an unsharp mask."""
+    return cv2.addWeighted(image, amount, cv2.GaussianBlur(image, (0, 0), sigma_px), 1 - amount, 0)
 
 
 def fit_tile(decoded: Decoded, *, tile_px: int, fit: str) -> Decoded:

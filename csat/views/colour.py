@@ -1,10 +1,11 @@
 """Colour and stain augmentation of the student's tile: the teacher sees the slide as it was scanned.
 
-Everything is an affine map of a pixel's three values, first of its optical densities (stain), then of its intensities
-(brightness, saturation, contrast). So each tile needs two 3x3 matrices, whatever the number of settings.
+Colours are an affine map of a pixel's three values, first of its optical densities (stain), then of its intensities
+(brightness, saturation, contrast). So each tile needs two 3x3 matrices, whatever the number of settings. Sharpness comes last.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csat.views.colour_config import ColourConfig
@@ -15,7 +16,9 @@ STAINS = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 DARKEST = 1 / 255  # an intensity of 0 has no logarithm
 COLOUR_STREAM = 1  # which of a tile's random streams picks its colours
-NUM_DRAWS = 9
+NUM_DRAWS = 10
+DETAIL_SIGMA_PX = 1.5
+DETAIL_REACH_PX = 4  # of the kernel to each side
 
 
 class ColourAugment(nn.Module):
@@ -34,6 +37,9 @@ class ColourAugment(nn.Module):
         self.register_buffer("mix", mix.float(), persistent=False)
         self.register_buffer("unmix", torch.linalg.inv(mix).float(), persistent=False)
         self.register_buffer("luma", torch.tensor(LUMA), persistent=False)
+        offsets = torch.arange(-DETAIL_REACH_PX, DETAIL_REACH_PX + 1)
+        blur = torch.exp(-0.5 * (offsets / DETAIL_SIGMA_PX) ** 2)
+        self.register_buffer("blur", (blur / blur.sum()).expand(3, 1, 1, -1).clone(), persistent=False)
 
     @torch.no_grad()
     def forward(self, images: Tensor, positions: Tensor, seed: int) -> Tensor:
@@ -54,7 +60,8 @@ class ColourAugment(nn.Module):
             pixels = images.float().flatten(2)  # [B, 3, HW]
             if self.config.stain_scale or self.config.stain_shift:
                 pixels = self._change_stain(pixels, draws[:, 0:3], draws[:, 3:6])
-            return self._change_colour(pixels, *draws[:, 6:9].unbind(1)).view(images.shape)
+            seen = self._change_colour(pixels, *draws[:, 6:9].unbind(1)).view(images.shape)
+            return self._change_sharpness(seen, draws[:, 9]) if self.config.sharpness else seen
 
     def _change_stain(self, pixels: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         """`I' = exp(-(mix (a * unmix D + b)))` with `D = -log I`; a, b per tile and stain, `[B, 3]`."""
@@ -79,3 +86,10 @@ class ColourAugment(nn.Module):
         # Saturation leaves each pixel's grey where it was, so the mean grey that contrast turns about needs no second pass.
         mean_grey = brightness * (self.luma @ pixels.mean(dim=2)[:, :, None])[:, None]
         return torch.baddbmm((1 - contrast) * mean_grey, contrast * change, pixels).clamp_(0, 1)
+
+    def _change_sharpness(self, images: Tensor, change: Tensor) -> Tensor:
+        """Details, the difference from a blurred image, times a factor per tile; `change` `[B]`."""
+        edges = F.pad(images, [DETAIL_REACH_PX] * 4, mode="replicate")
+        blurred = F.conv2d(F.conv2d(edges, self.blur, groups=3), self.blur.transpose(2, 3), groups=3)
+        amount = (1 + self.config.sharpness * change).clamp_min(0)[:, None, None, None]
+        return torch.lerp(blurred, images, amount).clamp_(0, 1)

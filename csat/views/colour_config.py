@@ -14,12 +14,14 @@ class ColourConfig:
     brightness: float = 0.1  # relative change of intensity
     contrast: float = 0.1  # relative change of the distance to the tile's mean grey
     saturation: float = 0.1  # relative change of the distance to each pixel's own grey
+    sharpness: float = 0.0  # relative change of what is finer than 1.5 px; a detail that falls below 0 is gone
 
     def __post_init__(self):
         for item in fields(self):
             value = getattr(self, item.name)
-            if not 0 <= value < 1:
-                raise ConfigError(f"augment.{item.name} must be in [0, 1), not {value}")
+            most = 4 if item.name == "sharpness" else 1
+            if not 0 <= value < most:
+                raise ConfigError(f"augment.{item.name} must be in [0, {most}), not {value}")
 
     @property
     def is_identity(self) -> bool:

@@ -6,6 +6,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
 from csat.errors import ConfigError
 from csat.labels.augment import JointAugment, JointConfig, fit_tile, resize, window
@@ -35,7 +36,15 @@ CHANGES = {
         "elastic_prob": 1.0,
     },
 }
-COLOURS = {"brightness": 0.3, "contrast": 0.3, "saturation": 0.3, "hue": 0.1, "blur_prob": 0.5, "noise": 0.02}
+COLOURS = {
+    "brightness": 0.3,
+    "contrast": 0.3,
+    "saturation": 0.3,
+    "hue": 0.1,
+    "sharpness": 1.0,
+    "blur_prob": 0.5,
+    "noise": 0.02,
+}
 
 
 def config(**settings) -> JointConfig:
@@ -369,6 +378,38 @@ def test_noise_and_blur_have_their_strength():
     assert 18 < sum(is_blurred) < 42
 
 
+def details(image: np.ndarray) -> float:
+    """How much a blur of a pixel takes away."""
+    return float((image - gaussian_filter(image.astype(float), (1, 1, 0))).std())
+
+
+def test_sharpness_goes_both_ways_and_leaves_what_is_coarse():
+    image = np.random.default_rng(0).normal(128, 20, (64, 64, 3))
+    image = gaussian_filter(image, (0.7, 0.7, 0))
+    image = Decoded(image=image.astype(np.uint8))
+    augment = JointAugment(config(sharpness=1.5))
+    seen = [augment(image, tile_px=64, fit="resize", seed=seed).image for seed in range(60)]
+    change = np.array([details(each) for each in seen]) / details(image.image)
+    assert change.min() < 0.4 and change.max() > 1.8
+    assert 15 < (change < 1).sum() < 45
+    assert max(abs(float(each.mean()) - float(image.image.mean())) for each in seen) < 1
+
+
+@pytest.mark.parametrize(("draw", "expected"), [(1.0, 168), (-1.0, 128)])
+def test_sharpness_by_hand(draw, expected):
+    """A line on grey, which a wide blur flattens: twice as strong, or gone."""
+
+    class Draws:
+        def uniform(self, low=0.0, high=1.0, size=None):
+            return np.zeros(size) if size else (draw if low == -1 else high)
+
+    image = np.full((65, 65, 3), 128, np.uint8)
+    image[:, 32] = 148
+    seen = JointAugment(config(sharpness=1.0))._recolour(image, Draws())
+    flat = 20 / (4.0 * np.sqrt(2 * np.pi))  # what a blur of 4 px leaves of it
+    np.testing.assert_allclose(seen[32, 32], expected + (flat if draw < 0 else -flat), atol=1)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -376,6 +417,7 @@ def test_noise_and_blur_have_their_strength():
         ({"hue": 0.6}, "augment.hue"),
         ({"rotate_degrees": -1.0}, "augment.rotate_degrees"),
         ({"noise": float("nan")}, "augment.noise"),
+        ({"sharpness": 4.5}, r"augment.sharpness must be in \[0, 4\], not 4.5"),
         ({"elastic_prob": 2.0}, "augment.elastic_prob"),
     ],
 )

@@ -1,13 +1,15 @@
 """Colours change per tile by amounts that follow from its position, within bounds, and physically."""
 
+import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
 from csat.errors import ConfigError
 from csat.views.colour import NUM_DRAWS, STAINS, ColourAugment
 from csat.views.colour_config import ColourConfig
 
-NOTHING = {"stain_scale": 0.0, "stain_shift": 0.0, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0}
+NOTHING = dict.fromkeys(ColourConfig.__dataclass_fields__, 0.0)
 
 
 def augment(**settings) -> ColourAugment:
@@ -52,7 +54,7 @@ def test_everything_off_is_the_image_itself(images):
 
 def test_stain_scale_multiplies_the_amount_of_one_stain(monkeypatch):
     # Pure haematoxylin of amount c has optical density c * its unit vector; half as much again for a draw of +1 at 0.5.
-    fix_draws(monkeypatch, [1, 0, 0, 0, 0, 0, 0, 0, 0])
+    fix_draws(monkeypatch, [1, 0, 0, 0, 0, 0, 0, 0, 0, 0])
     haematoxylin = torch.tensor(STAINS[0])
     haematoxylin = haematoxylin / haematoxylin.norm()
     amounts = torch.tensor([0.2, 0.8, 1.4]).view(1, 1, 1, 3)
@@ -65,7 +67,7 @@ def test_stain_scale_multiplies_the_amount_of_one_stain(monkeypatch):
 
 
 def test_stain_shift_adds_density_to_the_background(monkeypatch):
-    fix_draws(monkeypatch, [0, 0, 0, 0, 1, 0, 0, 0, 0])
+    fix_draws(monkeypatch, [0, 0, 0, 0, 1, 0, 0, 0, 0, 0])
     white = torch.ones(1, 3, 2, 2)
     seen = augment(stain_shift=0.05)(white, torch.arange(1), seed=0)
     eosin = torch.tensor(STAINS[1])
@@ -80,7 +82,7 @@ def test_stain_scale_leaves_white_white():
 
 def test_brightness_contrast_and_saturation_by_hand(monkeypatch):
     image = torch.tensor([[0.5, 0.3, 0.1], [0.2, 0.2, 0.2]]).T.reshape(1, 3, 1, 2)
-    fix_draws(monkeypatch, [0] * 6 + [1, 1, 1])
+    fix_draws(monkeypatch, [0] * 6 + [1, 1, 1, 0])
     torch.testing.assert_close(augment(brightness=0.2)(image, torch.arange(1), seed=0), image * 1.2)
     grey = (0.299 * image[:, 0] + 0.587 * image[:, 1] + 0.114 * image[:, 2])[:, None]
     torch.testing.assert_close(augment(saturation=0.2)(image, torch.arange(1), seed=0), grey + 1.2 * (image - grey))
@@ -94,9 +96,21 @@ def test_brightness_contrast_and_saturation_by_hand(monkeypatch):
     torch.testing.assert_close(seen, expected.clamp(0, 1))
 
 
+@pytest.mark.parametrize(("draw", "factor"), [(1, 2.5), (0, 1.0), (-0.5, 0.25), (-1, 0.0)])
+def test_sharpness_multiplies_what_a_blur_takes_away(monkeypatch, images, draw, factor):
+    fix_draws(monkeypatch, [0] * 9 + [draw])
+    images = 0.4 + 0.2 * images  # nothing is clipped
+    seen = augment(sharpness=1.5)(images, torch.arange(6), seed=0)
+    for tile, changed in zip(images, seen, strict=True):
+        blurred = gaussian_filter(tile.numpy(), (0, 1.5, 1.5), radius=(0, 4, 4), mode="nearest")
+        np.testing.assert_allclose(changed, blurred + factor * (tile.numpy() - blurred), atol=1e-5)
+
+
 def test_stays_in_range_and_in_float32():
     images = torch.cat([torch.zeros(8, 3, 4, 4), torch.ones(8, 3, 4, 4), torch.rand(8, 3, 4, 4)])
-    module = ColourAugment(ColourConfig(stain_scale=0.9, stain_shift=0.9, brightness=0.9, contrast=0.9, saturation=0.9))
+    module = ColourAugment(
+        ColourConfig(stain_scale=0.9, stain_shift=0.9, brightness=0.9, contrast=0.9, saturation=0.9, sharpness=3)
+    )
     for given in (images, images.half()):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             seen = module(given, torch.arange(24), seed=0)
@@ -123,3 +137,9 @@ def test_the_input_is_left_as_it_was_and_nothing_goes_into_the_checkpoint(images
 def test_a_setting_out_of_range_is_named(value):
     with pytest.raises(ConfigError, match="augment.contrast"):
         ColourConfig(contrast=value)
+
+
+def test_details_may_be_gone_or_manifold():
+    assert ColourConfig(sharpness=3.0).sharpness == 3.0
+    with pytest.raises(ConfigError, match=r"augment.sharpness must be in \[0, 4\), not 4"):
+        ColourConfig(sharpness=4)
