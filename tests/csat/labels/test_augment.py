@@ -406,7 +406,7 @@ def test_sharpness_by_hand(draw, expected):
     image = np.full((65, 65, 3), 128, np.uint8)
     image[:, 32] = 148
     seen = JointAugment(config(sharpness=1.0))._recolour(image, Draws())
-    flat = 20 / (4.0 * np.sqrt(2 * np.pi))  # what a blur of 4 px leaves of it
+    flat = 20 / (3.0 * np.sqrt(2 * np.pi))  # what a blur of 3 px leaves of it
     np.testing.assert_allclose(seen[32, 32], expected + (flat if draw < 0 else -flat), atol=1)
 
 
