@@ -378,6 +378,43 @@ def test_noise_and_blur_have_their_strength():
     assert 18 < sum(is_blurred) < 42
 
 
+def discs_on_pink() -> Decoded:
+    """Sixteen dark discs, 20 px wide, on one colour."""
+    y, x = np.mgrid[:128, :128]
+    is_inside = ((y % 32 - 16) ** 2 + (x % 32 - 16) ** 2) < 100
+    instances = np.where(is_inside, 1 + 4 * (y // 32) + x // 32, 0).astype(np.int32)
+    image = np.where(is_inside[..., None], (60, 40, 110), (230, 170, 200)).astype(np.uint8)
+    return Decoded(image=image, mask=is_inside.astype(np.uint8), instances=instances)
+
+
+def test_some_nuclei_fade_whole_or_inside_and_nothing_else_changes():
+    sample = discs_on_pink()
+    seen = [JointAugment(config(fade=0.9))(sample, tile_px=128, fit="resize", seed=seed) for seed in range(20)]
+    middles, edges = [], []
+    for tile in seen:
+        assert np.array_equal(tile.image[sample.instances == 0], sample.image[sample.instances == 0])
+        assert np.array_equal(tile.instances, sample.instances) and np.array_equal(tile.mask, sample.mask)
+        change = (tile.image[..., 1].astype(float) - sample.image[..., 1]) / (170 - 40)
+        middles.append(change[13:20, 13:20].mean())
+        edges.append(change[16, 8])  # a pixel and a half inside
+        assert change.min() >= 0 and change.max() < 1.5
+        of_each = [change[sample.instances == each].mean() for each in range(1, 17)]
+        assert 2 <= sum(each == 0 for each in of_each) <= 14  # half of the nuclei stay as they are
+        assert len({round(each, 2) for each in of_each if each > 0}) >= 2  # the others by a share each
+    middles, edges = np.array(middles), np.array(edges)
+    assert middles.max() > 0.4
+    fades = middles > 0.1
+    assert (edges[fades] < 0.1 * middles[fades]).any()  # the rim alone is left
+
+
+def test_nothing_fades_without_instances_or_where_all_is_nucleus():
+    image = np.full((64, 64, 3), 90, np.uint8)
+    augment = JointAugment(config(fade=0.9))
+    assert np.array_equal(augment(Decoded(image=image), tile_px=64, fit="resize", seed=0).image, image)
+    full = Decoded(image=image, instances=np.ones((64, 64), np.int32))
+    assert all(np.array_equal(augment(full, tile_px=64, fit="resize", seed=seed).image, image) for seed in range(8))
+
+
 def details(image: np.ndarray) -> float:
     """How much a blur of a pixel takes away."""
     return float((image - gaussian_filter(image.astype(float), (1, 1, 0))).std())
