@@ -27,6 +27,7 @@ class ValidationConfig:
     every_epochs: float = 1.0  # epochs between validations
     patience: int | None = None  # validations without a better metric after which the run stops; None: it never does
     min_delta: float = 0.0  # patience only counts what is better by more than this; the best weights are kept in any case
+    keep: str = "best"  # which weights are judged and exported: best; last, where validation images are unlike those to come
 
     def __post_init__(self):
         if not self.every_epochs > 0:
@@ -35,6 +36,8 @@ class ValidationConfig:
             raise ConfigError(f"validation.patience is a number of validations, at least 1, or null, not {self.patience}")
         if not 0 <= self.min_delta < math.inf:
             raise ConfigError(f"validation.min_delta must be 0 or more, not {self.min_delta}")
+        if self.keep not in ("best", "last"):
+            raise ConfigError(f"validation.keep is best or last, not {self.keep!r}")
 
 
 class Validation:
@@ -45,7 +48,7 @@ class Validation:
         tiles_per_epoch: Of the plan.
 
     Attributes:
-        best: Highest metric so far; minus infinity before the first that is a number.
+        best: Highest metric so far, or the last one where those weights are kept; minus infinity before the first.
         best_step: Steps made at that time.
         best_state: The method's weights at that time, on the CPU; None before.
         num_worse: Validations since one was better by more than `min_delta`.
@@ -77,7 +80,7 @@ class Validation:
     def measure(
         self, model: nn.Module, state: dict[str, Tensor], context: TrainContext, *, done: int, step: int
     ) -> dict[str, Any]:
-        """Measure, remember the best, count the patience down. Every rank must call it.
+        """Measure, remember the weights to keep, count the patience down. Every rank must call it.
 
         Args:
             model: The student, in evaluation mode, with the weights of `state`.
@@ -91,7 +94,7 @@ class Validation:
         with torch.inference_mode():
             figures = self._measure(model, context)
         metric = float(figures["metric"])  # where that is not a number, it is not better
-        if metric > self.best:
+        if metric > self.best or self.config.keep == "last":
             self.best, self.best_step = metric, step
             self.best_state = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
         if metric > self.level + self.config.min_delta:
