@@ -40,6 +40,19 @@ def test_the_best_weights_are_kept_as_a_copy():
     assert figures == {"step": 3, "epoch": 3.0, "metric": 0.5, "accuracy": 0.5, "best_metric": 0.7, "best_step": 2}
 
 
+def test_the_last_weights_are_kept_where_that_is_asked_for():
+    validation = make_validation([0.3, 0.7, 0.5, float("nan")], keep="last", patience=2)
+    for step in (10, 20, 30):
+        measure(validation, done=step)
+        assert (validation.best_step, validation.best_state["weight"].tolist()) == (step, [step, step])
+    assert validation.best == 0.5
+    measure(validation, done=40)
+    assert validation.best_step == 40
+    assert validation.is_stopped  # patience counts as ever
+    with pytest.raises(ConfigError, match="validation.keep is best or last, not 'first'"):
+        ValidationConfig(keep="first")
+
+
 def test_of_equals_the_first_is_the_best():
     validation = make_validation([0.5, 0.5])
     measure(validation, done=10), measure(validation, done=20)
