@@ -73,6 +73,12 @@ def test_an_exported_folder_and_a_teacher(student):
     assert (len(net.classes), net.evaluation["cost"]["params"] > 0) == (5, True)
 
 
+def test_a_model_of_the_package_by_its_name_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # no folder of that name is here
+    run = judged("hovernet-nuclei")
+    assert (run.sees, run.evaluation["model"]["name"]) == ("224 px at 0.5 um/px", "hovernet-nuclei")
+
+
 def test_a_finished_run_is_read_as_one(tmp_path):
     folder = write_run(tmp_path / "run", {"test": classified(num_samples=6)})
     assert judged(folder.uri, "test").predictions.keys == classified(num_samples=6).keys
