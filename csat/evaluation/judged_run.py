@@ -13,6 +13,7 @@ from csat.model.files import CONFIG
 from csat.prediction.answers import Answers
 from csat.prediction.opening import ONNX
 from csat.runs.folder import RunFolder
+from csat.shipped import also, is_shipped
 from csat.storage import files
 from csat.tasks import Task
 
@@ -69,7 +70,8 @@ def read_run(uri: str, split: str | None) -> JudgedRun:
     """
     folder = RunFolder(uri)
     if not files.exists(folder.path("config.yaml")):
-        raise ConfigError(f"{uri} is no run folder: there is no config.yaml in it; give the run_folder of a finetune.py run")
+        what = "give the run_folder of a finetune.py run"
+        raise ConfigError(f"{uri} is no run folder: there is no config.yaml in it; {what}{also()}")
     status = folder.read_json("status.json") or {"state": "not begun"}
     if status["state"] != "finished":
         why = f" ({status['error']})" if status.get("error") else ""
@@ -130,6 +132,8 @@ def judged_answers(
 
 def is_finetuned(uri: str) -> bool:
     """Whether a place is a run folder, and not one of a pretraining: `read_run` says all about it. Else it only answers."""
+    if is_shipped(uri):
+        return False
     folder = RunFolder(uri)
     if not files.exists(folder.path("config.yaml")):
         return not (uri.endswith(ONNX) or files.exists(folder.path(CONFIG)))

@@ -13,7 +13,6 @@ from csat.model.files import exported_folder, read_model_config
 from csat.prediction.answers import Answers, ModelAnswers
 from csat.prediction.opening import ONNX
 from csat.runs.folder import RunFolder
-from csat.shipped import is_shipped
 from csat.storage import files
 from teachers.answers import TeacherAnswers, open_answers
 from workflows.comparison.config import AnswererConfig, Judged
@@ -30,7 +29,7 @@ def read_judged(judged: Judged, split: str | None, *, device: str) -> JudgedRun:
     Raises:
         ConfigError, TeacherError: there is no such thing, it says nothing that can be judged, or it has no predictions.
     """
-    if isinstance(judged, str) and not is_shipped(judged) and is_finetuned(judged):
+    if isinstance(judged, str) and is_finetuned(judged):
         return read_run(judged, split)
     if isinstance(judged, str):
         judged = AnswererConfig(model=judged)

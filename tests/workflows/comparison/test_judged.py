@@ -77,6 +77,8 @@ def test_a_model_of_the_package_by_its_name_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # no folder of that name is here
     run = judged("hovernet-nuclei")
     assert (run.sees, run.evaluation["model"]["name"]) == ("224 px at 0.5 um/px", "hovernet-nuclei")
+    with pytest.raises(ConfigError, match="hovernet-nucleii is no run folder.*With the package come: .*hovernet-nuclei"):
+        judged("hovernet-nucleii")
 
 
 def test_a_finished_run_is_read_as_one(tmp_path):
