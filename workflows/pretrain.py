@@ -55,7 +55,7 @@ def pretrain(config: PretrainConfig) -> int:
     teacher = describe(config)
     from workflows.pretraining.first_stage import make_first_job
     from workflows.pretraining.job import make_job
-    from workflows.pretraining.keeping import check_can_keep, decides_to_keep, with_cache
+    from workflows.pretraining.keeping import check_can_keep, decides_to_keep, kept_costs, with_cache
     from workflows.pretraining.plan import plan_run
     from workflows.pretraining.precision import as_before, settle
     from workflows.pretraining.start import check_resources, load_finish, tell_plan, tell_result
@@ -84,13 +84,14 @@ def pretrain(config: PretrainConfig) -> int:
     manifest, config = cut_tiles(config, folder, slides)
     job = job.with_config(config).over(manifest)
     config = settle(asked, job)
-    config = plan_run(job.with_config(config), manifest)
+    job = job.with_config(config)
+    is_kept = decides_to_keep(job, manifest)
+    config = plan_run(job, manifest, kept_costs(job, manifest, is_kept=is_kept))
     job = job.with_config(config)
     folder.write_config(config)
     if config.data.whole:
         check_resources(job)  # again: how large the largest image is, only the manifest knows
     tell_plan(job, manifest, slides)
-    is_kept = decides_to_keep(job, manifest)
     if config.plan:
         return 0
     if is_kept:

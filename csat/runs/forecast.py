@@ -6,6 +6,8 @@ Reading, teacher and student work at the same time, so the slowest stage sets th
 
 Of several teachers each is a stage of its own, and each tile costs what all of them cost.
 
+Where responses are kept, the first epoch asks the teacher and later ones read: two rates, and a run has what both come to.
+
 A stage's rate is that of one actor with so many threads on cores of its own, as `Costs` has them measured. What the stages
 hand to each other costs core-seconds as well. Of all plans that the cluster can hold, `make_plan` takes the fastest, and of
 equally fast ones the smallest: so a larger cluster is never slower.
@@ -51,11 +53,30 @@ class Machines:
 
 
 @dataclass(frozen=True, kw_only=True)
+class KeptCosts:
+    """What it takes to keep a teacher's responses: core-seconds of a tile.
+
+    Attributes:
+        keep_s: To write what it said, once.
+        read_s: To read that in every later epoch.
+        is_complete: All are there before the run begins, so that it reads in every epoch.
+    """
+
+    keep_s: float
+    read_s: float
+    is_complete: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class TeacherCosts:
-    """What one teacher costs: threads → tiles/s of one actor, as `Costs` has them, and memory of its process."""
+    """What one teacher costs: threads → tiles/s of one actor, as `Costs` has them, and memory of its process.
+
+    `kept` is None where it answers in every epoch.
+    """
 
     rates: Mapping[int, float]
     process_bytes: float = 0.0
+    kept: KeptCosts | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +109,8 @@ class Costs:
         bytes_per_tile: Of pixels and responses, as they travel.
         teacher_bytes, student_bytes: Memory of one process.
         others: Of the teachers after the first, where there are several.
+        kept: Of the first teacher's responses; None: it answers in every epoch.
+        epochs: Of the run; of no matter where nothing is kept.
     """
 
     read_s: float
@@ -98,11 +121,19 @@ class Costs:
     teacher_bytes: float = 0.0
     student_bytes: float = 0.0
     others: tuple[TeacherCosts, ...] = ()
+    kept: KeptCosts | None = None
+    epochs: int = 1
 
     @property
     def teachers(self) -> tuple[TeacherCosts, ...]:
         """All of them."""
-        return (TeacherCosts(rates=self.teacher, process_bytes=self.teacher_bytes), *self.others)
+        return (TeacherCosts(rates=self.teacher, process_bytes=self.teacher_bytes, kept=self.kept), *self.others)
+
+    def with_kept(self, kept: Sequence[KeptCosts | None], *, epochs: int) -> "Costs":
+        """The same, with what is kept of each teacher in a run of so many epochs."""
+        first, *others = kept
+        of_others = tuple(replace(cost, kept=each) for cost, each in zip(self.others, others, strict=True))
+        return replace(self, kept=first, others=of_others, epochs=epochs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +181,10 @@ class Shares:
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """A plan and what comes of it. `actors` and `teacher_threads` are the first teacher's."""
+    """A plan and what comes of it. `actors` and `teacher_threads` are the first teacher's.
+
+    Where responses are kept, `bottleneck` and `stages` are of the epochs in which the run spends most of its time.
+    """
 
     readers: int
     actors: int
@@ -164,6 +198,7 @@ class Forecast:
     stages: dict[str, float]  # what each could do by itself, tiles/s
     stream_bytes: float
     others: tuple[TeacherPlan, ...] = ()  # of the teachers after the first
+    by_epoch: tuple[float, ...] = ()  # tiles/s of the first epoch and of a later one, where they differ
 
     def over(self, positions: int, bytes_per_tile: float) -> dict[str, float]:
         """Of a run over so many tiles: hours, GB between its processes, and GPU-hours."""
@@ -199,19 +234,14 @@ def forecast(
 ) -> Forecast:
     """What comes of these numbers."""
     plans = (TeacherPlan(actors=actors, threads=teacher_threads), *others)
-    teachers = list(zip(plans, shares.teachers, costs.teachers, strict=True))
-    stages = {READING: readers / costs.read_s}
-    for plan, share, cost in teachers:
-        name = f"{TEACHER} {share.name}" if others else TEACHER
-        stages[name] = plan.actors * _share_of_gpu(share) * rate_with(plan.threads, cost.rates)
-    stages[STUDENT] = shares.workers * rate_with(student_threads, costs.student)
-    core_s = costs.read_s + costs.travel_s
-    for _, share, cost in teachers:
-        core_s += 0.0 if share.gpus else 1 / cost.rates[1]
-    core_s += 0.0 if shares.worker_gpus else 1 / costs.student[1]
-    stages[CORES] = machines.cpus / core_s
+    arguments = {"readers": readers, "student_threads": student_threads}
+    epochs = [_stages(machines, costs, shares, plans, is_later=is_later, **arguments) for is_later in (False, True)]
+    rates = [min(each.values()) for each in epochs]
+    spent = [1 / costs.epochs / rates[0], (1 - 1 / costs.epochs) / rates[1]]  # seconds of a visit, on average
+    stages = epochs[spent.index(max(spent))]
     bottleneck = min(stages, key=stages.__getitem__)
     num_actors = sum(plan.actors for plan in plans)
+    teachers = list(zip(plans, shares.teachers, strict=True))
     return Forecast(
         readers=readers,
         actors=actors,
@@ -219,10 +249,10 @@ def forecast(
         workers=shares.workers,
         student_threads=student_threads,
         cpus=readers * shares.reader_cpus
-        + sum(plan.actors * share.cpus for plan, share, _ in teachers)
+        + sum(plan.actors * share.cpus for plan, share in teachers)
         + shares.workers * shares.worker_cpus,
-        gpus=sum(plan.actors * share.gpus for plan, share, _ in teachers) + shares.workers * shares.worker_gpus,
-        tiles_per_s=stages[bottleneck],
+        gpus=sum(plan.actors * share.gpus for plan, share in teachers) + shares.workers * shares.worker_gpus,
+        tiles_per_s=rates[0] if rates[0] == rates[1] else 1 / sum(spent),
         bottleneck=bottleneck,
         stages=stages,
         stream_bytes=min(
@@ -230,7 +260,41 @@ def forecast(
             (STREAM_BLOCKS + 2 * len(others) + 2 * (readers + num_actors)) * shares.chunk_tiles * costs.bytes_per_tile,
         ),
         others=others,
+        by_epoch=tuple(rates) if costs.epochs > 1 and rates[0] != rates[1] else (),
     )
+
+
+def _stages(
+    machines: Machines,
+    costs: Costs,
+    shares: Shares,
+    plans: Sequence[TeacherPlan],
+    *,
+    readers: int,
+    student_threads: int,
+    is_later: bool,
+) -> dict[str, float]:
+    """What each could do by itself, tiles/s.
+
+    Args:
+        is_later: What is kept has been written, in an earlier epoch.
+    """
+    stages, core_s = {READING: readers / costs.read_s}, costs.read_s + costs.travel_s
+    for plan, share, cost in zip(plans, shares.teachers, costs.teachers, strict=True):
+        rate, kept = _share_of_gpu(share) * rate_with(plan.threads, cost.rates), cost.kept
+        if kept and (is_later or kept.is_complete):
+            rate = 1 / kept.read_s
+            core_s += kept.read_s
+        else:
+            core_s += 0.0 if share.gpus else 1 / cost.rates[1]
+            if kept:
+                rate = 1 / (1 / rate + kept.keep_s)
+                core_s += kept.keep_s
+        stages[f"{TEACHER} {share.name}" if len(plans) > 1 else TEACHER] = plan.actors * rate
+    stages[STUDENT] = shares.workers * rate_with(student_threads, costs.student)
+    core_s += 0.0 if shares.worker_gpus else 1 / costs.student[1]
+    stages[CORES] = machines.cpus / core_s
+    return stages
 
 
 def _share_of_gpu(share: TeacherShares) -> float:

@@ -6,6 +6,7 @@ from typing import Any
 from workflows.diagnosis.checks import Subject
 from workflows.diagnosis.findings import Findings
 from workflows.pretraining.calibration import calibrate
+from workflows.pretraining.keeping import guessed_costs
 from workflows.pretraining.plan import machines, plan_record, shares_of
 from workflows.pretraining.precision import decide
 
@@ -25,8 +26,10 @@ def plan_from(subject: Subject, findings: Findings) -> dict[str, Any] | None:
     with findings.check("plan", mend=mend) as finding:
         calibration = calibrate(job, subject.rows, node_cpus=int(machines().node_cpus))
         positions = subject.num_tiles * config.train.epochs
+        is_kept = config.cache.uri is not None and config.cache.keep is not False
+        costs = calibration.costs.with_kept(guessed_costs(job, is_kept=is_kept), epochs=job.num_epochs)
         record = {"calibration": calibration.as_record()}
-        record |= plan_record(calibration.costs, shares_of(config), positions)
+        record |= plan_record(costs, shares_of(config), positions)
         plan = record["plan"]
         finding.note(f"{plan['tiles_per_s']:,.4g} tiles/s, limited by {plan['bottleneck']}")
         return record

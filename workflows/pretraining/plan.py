@@ -6,6 +6,7 @@ does it for any. A resumed run measures nothing again: it plans from the figures
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from csat.runs.forecast import (
     TEACHER,
     Costs,
     Forecast,
+    KeptCosts,
     Machines,
     Shares,
     TeacherCosts,
@@ -41,8 +43,11 @@ PLANNED_FROM = 20_000  # tiles to train, of a run that is measured without being
 NUM_TILES = 32  # that are measured with
 
 
-def plan_run(job: PretrainJob, manifest: Manifest) -> PretrainConfig:
+def plan_run(job: PretrainJob, manifest: Manifest, kept: Sequence[KeptCosts | None]) -> PretrainConfig:
     """The settings with what they left open about actors and threads; unchanged where the run is too short to be measured.
+
+    Args:
+        kept: Of each teacher's responses; None: it answers in every epoch.
 
     Raises:
         ConfigError: it was asked to be planned, and could not be measured, or the cluster cannot hold it.
@@ -62,7 +67,7 @@ def plan_run(job: PretrainJob, manifest: Manifest) -> PretrainConfig:
         record = {"calibration": calibration.as_record()}
     if not record:
         return config
-    costs = costs_of(record["calibration"])
+    costs = costs_of(record["calibration"]).with_kept(kept, epochs=job.num_epochs)
     record |= plan_record(costs, shares_of(config), positions)
     folder.write_json(RECORD, record)
     if is_asked:
@@ -186,6 +191,7 @@ def in_words(record: dict[str, Any]) -> str:
         f"  reserved    {plan['cpus']:g} CPUs, {plan['gpus']:g} GPUs; {plan['stream_bytes'] / 1e9:.2f} GB on their way are "
         "enough (ray.stream_gb)",
         f"  tiles/s     {plan['tiles_per_s']:,.4g}, limited by {plan['bottleneck']} (each by itself: {stages})",
+        *_by_epoch(plan),
         f"  the run     {record['positions']:,} tiles: {span(takes['hours'])}, {takes['gb_moved']:,.3g} GB between "
         f"processes, {takes['gpu_hours']:.3g} GPU-hours",
     ]
@@ -193,6 +199,15 @@ def in_words(record: dict[str, Any]) -> str:
         told = f"{change['tiles_per_s']:,.4g} tiles/s ({change['times']:.2f} x), limited by {change['bottleneck']}"
         lines.append(f"  {name:11} {told}")
     return "\n".join(lines)
+
+
+def _by_epoch(plan: dict[str, Any]) -> list[str]:
+    if not plan.get("by_epoch"):
+        return []
+    first, later = plan["by_epoch"]
+    return [
+        f"              {first:,.4g} in the first epoch, {later:,.4g} in later ones, which read the responses that it keeps"
+    ]
 
 
 def span(hours: float) -> str:

@@ -14,6 +14,7 @@ from csat.runs.forecast import (
     STUDENT,
     TEACHER,
     Costs,
+    KeptCosts,
     Machines,
     Shares,
     TeacherCosts,
@@ -107,6 +108,47 @@ def test_two_teachers_on_gpus_share_what_there_is():
     assert make_plan(machines.with_gpu(), costs, shares).tiles_per_s == 300
     with pytest.raises(ConfigError, match="2 teacher actors and 1 readers take .* 3 GPUs"):
         make_plan(replace(machines, gpus=2), costs, shares)
+
+
+KEPT = KeptCosts(keep_s=0.02, read_s=0.002)
+NUMBERS = {"readers": 1, "actors": 1, "teacher_threads": 1, "student_threads": 1}
+
+
+def test_kept_responses_by_hand():
+    """In the first of four epochs the teacher answers, at 8.3 tiles/s; later ones wait for the student."""
+    kept = COSTS.with_kept([KEPT], epochs=4)
+    plan = forecast(MACHINES, kept, SHARES, **NUMBERS)
+    assert plan.by_epoch == pytest.approx((1 / 0.12, 40))
+    assert plan.tiles_per_s == pytest.approx(4 / (0.12 + 3 * 0.025))
+    assert (plan.bottleneck, plan.stages[TEACHER]) == (TEACHER, pytest.approx(1 / 0.12)), (
+        "most of the time is the first epoch's"
+    )
+    assert plan.stages[CORES] == pytest.approx(2 / (0.001 + 0.1 + 0.02 + 0.025))
+    long = forecast(MACHINES, COSTS.with_kept([KEPT], epochs=40), SHARES, **NUMBERS)
+    assert (long.bottleneck, long.stages[TEACHER]) == (STUDENT, pytest.approx(500))
+    assert long.stages[CORES] == pytest.approx(2 / (0.001 + 0.002 + 0.025))
+
+
+def test_what_is_complete_is_read_in_every_epoch():
+    plan = forecast(MACHINES, COSTS.with_kept([replace(KEPT, is_complete=True)], epochs=4), SHARES, **NUMBERS)
+    assert (plan.tiles_per_s, plan.bottleneck, plan.by_epoch) == (40, STUDENT, ())
+
+
+def test_nothing_kept_is_as_before_and_one_epoch_only_writes():
+    assert forecast(MACHINES, COSTS.with_kept([None], epochs=4), SHARES, **NUMBERS) == forecast(
+        MACHINES, COSTS, SHARES, **NUMBERS
+    )
+    plan = forecast(MACHINES, COSTS.with_kept([KEPT], epochs=1), SHARES, **NUMBERS)
+    assert (plan.tiles_per_s, plan.by_epoch) == (pytest.approx(1 / 0.12), ())
+
+
+def test_of_two_teachers_one_may_be_kept():
+    second = (TeacherPlan(actors=2, threads=1),)
+    costs = BOTH.with_kept([None, KEPT], epochs=2)
+    plan = forecast(MACHINES, costs, TWO, **NUMBERS, others=second)
+    assert plan.by_epoch == pytest.approx((2 / (0.001 + 0.1 + 0.25 + 0.02 + 0.025), 10))
+    on_gpu = replace(TWO, others=(replace(SECOND, gpus=1),))
+    assert forecast(MACHINES, costs, on_gpu, **NUMBERS, others=second).stages[CORES] == pytest.approx(2 / 0.146)
 
 
 def test_what_is_settled_stays():

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from csat.model.student import StudentConfig
-from csat.runs.forecast import Costs, Machines, TeacherCosts, as_record, make_plan
+from csat.runs.forecast import Costs, KeptCosts, Machines, TeacherCosts, as_record, make_plan
 from csat.slides.synthetic import make_slides
 from csat.tiles.grid import TilingConfig
 from csat.tiles.planned_reader import columns_of
@@ -145,7 +145,17 @@ def test_the_plan_in_words(tmp_path):
     )
     assert "fastest with tiles at once: 8 (teacher.options.micro_batch)" in said
     assert f"limited by {plan.bottleneck}" in said and "one more node 200 tiles/s (2.00 x)" in said
-    assert "1,000,000 tiles" in said and "200 GB between processes" in said
+    assert "1,000,000 tiles" in said and "200 GB between processes" in said and "epoch" not in said
+
+
+def test_a_plan_whose_responses_are_kept_has_two_rates(tmp_path):
+    costs = COSTS.with_kept([KeptCosts(keep_s=0.02, read_s=0.002)], epochs=4)
+    plan = make_plan(MACHINES, costs, shares_of(config_of(tmp_path)))
+    measured = [{"threads": 1, "tiles": 8, "tiles_per_s": 10.0}]
+    calibration = {"seconds": 31.4, "teacher_tiles_per_s": measured}
+    record = {"calibration": calibration, "positions": 4, "plan": as_record(plan), "takes": plan.over(4, 1), "with": {}}
+    first, later = plan.by_epoch
+    assert f"{first:,.4g} in the first epoch, {later:,.4g} in later ones" in in_words(json.loads(json.dumps(record)))
 
 
 @pytest.mark.parametrize("stage", ["teacher", "student"])

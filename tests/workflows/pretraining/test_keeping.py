@@ -7,6 +7,7 @@ import pytest
 
 from csat.errors import ConfigError
 from csat.runs.folder import RunFolder
+from csat.runs.forecast import KeptCosts
 from csat.slides.synthetic import make_slides
 from csat.tiles.grid import TilingConfig
 from csat.tiles.manifest import ManifestConfig, read_manifest
@@ -15,12 +16,20 @@ from csat.tiles.sources import list_slides
 from csat.tiles.tiling import tile_slide
 from csat.training.config import TrainConfig
 from teachers.keeping import Keeping
-from teachers.response_cache import CacheConfig, ResponseCache
+from teachers.response_cache import CacheConfig, ResponseCache, projected_bytes
 from tests.workflows.pretraining.test_calibration import config_of
 from workflows.pretraining import keeping
 from workflows.pretraining.check import describe
 from workflows.pretraining.job import make_job
-from workflows.pretraining.keeping import decides_to_keep, in_words, make_record, measure, with_cache
+from workflows.pretraining.keeping import (
+    decides_to_keep,
+    guessed_costs,
+    in_words,
+    kept_costs,
+    make_record,
+    measure,
+    with_cache,
+)
 from workflows.shell.config import NamedTeacher
 
 SLOW = Keeping(answer_s=0.1, keep_s=0.02, read_s=0.01, num_bytes=1e5, free_bytes=1e12)
@@ -144,12 +153,31 @@ def test_only_what_can_be_kept_is_measured_and_kept(tmp_path, manifest, asked, m
     teachers = {"features": NamedTeacher(name="timm", options=options), "nuclei": NamedTeacher(name="stain")}
     job = job_of(tmp_path, manifest, teacher=None, teachers=teachers, cache=cache_in(tmp_path))
     assert decides_to_keep(job, manifest) and [number for number, _ in asked] == [1]
+    features, nuclei = kept_costs(job, manifest, is_kept=True)
+    assert (nuclei.read_s, features) == (SLOW.read_s, None)
     kept = with_cache(job, manifest).stream
     assert [(each.name, each.cache is not None) for each in kept.teachers] == [("nuclei", True), ("features", False)]
     assert "features answers in every epoch" in caplog.text
     alone = {"teacher": None, "teachers": {"features": teachers["features"]}, "cache": cache_in(tmp_path)}
     with pytest.raises(ConfigError, match=r"another view \(flip and rotation\) in every epoch"):
         keeping.check_can_keep(job_of(tmp_path, manifest, **alone))
+
+
+def test_a_plan_is_told_what_keeping_takes(tmp_path, manifest, asked, monkeypatch):
+    """As it was measured, or by the size of the responses; and what is complete is not asked for again."""
+    monkeypatch.setattr(keeping.cluster, "check_is_shared", lambda *_, **__: None)
+    job = job_of(tmp_path, manifest, cache=cache_in(tmp_path))
+    assert kept_costs(job, manifest, is_kept=False) == [None]
+    (guess,) = kept_costs(job, manifest, is_kept=True)
+    (asked_of,) = job.stream.teachers
+    num_bytes = projected_bytes(keeping._kept_of(job, asked_of), 1, 64)
+    assert guess == KeptCosts(keep_s=8e-9 * num_bytes, read_s=19e-9 * num_bytes) and num_bytes > 64 * 64
+    assert guessed_costs(job, is_kept=True) == [guess]
+    decides_to_keep(job, manifest)
+    assert kept_costs(job, manifest, is_kept=True) == [KeptCosts(keep_s=SLOW.keep_s, read_s=SLOW.read_s)]
+    for each in with_cache(job, manifest).stream.teachers:
+        each.cache.mark_complete()
+    assert kept_costs(job, manifest, is_kept=True)[0].is_complete
 
 
 def test_the_runs_own_stages_are_measured(tmp_path, manifest):
