@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from csat.errors import ConfigError, StorageError
 from csat.precision import BEST, BFLOAT16, resolve_precision
 from csat.storage import files
+from csat.words import last_line
 from workflows.shell import interruption, terminal
 from workflows.shell.config import RayConfig
 from workflows.shell.installation import python_path
@@ -111,8 +112,16 @@ def _start(config: RayConfig, kept_gb: float) -> None:
     # Tiles on their way are bounded by stream_gb; the store gets room for the copies that workers hold beside it.
     store_bytes = int(max(256e6, (2 * config.stream_gb + kept_gb) * 1e9))
     os.environ.update(own_variables(), RAY_TMPDIR=_own_folder())
-    # The dashboard is ten more processes, which nobody looks at.
-    _initialise(address="local", num_cpus=available_cpus(), object_store_memory=store_bytes, include_dashboard=False)
+    try:
+        # The dashboard is ten more processes, which nobody looks at.
+        _initialise(address="local", num_cpus=available_cpus(), object_store_memory=store_bytes, include_dashboard=False)
+    except RayError:
+        raise
+    except Exception as error:  # Ray raises plain ones where its processes are not there within half a minute
+        raise RayError(
+            f"it did not start on this machine ({last_line(error)}). Is the machine too busy, or the disk full of "
+            f"{os.environ['RAY_TMPDIR']}? Try again, or name a cluster that runs: ray.address"
+        ) from error
 
 
 def own_variables() -> dict[str, str]:

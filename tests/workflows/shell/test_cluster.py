@@ -1,5 +1,6 @@
 """Which Ray a verb's processes take for theirs."""
 
+import os
 import subprocess
 import sys
 
@@ -57,3 +58,15 @@ def test_another_ray_on_this_machine_is_not_asked_about_our_actors(monkeypatch):
         assert "asked: None" in said
     finally:
         another.communicate("\n", timeout=120)
+
+
+def test_a_ray_that_does_not_start_is_a_sentence(tmp_path):
+    """As where the machine is so busy that Ray's processes are not there in time: then, too, Ray raises a plain exception."""
+    no_folder = tmp_path / "file"
+    no_folder.touch()
+    verb = [sys.executable, "workflows/pretrain.py", "--config", "demo", "--run_folder", str(tmp_path / "run")]
+    names = {"RAY_TMPDIR": str(no_folder / "ray")}
+    others = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    ended = subprocess.run(verb, env=others | names, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1 and "Traceback" not in ended.stderr
+    assert "Ray stopped: it did not start on this machine (" in ended.stderr and "run the same command" in ended.stderr
