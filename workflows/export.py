@@ -16,6 +16,7 @@ Every file is tried on real tiles, the run's own or those of `tiles`, and writte
 
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -43,6 +44,7 @@ def export(config: ExportConfig) -> int:
     from csat.export import hub, openvino
     from csat.export.facts import read_facts, why_not_released
     from csat.export.output import check_output, commit
+    from csat.licences import licence_of
     from csat.model.files import exported_folder, read_model_config
     from csat.prediction.opening import open_answers
     from workflows.exporting.make import check_licences, make_files
@@ -52,9 +54,11 @@ def export(config: ExportConfig) -> int:
     repository = hub.check_push(config.push) if config.push else None
     if config.openvino:
         openvino.check_installed()
-    facts = read_facts(config.model, read_model_config(exported_folder(config.model)), judged=config.judged)
+    model_config = read_model_config(exported_folder(config.model))
+    facts = read_facts(config.model, model_config, judged=config.judged, licence=config.licence)
     check_licences(why_not_released(facts.metadata), accept=config.accept_license)
     answers = open_answers(config.model, tile_px=config.tile_px, name=config.name)
+    answers.about = replace(answers.about, licence=licence_of(facts.metadata))
     tiles, where = find_tiles(config, answers)
     with interruption.scratch_folder("csat-export-") as folder:
         measured = make_files(folder, config, answers, facts, tiles, where)

@@ -37,6 +37,7 @@ HUB_LICENCES = (
 )
 OTHER = {"license": "other", "license_name": "see-the-card", "license_link": f"./{NAME}"}
 REPOSITORY = re.compile(r"^(?:hf[-_]hub:)?([\w.-]+/[\w.-]+)$")
+RUN = "run"  # the name of a teacher that is a run, or a model that comes with the package; its source begins with which
 MOST_METRICS = 24  # rows of a table of figures
 
 
@@ -130,7 +131,7 @@ def _summary(answers: Answers, facts: Facts) -> str:
             f" It was trained on labels of {_plain(facts.data.get('name') or facts.metadata.get('data', 'a labelled set'))}."
         )
     if len(teachers) == 1:
-        learned += f" It was distilled from the teacher {_plain(facts.teacher.get('name'))}."
+        learned += f" It was distilled from the teacher {_plain(_called('', facts.teacher))}."
     elif teachers:
         named = [_called(name, each) for name, each in facts.teachers.items()]
         learned += f" It was distilled from the teachers {_listed(named)}."
@@ -144,7 +145,7 @@ def _licence(facts: Facts) -> str:
         for name, each in facts.teachers.items()
     ]
     if own := facts.metadata.get("licence"):
-        rows.append(f"- Images and labels: {_plain(own)}")
+        rows.append(f"- Images{' and labels' if facts.metadata.get('task') else ''}: {_plain(own)}")
     started = facts.metadata.get("started_from")
     if isinstance(started, Mapping):
         rows.append(f"- The run that its weights started from: {_plain(licence_of(started))}")
@@ -321,8 +322,11 @@ def _files(measured: Measured) -> str:
 
 
 def _called(name: str, teacher: Mapping[str, Any]) -> str:
-    """A teacher as a person knows it: of several with its name in the run."""
-    return f"{name} ({teacher.get('name')})" if name else str(teacher.get("name"))
+    """A teacher as a person knows it: of several with its name in the run; one that was trained here by its own run."""
+    own, source = str(teacher.get("name")), str(teacher.get("source") or "")
+    if own == RUN and ": " in source:
+        own = _last_part(source.partition(": ")[0])
+    return f"{name} ({own})" if name else own
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -331,8 +335,11 @@ def _listed(names: Sequence[str]) -> str:
 
 def _place(value: Any) -> str:
     """A source in words; of a path of the machine that trained only the last part."""
-    said = printable(value)
-    return _plain(said.rstrip("/").rpartition("/")[2] if said.startswith(("/", "~")) else said)
+    return _plain(_last_part(printable(value)))
+
+
+def _last_part(said: str) -> str:
+    return said.rstrip("/").rpartition("/")[2] if said.startswith(("/", "~")) else said
 
 
 def _code(value: Any) -> str:

@@ -65,18 +65,24 @@ class Measured:
     tiles: str
 
 
-def read_facts(run: str, config: dict[str, Any], *, judged: str | None = None) -> Facts:
+def read_facts(run: str, config: dict[str, Any], *, judged: str | None = None, licence: str | None = None) -> Facts:
     """Of a run folder; of an exported folder alone there is only its config.json.
 
     Args:
         run: The folder.
         config: Its config.json.
         judged: Run folder of evaluate.py in which this model is judged on other images.
+        licence: Of the images, where the run does not know it: that of a pretraining cannot.
 
     Raises:
-        ConfigError: there is no such evaluation.
+        ConfigError: there is no such evaluation; the run knows the licence.
     """
     folder, metadata = RunFolder(run), config.get("metadata") or {}
+    if licence:
+        if known := metadata.get("licence"):
+            raise ConfigError(f"licence: the run knows that of its images: {known}. Leave licence out")
+        metadata = {**metadata, "licence": licence}
+        config = {**config, "metadata": metadata}
     index = RunFolder(manifest_of(folder.uri)).read_json("index.json") or {}
     return Facts(
         config=config,

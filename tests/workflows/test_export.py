@@ -120,6 +120,15 @@ def test_what_cannot_work_is_refused_before_anything_is_made(place, tmp_path, ca
     assert "which no export has made" in capsys.readouterr().err
 
 
+def test_the_licence_of_slides_goes_with_the_model(place, tmp_path):
+    metadata = {name: value for name, value in METADATA.items() if name != "licence"}
+    save_model(student(LABEL), str(tmp_path / "exported"), metadata)
+    argv = ["--model", str(tmp_path), "--output", str(tmp_path / "out"), "--tiles", json.dumps([str(place / "tiles")])]
+    assert export.main([*argv, "--num_tiles=8", "--small=true", "--licence", "slides of ours: CC BY 4.0"]) == 0
+    assert "CC BY 4.0" in open_answers(str(tmp_path / "out")).about.licence
+    assert "slides of ours: CC BY 4.0" in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_a_licence_is_read_first(place, tmp_path, capsys):
     teacher = {"name": "timm", "licence": "CC BY-NC-ND 4.0", "source": "hf-hub:MahmoodLab/UNI"}
     save_model(student(LABEL), str(tmp_path / "exported"), {**METADATA, "licence": None, "teacher": teacher})

@@ -15,6 +15,7 @@ class ExportConfig:
     push: Often[str | None] = None  # hf-hub:OWNER/NAME, to upload it too; needs a token (HF_TOKEN)
     private: bool = True  # a repository that push has to make is not public
     accept_license: Often[bool] = False  # write it although a licence behind the model forbids derivatives or commercial use
+    licence: Often[str | None] = None  # what the slides of a pretraining are, and their licence: who uses the model reads it
     int8: Often[bool] = False  # also model.int8.onnx, kept where it is faster and decides alike
     fp16: bool = False  # also model.fp16.onnx, for GPUs, kept where it is faster and decides alike
     small: bool = False  # nothing but the weights in half precision, config.json and the card: as the package has its students

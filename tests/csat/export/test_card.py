@@ -48,6 +48,26 @@ def test_a_distilled_student_tells_its_teacher_fidelity_and_cost(tmp_path):
     assert "not here: it does not pay: 0.91 times as fast" in text
 
 
+@pytest.mark.parametrize("place", ["hovernet-nuclei", "/home/someone/runs/hovernet-nuclei"])
+def test_a_teacher_that_is_a_run_is_called_as_the_run(tmp_path, place):
+    teacher = {"name": "run", "source": f"{place}: hovernet trained on a, b", "licence": "MIT", "weights_sha256": "12" * 32}
+    text = card(tmp_path, metadata={"tile_px": 64, "mpp": 0.5, "teacher": teacher}, teacher=teacher)
+    assert "distilled from the teacher hovernet-nuclei." in text and "- Teacher hovernet-nuclei: MIT" in text
+    assert "/home" not in text
+
+
+def test_what_the_slides_are_is_said_where_the_run_does_not_know_it(tmp_path):
+    teacher = {"name": "stain", "source": "settings", "licence": "Apache-2.0", "weights_sha256": "12" * 32}
+    config = {"metadata": {"tile_px": 64, "mpp": 0.5, "teacher": teacher}}
+    facts = read_facts(str(tmp_path), config, licence="slides of ours: CC BY-NC 4.0")
+    assert facts.metadata["licence"] == "slides of ours: CC BY-NC 4.0" and "licence" not in config["metadata"]
+    assert why_not_released(facts.metadata) == ["slides of ours: CC BY-NC 4.0 forbids commercial use"]
+    text = write_card(answers_of(student(NUCLEI)), facts, MEASURED)
+    assert "- Images: slides of ours: CC BY-NC 4.0" in text
+    with pytest.raises(ConfigError, match="the run knows that of its images: MIT. Leave licence out"):
+        read_facts(str(tmp_path), {"metadata": {"licence": "MIT"}}, licence="CC0")
+
+
 @pytest.fixture
 def judged(tmp_path):
     """An evaluation of the model in `tmp_path`, and of a teacher, on other images."""
