@@ -45,6 +45,7 @@ TILE_SCHEMA = pa.schema(
     ]
 )
 SMALLEST_PX = 16  # edge of a tile, and of an image that is seen as a whole
+ROUNDING_PX = 1e-6  # by which a length that should be whole may miss it, as 300.00000000000006 does
 MOST_UNEQUAL = 2.0  # how many times longer than wide a slide's pixels may be
 
 
@@ -168,7 +169,7 @@ def plan_grid(slide: str, levels: list[Level], resolution: Mpp | None, config: T
     footprints_px = [edge * levels[scale.level].downsample for edge in (read_px, read_down_px)]
     width, height = levels[0].width_px, levels[0].height_px
     if width < footprints_px[0] or height < footprints_px[1]:
-        covered = [str(math.ceil(edge - 1e-6)) for edge in footprints_px]
+        covered = [str(math.ceil(edge - ROUNDING_PX)) for edge in footprints_px]
         raise SlideError(
             "too_small",
             f"{slide}: {width} x {height} px is smaller than one tile of {config.tile_px} px, which covers "
@@ -196,7 +197,7 @@ def table_of(slide_row: SlideRow, grid: Grid, *, tissue: np.ndarray, tile_px: in
     """Tiles as a table of TILE_SCHEMA: what the slide and the grid say, but for the columns that are given."""
     num_tiles = len(tissue)
     same = dict(slide=slide_row.slide, kind=slide_row.kind, patient=slide_row.patient, row=0)
-    same |= dict(level=grid.level, read_px=grid.read_px, footprint_px=math.ceil(grid.footprint_px - 1e-6))
+    same |= dict(level=grid.level, read_px=grid.read_px, footprint_px=math.ceil(grid.footprint_px - ROUNDING_PX))
     same |= dict(mpp=grid.mpp, mpp_source=grid.mpp_source, aspect=grid.aspect, width_px=tile_px, height_px=tile_px)
     given = columns | dict(tissue=tissue)
     arrays = []
@@ -215,10 +216,10 @@ def _starts(edge_px: int, footprint_px: float, *, step: float, margin: float, co
         step: From one to the next, in tiles.
         margin: How far the first and the last reach beyond the image, in tiles; to the nearest pixel.
     """
-    first, last = -round(margin * footprint_px), math.floor(edge_px - footprint_px)
+    first, last = -round(margin * footprint_px), math.floor(edge_px - footprint_px + ROUNDING_PX)
     if margin:
         last = round(edge_px - (1 - margin) * footprint_px)
-    starts = np.arange(first, last + 1, math.ceil(footprint_px * step - 1e-6))
+    starts = np.arange(first, last + 1, math.ceil(footprint_px * step - ROUNDING_PX))
     return np.append(starts, last) if cover_edges and starts[-1] < last else starts
 
 

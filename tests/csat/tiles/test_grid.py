@@ -200,6 +200,15 @@ def test_covering_the_edges_leaves_no_pixel_out_and_moves_no_other_tile(case):
         assert (np.diff(covering) <= math.ceil(footprint_px)).all()
 
 
+def test_a_footprint_that_is_whole_but_for_rounding_reaches_the_edge():
+    """Two tiles of 300.00000000000006 px in 600: the second would begin at 299 and leave the last pixel out."""
+    levels = [Level(600, 600, 1.0), Level(399, 399, 1.5000000000000002)]
+    config = TilingConfig(mpp=0.5, tile_px=32, overlap_px=0)
+    grid = plan_grid("s", levels, Mpp(0.1015625, 0.05345394736842105, "stated"), replace(config, cover_edges=True))
+    assert grid.footprint_px * grid.aspect == pytest.approx(300, abs=1e-9)
+    assert np.unique(grid.y_px).tolist() == [0, 300]
+
+
 @given(_grids(), st.integers(1, 7))
 def test_with_a_margin_what_is_answered_reaches_from_edge_to_edge(case, margin_px):
     """The outermost tiles reach beyond the slide by the margin that a model leaves out, to the nearest level-0 pixel."""
