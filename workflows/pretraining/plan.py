@@ -24,8 +24,8 @@ from csat.runs.forecast import (
     TeacherCosts,
     TeacherShares,
     as_record,
-    make_plan,
 )
+from csat.runs.planner import make_plan
 from csat.tiles.manifest import Manifest
 from csat.tiles.sample import sample_rows
 from workflows.pretraining.calibration import calibrate

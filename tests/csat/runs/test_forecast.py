@@ -10,7 +10,6 @@ from csat.errors import ConfigError
 from csat.runs.forecast import (
     CORES,
     READING,
-    SAME,
     STUDENT,
     TEACHER,
     Costs,
@@ -22,8 +21,8 @@ from csat.runs.forecast import (
     TeacherShares,
     as_record,
     forecast,
-    make_plan,
 )
+from csat.runs.planner import SAME, make_plan
 
 MACHINES = Machines(cpus=2, node_cpus=2, memory_bytes=20e9, store_bytes=1e9)
 COSTS = Costs(read_s=0.001, teacher={1: 10.0, 2: 19.0}, student={1: 40.0, 2: 70.0}, bytes_per_tile=2e5)

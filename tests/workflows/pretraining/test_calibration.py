@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from csat.model.student import StudentConfig
-from csat.runs.forecast import Costs, KeptCosts, Machines, TeacherCosts, as_record, make_plan
+from csat.runs.forecast import Costs, KeptCosts, Machines, TeacherCosts, as_record
+from csat.runs.planner import make_plan
 from csat.slides.synthetic import make_slides
 from csat.tiles.grid import TilingConfig
 from csat.tiles.planned_reader import columns_of
