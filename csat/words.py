@@ -75,3 +75,8 @@ def _escaped(code: int) -> str:
     if 0xDC80 <= code <= 0xDCFF:  # how Python keeps a byte of a name that is not UTF-8
         code -= 0xDC00
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def without_folders(said: str) -> str:
+    """Of a path of this machine the last part, since whoever reads it elsewhere has other folders; other words as they are."""
+    return said.rstrip("/").rpartition("/")[2] if said.startswith(("/", "~")) else said

@@ -14,7 +14,7 @@ from csat.licences import is_unknown, licence_of, licences_of, strictest
 from csat.prediction.answers import Answers
 from csat.responses import Kind, ResponseSpec
 from csat.tasks import Task
-from csat.words import printable
+from csat.words import printable, without_folders
 
 NAME = "README.md"
 ONNX = "model.onnx"
@@ -325,7 +325,7 @@ def _called(name: str, teacher: Mapping[str, Any]) -> str:
     """A teacher as a person knows it: of several with its name in the run; one that was trained here by its own run."""
     own, source = str(teacher.get("name")), str(teacher.get("source") or "")
     if own == RUN and ": " in source:
-        own = _last_part(source.partition(": ")[0])
+        own = without_folders(source.partition(": ")[0])
     return f"{name} ({own})" if name else own
 
 
@@ -335,11 +335,7 @@ def _listed(names: Sequence[str]) -> str:
 
 def _place(value: Any) -> str:
     """A source in words; of a path of the machine that trained only the last part."""
-    return _plain(_last_part(printable(value)))
-
-
-def _last_part(said: str) -> str:
-    return said.rstrip("/").rpartition("/")[2] if said.startswith(("/", "~")) else said
+    return _plain(without_folders(printable(value)))
 
 
 def _code(value: Any) -> str:

@@ -20,6 +20,7 @@ from csat.model.files import CONFIG, save_model
 from csat.prediction.answers import ModelAnswers
 from csat.prediction.onnx_answers import OnnxAnswers
 from csat.prediction.opening import open_answers
+from csat.words import without_folders
 from workflows.exporting.config import ExportConfig
 
 logger = logging.getLogger("export")
@@ -104,7 +105,7 @@ def _without_folders(value: Any) -> Any:
         return {name: _without_folders(each) for name, each in value.items()}
     if isinstance(value, list):
         return [_without_folders(each) for each in value]
-    return value.rstrip("/").rpartition("/")[2] if isinstance(value, str) and value.startswith(("/", "~")) else value
+    return without_folders(value) if isinstance(value, str) else value
 
 
 def _cost(answers: ModelAnswers) -> dict[str, float]:
