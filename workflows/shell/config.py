@@ -80,7 +80,7 @@ class PoolConfig:
 
     min_actors: int = 1  # actors at least; all of them must fit beside the workers
     max_actors: Often[int | None] = None  # teacher actors at most, Ray adds and removes them; None: planned, or 2 without plan
-    cpus_per_actor: float = 0.5  # CPUs reserved for each
+    cpus_per_actor: float = 0.375  # CPUs reserved for each: two fit beside a worker and a reader on two cores
     threads: int | None = None  # of torch in each; None: planned, or one for each reserved CPU
     gpus_per_actor: Often[float] = 0.0  # GPUs reserved for each teacher actor; 0.5 lets two share one
     batch_size: int = 32  # tiles that the teacher sees at once
