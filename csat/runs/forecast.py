@@ -2,7 +2,7 @@
 
 Reading, teacher and student work at the same time, so the slowest stage sets the pace, or the cores that all of them share:
 
-    tiles/s = min(readers x rate, teacher actors x rate, workers x rate, cores / core-seconds of a tile)
+    tiles/s = min(readers x rate, teacher actors x rate, workers x rate, free cores / core-seconds of a tile)
 
 Of several teachers each is a stage of its own, and each tile costs what all of them cost.
 
@@ -30,6 +30,7 @@ class Machines:
     node_cpus: float  # of the largest node: threads of one process
     memory_bytes: float  # for the processes
     store_bytes: float  # of object store
+    taken_cpus: float = 0.0  # of all CPUs: what other processes than the run's keep busy
 
     def with_gpu(self) -> "Machines":
         """One GPU more."""
@@ -38,7 +39,7 @@ class Machines:
     def with_node(self) -> "Machines":
         """One node more, such as the largest is, with its share of the rest."""
         share = self.node_cpus / self.cpus
-        more = {name: getattr(self, name) * (1 + share) for name in ("gpus", "memory_bytes", "store_bytes")}
+        more = {name: getattr(self, name) * (1 + share) for name in ("gpus", "memory_bytes", "store_bytes", "taken_cpus")}
         return replace(self, cpus=self.cpus + self.node_cpus, **more)
 
 
@@ -268,7 +269,7 @@ def _stages(
         stages[f"{TEACHER} {share.name}" if len(plans) > 1 else TEACHER] = plan.actors * rate
     stages[STUDENT] = shares.workers * rate_with(student_threads, costs.student)
     core_s += 0.0 if shares.worker_gpus else 1 / costs.student[1]
-    stages[CORES] = machines.cpus / core_s
+    stages[CORES] = (machines.cpus - machines.taken_cpus) / core_s
     return stages
 
 

@@ -41,6 +41,7 @@ logger = logging.getLogger("pretrain")
 RECORD = "plan.json"
 PLANNED_FROM = 20_000  # tiles to train, of a run that is measured without being asked to
 NUM_TILES = 32  # that are measured with
+RAY_CPUS = 0.13  # of every node: what Ray's own processes take, whatever the run (docs/performance.md)
 
 
 def plan_run(job: PretrainJob, manifest: Manifest, kept: Sequence[KeptCosts | None]) -> PretrainConfig:
@@ -86,6 +87,7 @@ def machines() -> Machines:
         node_cpus=max((node.get("CPU", 0.0) for node in nodes), default=0.0),
         memory_bytes=has.get("memory", 0.0),
         store_bytes=has.get("object_store_memory", 0.0),
+        taken_cpus=RAY_CPUS * sum(node.get("CPU", 0.0) > 0 for node in nodes),
     )
 
 

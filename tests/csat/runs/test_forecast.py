@@ -50,6 +50,13 @@ def test_what_travels_costs_cores():
     assert slower.tiles_per_s == pytest.approx(2 / 0.15)
 
 
+def test_cores_that_others_keep_busy_are_no_help():
+    taken = replace(MACHINES, taken_cpus=0.2)
+    plan = make_plan(taken, COSTS, replace(SHARES, teacher_threads=2))
+    assert (plan.tiles_per_s, plan.bottleneck) == (pytest.approx(1.8 / 0.126), CORES)
+    assert taken.with_node().taken_cpus == pytest.approx(0.4)
+
+
 def test_a_slow_student_is_given_threads():
     plan = make_plan(replace(MACHINES, cpus=3, node_cpus=3), replace(COSTS, teacher={1: 500.0, 2: 600.0}), SHARES)
     assert (plan.student_threads, plan.teacher_threads, plan.bottleneck) == (2, 1, STUDENT)
@@ -183,6 +190,7 @@ machines_like = st.builds(
     node_cpus=st.just(1.0),
     memory_bytes=st.floats(1e9, 1e11),
     store_bytes=st.floats(1e8, 1e11),
+    taken_cpus=st.floats(0, 0.5),
 )
 costs_like = st.builds(
     Costs,
