@@ -10,6 +10,15 @@ import yaml
 
 from tests.support.verbs import arguments
 from workflows import pretrain
+from workflows.pretraining.plan import RAY_CPUS, machines
+
+
+@pytest.mark.ray
+def test_what_a_cluster_has(ray_cluster):
+    """One node of four CPUs, of which Ray's own processes keep some busy."""
+    have = machines()
+    assert (have.cpus, have.node_cpus, have.gpus, have.taken_cpus) == (4, 4, 0, RAY_CPUS)
+    assert have.memory_bytes > have.store_bytes > 0
 
 
 @pytest.mark.ray
