@@ -15,6 +15,7 @@ import difflib
 import importlib
 import json
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass, replace
 from functools import cache
 from types import UnionType
@@ -163,7 +164,7 @@ def read_settings(config_class: type[Config], settings: Mapping[str, Any] | None
         raise ConfigError(f"{what}: settings are a mapping of names to values, not {settings!r}")
     import jsonargparse
 
-    settings = dict(settings or {})
+    settings = deepcopy(dict(settings or {}))  # the parser puts its own objects in the place of mappings
     for key in unknown_keys(config_class, settings):
         raise UnknownSettingError(f"{what}: {no_such_key(config_class, key)}")
     parser = _parser_of(config_class)
@@ -200,12 +201,15 @@ def plain_settings(config: Any) -> dict[str, Any]:
 
 def completed(config_class: type, plain: Mapping[str, Any]) -> dict[str, Any]:
     """A resolved configuration of an earlier version as this version would have recorded it: with the defaults of the
-    settings that have come since, and absolute places.
+    settings that have come since, and absolute places. Settings that may differ have this version's defaults: one that has
+    changed is no reason not to read the others.
 
     Where this version cannot read it (a setting has gone), it comes back as it is.
     """
+    replaced = {each.name for each in fields(config_class) if _default(each)[1]} & free_keys(config_class)
+    kept = {name: value for name, value in plain.items() if name not in replaced}
     try:
-        return plain_settings(with_places(read_settings(config_class, plain, what="the earlier run")))
+        return plain_settings(with_places(read_settings(config_class, kept, what="the earlier run")))
     except ConfigError:
         return dict(plain)
 

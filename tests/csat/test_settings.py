@@ -50,6 +50,13 @@ class Verb:
     options: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Named:
+    """Entries under names of a user's."""
+
+    entries: dict[str, Inner] = field(default_factory=dict)
+
+
 def test_which_settings_there_are_and_which_are_free():
     of_inner = ["lr", "every", "start"]
     sections = [f"{name}.{key}" for name in ("inner", "other", "spread") for key in of_inner]
@@ -124,6 +131,17 @@ def test_an_earlier_record_is_completed_with_defaults_and_absolute_places(tmp_pa
     now = completed(Verb, {"run_folder": "r", "inner": {"lr": 1.0}})
     assert now["run_folder"] == f"{tmp_path}/r" and now["inner"] == {"lr": 1.0, "every": 10, "start": None}
     assert completed(Verb, {"run_folder": "r", "gone": 1}) == {"run_folder": "r", "gone": 1}
+
+
+def test_an_earlier_record_is_read_whatever_its_free_settings_are_now():
+    now = completed(Verb, {"run_folder": "/r", "spread": {"lr": "a word, which was one then"}})
+    assert now == plain_settings(Verb(run_folder="/r"))
+
+
+def test_reading_settings_leaves_them_as_they_are():
+    settings = {"a": {"lr": 1.0}}
+    read_settings(Named, {"entries": settings}, what="named")
+    assert settings == {"a": {"lr": 1.0}}
 
 
 @pytest.mark.parametrize(
