@@ -121,9 +121,13 @@ def start_helpers() -> None:
 
 
 def configure_data(settings: RayConfig) -> None:
-    """This process's Ray Data settings: bounded memory, no bars of its own, no spinning, no idle actors, no silent stall."""
+    """This process's Ray Data settings: bounded memory, no bars of its own, no spinning, no idle actors, no silent stall.
+
+    Ray's warning of actors that reserve no memory is off: it names an argument that no setting of ours has.
+    """
     context = DataContext.get_current()
     context.execution_options = execution_options(settings)
     context.enable_progress_bars = False
     context.custom_execution_callback_classes = [Pause, Demand]
     context.execution_no_progress_timeout_s = settings.stall_timeout_s
+    context.issue_detectors_config.high_memory_detector_config.detection_time_interval_s = -1  # never

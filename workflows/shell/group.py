@@ -163,7 +163,8 @@ def train_in_group(
     except TrainingFailedError as error:
         folder.set_status(FAILED, error=reason(error), kind=type(error).__name__)
         raise
-    write_attempt(folder, attempt, seconds=time.monotonic() - started, store=meter.figures())
+    finally:  # an attempt that was interrupted has its cost, too
+        write_attempt(folder, attempt, seconds=time.monotonic() - started, store=meter.figures())
     status = folder.read_json("status.json") or {}
     if status.get("state") == FAILED:
         raise NonFiniteLossError(status["error"])

@@ -19,12 +19,13 @@ class StoreMeter:
     """Samples the object store while the context lasts; then `figures()` tells the peak and what was spilled."""
 
     def __init__(self):
-        self.peak_bytes = 0.0
+        self.peak_bytes = self._capacity_bytes = 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
 
     def __enter__(self) -> "StoreMeter":
         self._spilled_before = spilled_bytes()
+        self._look()
         self._thread.start()
         return self
 
@@ -33,23 +34,30 @@ class StoreMeter:
         self._thread.join(timeout=10)
 
     def figures(self) -> dict[str, Any]:
-        """Peak bytes in the object stores of all nodes together, their capacity, and bytes spilled to disk since the start."""
+        """Peak bytes in the object stores of all nodes together, their capacity, and bytes spilled to disk since the start.
+
+        Also where the cluster does not answer any more.
+        """
         spilled = spilled_bytes() - self._spilled_before
         return {
             "object_store_peak_bytes": int(self.peak_bytes),
-            "object_store_capacity_bytes": int(ray.cluster_resources().get("object_store_memory", 0)),
+            "object_store_capacity_bytes": int(self._capacity_bytes),
             "spilled_bytes": None if math.isnan(spilled) else int(spilled),
         }
 
     def _sample(self) -> None:
-        name = "object_store_memory"
         while not self._stop.wait(SAMPLE_EVERY_S):
-            try:
-                used = ray.cluster_resources().get(name, 0.0) - ray.available_resources().get(name, 0.0)
-            except Exception as error:  # a meter must never end a run: a node may be going away at this moment
-                logger.debug("no object-store sample: %s", error)
-                continue
-            self.peak_bytes = max(self.peak_bytes, used)
+            self._look()
+
+    def _look(self) -> None:
+        name = "object_store_memory"
+        try:
+            self._capacity_bytes = ray.cluster_resources().get(name, 0.0)
+            used = self._capacity_bytes - ray.available_resources().get(name, 0.0)
+        except Exception as error:  # a meter must never end a run: a node may be going away at this moment
+            logger.debug("no object-store sample: %s", error)
+            return
+        self.peak_bytes = max(self.peak_bytes, used)
 
 
 def spilled_bytes() -> float:

@@ -11,6 +11,7 @@ from workflows.shell.config import RayConfig
 from workflows.shell.data import HELPERS, LEAST_STEP_S, Pause, configure_data, start_helpers
 
 BLOCKS, BLOCK_BYTES, STREAM_GB = 8, 2**21, 0.008  # the stream holds a few of the blocks that its tasks have ready
+LARGE_BYTES = 2**28
 
 
 def blocks(rows):
@@ -50,6 +51,30 @@ def test_a_stream_that_is_full_does_not_spin(ray_cluster, monkeypatch):
         time.sleep(0.15)
     assert taken == BLOCKS
     assert 0 < len(rounds) <= (time.monotonic() - begun) / LEAST_STEP_S + 1
+
+
+class Large:
+    """A stage with more memory than Ray thinks right for its share of a core."""
+
+    def __init__(self):
+        self.held = np.ones(LARGE_BYTES, np.uint8)
+
+    def __call__(self, rows):
+        time.sleep(0.2)
+        return rows
+
+
+@pytest.mark.ray
+def test_an_actor_that_takes_memory_is_no_reason_to_warn(ray_cluster, monkeypatch):
+    """No setting of ours is the argument that Ray's warning names."""
+    told = []
+    monkeypatch.setattr("ray.data._internal.issue_detection.issue_detector_manager.logger.warning", told.append)
+    context = ray.data.DataContext.get_current()
+    context.issue_detectors_config.high_memory_detector_config.detection_time_interval_s = 0.05
+    configure_data(RayConfig())
+    pool = ray.data.ActorPoolStrategy(size=1)
+    ray.data.range(20, override_num_blocks=20).map_batches(Large, num_cpus=0.01, compute=pool).materialize()
+    assert told == []
 
 
 class Slow:

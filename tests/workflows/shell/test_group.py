@@ -112,6 +112,7 @@ def test_a_group_that_does_not_come_though_the_cluster_has_room_ends_in_an_error
     with pytest.raises(TrainingFailedError, match="no worker .* for .* s; the workers need 0.5 CPUs, of which 0.25 are free"):
         train_in_group(Summing(run_folder=folder.uri, ray=RayConfig(stall_timeout_s=1.0)))
     assert folder.read_json("status.json")["state"] == "failed"
+    assert folder.read_json("attempt-001.json")["wall_s"] > 1, "an attempt has its cost, however it ended"
     assert "the run ends after 3 s (ray.stall_timeout_s)" in caplog.text
     ray.kill(holder)
 
