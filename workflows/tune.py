@@ -42,7 +42,7 @@ def sweep(config: SweepConfig) -> int:
     from csat.sweeps.tracking import MlflowTracker
     from workflows.shell import cluster
     from workflows.shell.decode_samples import decode
-    from workflows.sweep.cells import make_cells
+    from workflows.sweep.cells import choose_cells, make_cells
     from workflows.sweep.check import check_cells, check_resources
     from workflows.sweep.finish import finish
     from workflows.sweep.runs import finished_result, run_cell
@@ -55,7 +55,7 @@ def sweep(config: SweepConfig) -> int:
     tracker = MlflowTracker(config.mlflow, files.base_name(folder.uri)) if config.mlflow is not None else None
     folder.open(config, overwrite=config.overwrite)
     results = {cell.name: result for cell in cells if (result := finished_result(cell)) is not None}
-    waiting = [cell for cell in cells if cell.name not in results]
+    waiting = choose_cells(cells, done=results, only=config.only)
     if waiting:
         kept_gb = 2 * max(cell.config.data.memory_gb for cell in waiting)
         cluster.start_meanwhile(config.ray, kept_gb=kept_gb)
@@ -65,9 +65,8 @@ def sweep(config: SweepConfig) -> int:
         cluster.check_run_folder_is_shared(folder.uri)
         folder.set_status("running")
         num_done = sum(cell.num_runs for cell in cells if cell.name in results)
-        progress = Progress(num_runs=sum(cell.num_runs for cell in cells), num_done=num_done)
+        progress = Progress(num_runs=num_done + sum(cell.num_runs for cell in waiting), num_done=num_done)
         with closing(progress):
-            waiting.sort(key=lambda cell: cell.leader is not None)  # who is searched for others comes before them
             for is_led, key in dict.fromkeys((cell.leader is not None, cell.data_key) for cell in waiting):
                 members = [cell for cell in waiting if (cell.leader is not None, cell.data_key) == (is_led, key)]
                 name = f"data of {members[0].folder}"
@@ -75,10 +74,11 @@ def sweep(config: SweepConfig) -> int:
                     for cell in members:
                         more = {"progress": progress, "tracker": tracker, "leader": results.get(cell.leader)}
                         results[cell.name] = run_cell(cell, config, space, data_name=name, **more)
-    first = None if waiting else "this sweep is finished: nothing to do"
-    ended = [results[cell.name] for cell in cells]
+    first = None if waiting else f"{'what only names' if config.only else 'this sweep'} is finished: nothing to do"
+    later = list(dict.fromkeys(cell.data_set for cell in cells if cell.name not in results))
+    ended = [results[cell.name] for cell in cells if cell.data_set not in later]
     num_bootstraps = cells[0].config.num_bootstraps
-    return finish(folder, ended, space, num_bootstraps=num_bootstraps, questions=config.questions, first=first)
+    return finish(folder, ended, space, num_bootstraps=num_bootstraps, questions=config.questions, first=first, later=later)
 
 
 if __name__ == "__main__":

@@ -63,6 +63,7 @@ class TestRefusals:
             ("--searcher=bohb", ["searcher is one of optuna, random, grid", "'bohb'"]),
             ("--searcher=grid", ["searcher grid tries all choices", "is a range"]),
             ("--settings_from.a=b", ["settings_from and --search_only name 'b'; the data sets are: a"]),
+            ("--only=[b]", ["only names 'b'; the data sets are: a"]),
             ("--questions.gain=[nano, csat]", ["questions.gain compares two or more of nano, not ['nano', 'csat']"]),
             ("--scheduler=hyperband", ["scheduler is one of asha, none"]),
             ("--final_seeds=0", ["final_seeds must be at least 1"]),
@@ -197,7 +198,14 @@ def test_one_search_for_two_data_sets_and_a_table_for_each_question(images, tmp_
         scheduler="none",
         final_seeds=1,
     )
+    # A data set at a time.
+    refuse(capsys, [*argv, "--only=[tenth]"], "only asks for tenth, whose setting all is searched for", "add all to only")
+    assert tune.main([*argv, "--only=[all]"]) == 0
+    assert "not done yet: tenth" in capsys.readouterr().out and read_json(tmp_path / "run" / "table.json") == []
+    assert not (tmp_path / "run" / "cells" / "tenth").exists()
+    searched = (tmp_path / "run" / "cells" / "all" / "nano" / "cell.json").stat().st_mtime_ns
     assert tune.main([*argv, "--questions.wider=[nano, wide]"]) == 0
+    assert (tmp_path / "run" / "cells" / "all" / "nano" / "cell.json").stat().st_mtime_ns == searched
     cells = tmp_path / "run" / "cells"
     for start in ("nano", "wide"):
         whole, tenth = (read_json(cells / name / start / "cell.json") for name in ("all", "tenth"))

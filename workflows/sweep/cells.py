@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -114,6 +114,29 @@ def make_cells(config: SweepConfig, space: tuple[Dimension, ...]) -> list[Cell]:
                 run.train.rows_per_worker(run.workers.num_workers)
             cells.append(cell)
     return cells
+
+
+def choose_cells(cells: Sequence[Cell], *, done: Collection[str], only: Collection[str]) -> list[Cell]:
+    """The cells that are worked at now, in an order in which each comes after the one that is searched for it.
+
+    Args:
+        done: Names of cells.
+        only: Data sets that are asked for; none: all.
+
+    Raises:
+        ConfigError: a data set is asked for without the one that is searched for it.
+    """
+    left = [cell for cell in cells if cell.name not in done]
+    chosen = [cell for cell in left if not only or cell.data_set in only]
+    names = {*done, *(cell.name for cell in chosen)}
+    for cell in chosen:
+        if cell.leader is not None and cell.leader not in names:
+            leader = next(other.data_set for other in left if other.name == cell.leader)
+            raise ConfigError(
+                f"only asks for {cell.data_set}, whose setting {leader} is searched for, and that has not been done: add "
+                f"{leader} to only"
+            )
+    return sorted(chosen, key=lambda cell: cell.leader is not None)
 
 
 def _check_mapping(name: str, settings: Any) -> None:

@@ -55,6 +55,7 @@ class SweepConfig:
     seed: int = 0  # of the search
     final_seeds: Often[int] = 3  # runs with the best setting of each cell, each with a seed of its own: what the table shows
     questions: Free[dict[str, list[str]]] = field(default_factory=dict)  # name → starts: a table of theirs against the first
+    only: Often[Free[list[str]]] = field(default_factory=list)  # data sets that are worked at now, others later; []: all
     max_concurrent: Often[Free[int]] = 1  # trials at once
     cpus_per_trial: Often[Free[float]] = 1.0  # CPUs reserved for each
     gpus_per_trial: Often[Free[float]] = 0.0  # GPUs reserved for each; 0.25 lets four share one
@@ -70,6 +71,8 @@ class SweepConfig:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
         _check_leaders(self.data_sets, self.settings_from, self.search_only, has_search=bool(self.search))
+        if unknown := [name for name in self.only if name not in self.data_sets]:
+            raise ConfigError(f"only names {unknown[0]!r}; the data sets are: {', '.join(self.data_sets)}")
         for name, starts in self.questions.items():
             if len(starts) < 2 or len(set(starts) & set(self.starts)) < len(starts):
                 raise ConfigError(f"questions.{name} compares two or more of {', '.join(self.starts)}, not {starts}")

@@ -167,7 +167,7 @@ def test_every_setting_of_the_verbs_is_explained():
         ),
         (EvaluateConfig, {"report_samples", "data.memory_gb"}),
         (PredictConfig, {"readers", "network", "outlines", "assembly", "show"}),
-        (SweepConfig, {"max_concurrent", "cpus_per_trial", "gpus_per_trial", "mlflow", "questions"}),
+        (SweepConfig, {"max_concurrent", "cpus_per_trial", "gpus_per_trial", "mlflow", "questions", "only"}),
     ],
 )
 def test_what_may_differ_when_a_run_is_resumed(config_class, free):

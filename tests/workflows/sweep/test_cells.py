@@ -4,7 +4,7 @@ from csat.errors import ConfigError
 from csat.settings import read_settings
 from csat.sweeps.space import read_space
 from tests.support.labelled_folders import data_settings, sweep_settings
-from workflows.sweep.cells import make_cells
+from workflows.sweep.cells import choose_cells, make_cells
 from workflows.sweep.config import SweepConfig
 
 
@@ -33,6 +33,29 @@ def test_cells_come_data_set_by_data_set(tmp_path):
     assert [cell.name for cell in cells] == ["a x one", "a x two", "b x one", "b x two"]
     assert cells[0].config.data.sets["folder"]["path"] == str(tmp_path / "a")
     assert cells[2].config.data.sets["folder"]["path"] == "/elsewhere/b"
+
+
+class TestWhatIsDoneThisTime:
+    @pytest.fixture
+    def cells(self, tmp_path):
+        sets = {"tenth": data_settings("b"), "all": data_settings("a"), "other": data_settings("a")}
+        return cells_of(tmp_path, data_sets=sets, settings_from={"tenth": "all"}, starts={"one": {}, "two": {}})
+
+    def names(self, cells, *, done=(), only=()):
+        return [cell.name for cell in choose_cells(cells, done=done, only=only)]
+
+    def test_what_is_searched_for_others_comes_before_them(self, cells):
+        assert self.names(cells) == ["all x one", "all x two", "other x one", "other x two", "tenth x one", "tenth x two"]
+        assert self.names(cells, only=["all", "tenth"]) == ["all x one", "all x two", "tenth x one", "tenth x two"]
+
+    def test_what_is_done_is_not_done_again(self, cells):
+        assert self.names(cells, done=["all x one", "all x two"], only=["tenth"]) == ["tenth x one", "tenth x two"]
+        assert self.names(cells, done=["other x one", "other x two"], only=["other"]) == []
+
+    @pytest.mark.parametrize("done", [[], ["all x one"]])
+    def test_nothing_comes_before_what_is_searched_for_it(self, cells, done):
+        with pytest.raises(ConfigError, match="only asks for tenth, whose setting all is searched for.*: add all to only"):
+            choose_cells(cells, done=done, only=["tenth", "other"])
 
 
 def test_places_among_a_layouts_options_lie_in_the_same_folder(tmp_path):

@@ -39,3 +39,19 @@ def test_a_cell_that_failed_is_an_exit_code(tmp_path, capsys):
     ]
     assert finish(RunFolder(str(tmp_path / "sweep")), ended, (), num_bootstraps=50) == 1
     assert "x x scratch: gone" in capsys.readouterr().out
+
+
+def test_what_is_not_done_yet_is_said(tmp_path, capsys):
+    folder, ended = RunFolder(str(tmp_path / "sweep")), list(results(tmp_path / "seeds"))
+    assert finish(folder, ended, (), num_bootstraps=50, later=["lung", "cells"]) == 0
+    assert "not done yet: lung, cells; the same command without --only" in capsys.readouterr().out
+    assert folder.read_json("status.json") == {"state": "interrupted"}
+    assert finish(folder, ended, (), num_bootstraps=50) == 0
+    assert "not done yet" not in capsys.readouterr().out
+    assert folder.read_json("status.json") == {"state": "finished"}
+
+
+def test_before_a_data_set_is_done_the_table_is_empty(tmp_path):
+    folder = RunFolder(str(tmp_path / "sweep"))
+    assert finish(folder, [], (), num_bootstraps=50, questions={"gain": ["scratch", "rckd"]}, later=["all"]) == 0
+    assert folder.read_json("table.json") == []
