@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import pyarrow as pa
@@ -104,10 +104,10 @@ def seen_by(run: str, *, role: str = "") -> list[Seen]:
 def _follow(place: str, *, role: str, visited: set[str]) -> Iterator[Seen]:
     folder = _run_folder(place)
     if is_shipped(place):
-        logger.warning("%s%s comes with the package: its card says what it was trained on, which is not compared", place, role)
+        _warn(f"{place}{role} comes with the package: its card says what it was trained on, which is not compared")
         return
     if folder is None:
-        logger.warning("%s%s is no run folder (or no longer there): what it was trained on cannot be compared", place, role)
+        _warn(f"{place}{role} is no run folder (or no longer there): what it was trained on cannot be compared")
         return
     if folder in visited:
         return
@@ -127,6 +127,12 @@ def _follow(place: str, *, role: str, visited: set[str]) -> Iterator[Seen]:
     config = yaml.safe_load(files.read_bytes(files.join(folder, "config.yaml"))) or {}
     for before, what in _behind(config):
         yield from _follow(before, role=f", {what} {folder}{role}", visited=visited)
+
+
+@cache
+def _warn(message: str) -> None:
+    """Once: a sweep asks of each of its cells."""
+    logger.warning(message)
 
 
 def _behind(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
