@@ -42,12 +42,13 @@ def sweep(config: SweepConfig) -> int:
     from csat.sweeps.tracking import MlflowTracker
     from workflows.shell import cluster
     from workflows.shell.decode_samples import decode
-    from workflows.sweep.cells import choose_cells, make_cells
+    from workflows.sweep.cells import choose_cells, group_cells, make_cells
     from workflows.sweep.check import check_cells, check_resources
     from workflows.sweep.finish import finish
-    from workflows.sweep.runs import finished_result, run_cell
+    from workflows.sweep.runs import finished_result
     from workflows.sweep.search import Progress
     from workflows.sweep.shared_data import share
+    from workflows.sweep.side_by_side import run_cells
 
     folder = RunFolder(config.run_folder)
     space = read_space(config.search)
@@ -67,13 +68,11 @@ def sweep(config: SweepConfig) -> int:
         num_done = sum(cell.num_runs for cell in cells if cell.name in results)
         progress = Progress(num_runs=num_done + sum(cell.num_runs for cell in waiting), num_done=num_done)
         with closing(progress):
-            for is_led, key in dict.fromkeys((cell.leader is not None, cell.data_key) for cell in waiting):
-                members = [cell for cell in waiting if (cell.leader is not None, cell.data_key) == (is_led, key)]
-                name = f"data of {members[0].folder}"
-                with share(name, decode(members[0].config.data, data[key])):
-                    for cell in members:
-                        more = {"progress": progress, "tracker": tracker, "leader": results.get(cell.leader)}
-                        results[cell.name] = run_cell(cell, config, space, data_name=name, **more)
+            for group in group_cells(waiting):
+                name = f"data of {group[0].folder}"
+                with share(name, decode(group[0].config.data, data[group[0].data_key])):
+                    more = {"progress": progress, "tracker": tracker, "leaders": results}
+                    results |= run_cells(group, config, space, data_name=name, **more)
     first = None if waiting else f"{'what only names' if config.only else 'this sweep'} is finished: nothing to do"
     later = list(dict.fromkeys(cell.data_set for cell in cells if cell.name not in results))
     ended = [results[cell.name] for cell in cells if cell.data_set not in later]

@@ -167,7 +167,7 @@ class TestWithACluster:
         assert [seed["train"]["seed"] for seed in seeds] == [1, 2]
         assert seeds[0]["train"]["optim"] == seeds[1]["train"]["optim"]
         load_exported(str(cell / "seeds" / "001" / "exported"))
-        assert not (cell / "ray").exists()
+        assert not (folder / "ray").exists()
 
     def test_a_finished_sweep_says_so_and_shows_its_table(self, finished, capsys):
         _, argv, _ = finished
@@ -328,7 +328,7 @@ def test_a_sweep_in_a_bucket_whose_trials_have_two_workers(s3, tmp_path, run_alo
     (row,) = read_json(s3, "sweep", "table.json")
     assert (row["seeds"], row["trials"], row["failed"]) == (1, 1, 0)
     cell = f"{s3}/sweep/cells/a/nano"
-    assert not files.exists(f"{cell}/ray")
+    assert not files.exists(f"{s3}/sweep/ray")
     assert files.exists(f"{cell}/seeds/000/exported/config.json")
     assert b"data:image/png" in files.read_bytes(f"{s3}/sweep/report.html")
     result = read_json(cell, "cell.json")

@@ -46,6 +46,11 @@ class Cell:
         return self.num_trials + self.num_seeds
 
     @property
+    def is_group(self) -> bool:
+        """Whether the training of one run is a group of workers beside its process."""
+        return self.config.workers.num_workers > 1
+
+    @property
     def name(self) -> str:
         return name_of(self.data_set, self.start)
 
@@ -137,6 +142,14 @@ def choose_cells(cells: Sequence[Cell], *, done: Collection[str], only: Collecti
                 f"{leader} to only"
             )
     return sorted(chosen, key=lambda cell: cell.leader is not None)
+
+
+def group_cells(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """Cells whose runs may go side by side: of the same decoded data, none chosen for by another of them."""
+    groups: dict[tuple[bool, bool, str], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault((cell.leader is not None, cell.is_group, cell.data_key), []).append(cell)
+    return list(groups.values())
 
 
 def _check_mapping(name: str, settings: Any) -> None:

@@ -34,8 +34,7 @@ def check_cells(cells: list[Cell], space: tuple[Dimension, ...]) -> dict[str, La
 def check_resources(config: SweepConfig, cells: list[Cell]) -> None:
     """Whether the cluster can hold the trials of these cells. Raises ConfigError with the sums, and what to change."""
     for cell in cells:
-        workers = cell.config.workers
-        is_group = workers.num_workers > 1
+        workers, is_group = cell.config.workers, cell.is_group
         resources.check_trials(
             max_concurrent=config.max_concurrent,
             cpus=GROUP_DRIVER_CPUS if is_group else config.cpus_per_trial,

@@ -1,19 +1,15 @@
 """One cell of a sweep, start to end: search, seeds with the best setting, tidying up, and the record that says it is done."""
 
 import logging
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 from csat.runs.folder import RunFolder
 from csat.storage import files
-from csat.sweeps.space import Dimension
 from csat.sweeps.study import SEEDS, TRIALS, Study, trial_name
 from csat.sweeps.tracking import MlflowTracker
 from csat.sweeps.trial import FAILED, FINISHED, CellResult, Trial, read_trial
 from workflows.sweep.cells import Cell
-from workflows.sweep.config import SweepConfig
-from workflows.sweep.search import RAY_FOLDER, Progress, Resources, make_scheduler, run_trials
+from workflows.sweep.search import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -29,79 +25,25 @@ def finished_result(cell: Cell) -> CellResult | None:
     return None if raw is None else CellResult.from_json(raw)
 
 
-def run_cell(
-    cell: Cell,
-    config: SweepConfig,
-    space: tuple[Dimension, ...],
-    *,
-    data_name: str,
-    progress: Progress,
-    tracker: MlflowTracker | None,
-    leader: CellResult | None = None,
-) -> CellResult:
-    """Do what is left of a cell.
-
-    Args:
-        data_name: Under which the cell's data are shared.
-        leader: The cell whose search chooses for this one; None: its own.
-    """
-    train, is_group = cell.config.train, cell.config.workers.num_workers > 1
-    study = Study(cell.folder, space, searcher=config.searcher, num_trials=cell.num_trials, seed=config.seed)
-    given = {} if leader is None else leader.params
-    has_setting = leader is None or leader.best is not None
-    if not has_setting:
-        progress.skip(cell.num_seeds)
-    runs = CellRuns(cell, study, num_seeds=cell.num_seeds if has_setting else 0, progress=progress, given=given)
-    if runs.num_left:
-        run_trials(
-            runs,
-            folder=cell.folder,
-            data=data_name,
-            progress=progress,
-            scheduler=make_scheduler(config.scheduler, config.asha, epochs=train.epochs, history=study.ended()),
-            resources=Resources(
-                max_concurrent=config.max_concurrent, cpus=config.cpus_per_trial, gpus=config.gpus_per_trial, is_group=is_group
-            ),
-        )
-    study.save()
-    trials, best, seeds = study.ended(), study.best(), runs.seeds()
-    _tidy(cell, trials, best)
-    if tracker is not None:
-        _track(tracker, cell, trials, seeds)
-    result = CellResult(
-        data_set=cell.data_set,
-        start=cell.start,
-        trials=tuple(trials),
-        best=None if best is None else best.number,
-        seeds=tuple(_place(cell, SEEDS, run.number) for run in seeds if run.state == FINISHED),
-        error=_what_failed(trials, best, seeds) if has_setting else f"{cell.leader} came to no setting",
-        wall_s=study.wall_s,
-        given=given,
-    )
-    if result.error:
-        logger.warning("%s: %s", cell.name, result.error)
-    RunFolder(cell.folder).write_json(RESULT, result.to_json())
-    return result
-
-
 class CellRuns:
     """The runs of a cell: the trials of its study, and when they are over, the best setting with several seeds.
 
     The seeds are others than the trials': the best of those may owe it to its seed.
     """
 
-    def __init__(
-        self, cell: Cell, study: Study, *, num_seeds: int, progress: Progress, given: Mapping[str, Any] = MappingProxyType({})
-    ):
+    def __init__(self, cell: Cell, study: Study, *, progress: Progress, leader: CellResult | None = None):
         """
         Args:
-            given: The setting of the seeds, where the cell has no search.
+            leader: The cell whose search chooses for this one; None: its own.
         """
-        self.cell, self.study, self.num_seeds, self.progress = cell, study, num_seeds, progress
-        self._given = dict(given)
+        self.cell, self.study, self.progress = cell, study, progress
+        self.given = {} if leader is None else leader.params
+        self._has_setting = leader is None or leader.best is not None
+        self._num_seeds = cell.num_seeds if self._has_setting else 0
         self._numbers: dict[str, int] = {}  # run folder → number of a trial that runs
         self._seeds: dict[int, Trial] | None = None
-        progress.begin(f"{cell.name}: trials", total=study.num_trials, ended=study.ended())
+        progress.skip(cell.num_seeds - self._num_seeds)
+        progress.begin(cell.name, TRIALS, total=study.num_trials, ended=study.ended())
         if not study.num_left:
             self._begin_seeds()
 
@@ -109,7 +51,7 @@ class CellRuns:
     def num_left(self) -> int:
         """Runs that have not ended. Seeds count as soon as they may come, and no more when no trial came to anything."""
         if self._seeds is None:
-            return self.study.num_left + self.num_seeds
+            return self.study.num_left + self._num_seeds
         return sum(not run.has_ended for run in self._seeds.values())
 
     def suggest(self) -> dict[str, Any] | None:
@@ -136,7 +78,7 @@ class CellRuns:
             run = self._seeds[number] = self._read_seed(number)
             self.study.save()
         if run.has_ended:
-            self.progress.ended(run)
+            self.progress.ended(self.cell.name, run)
         if self._seeds is None and not self.study.num_left:
             self._begin_seeds()
 
@@ -144,16 +86,38 @@ class CellRuns:
         """Seeds that have ended."""
         return [run for run in (self._seeds or {}).values() if run.has_ended]
 
+    def finish(self, tracker: MlflowTracker | None) -> CellResult:
+        """When no run is left: tidy up, and write the record that says that the cell is done."""
+        self.study.save()
+        trials, best, seeds = self.study.ended(), self.study.best(), self.seeds()
+        _tidy(self.cell, trials, best)
+        if tracker is not None:
+            _track(tracker, self.cell, trials, seeds)
+        result = CellResult(
+            data_set=self.cell.data_set,
+            start=self.cell.start,
+            trials=tuple(trials),
+            best=None if best is None else best.number,
+            seeds=tuple(_place(self.cell, SEEDS, run.number) for run in seeds if run.state == FINISHED),
+            error=_what_failed(trials, best, seeds) if self._has_setting else f"{self.cell.leader} came to no setting",
+            wall_s=self.study.wall_s,
+            given=self.given,
+        )
+        if result.error:
+            logger.warning("%s: %s", self.cell.name, result.error)
+        RunFolder(self.cell.folder).write_json(RESULT, result.to_json())
+        return result
+
     def _begin_seeds(self) -> None:
         best = self.study.best()
         if best is None and self.study.num_trials:
             self._seeds, self._waiting = {}, []
-            self.progress.skip(self.num_seeds)
+            self.progress.skip(self._num_seeds)
             return
-        self._params = self._given if best is None else best.params
-        self._seeds = {number: self._read_seed(number) for number in range(self.num_seeds)}
+        self._params = self.given if best is None else best.params
+        self._seeds = {number: self._read_seed(number) for number in range(self._num_seeds)}
         self._waiting = [number for number, run in self._seeds.items() if not run.has_ended]
-        self.progress.begin(f"{self.cell.name}: seeds", total=self.num_seeds, ended=self.seeds())
+        self.progress.begin(self.cell.name, SEEDS, total=self._num_seeds, ended=self.seeds())
 
     def _read_seed(self, number: int) -> Trial:
         return read_trial(_place(self.cell, SEEDS, number), number=number, params=self._params)
@@ -169,7 +133,6 @@ def _tidy(cell: Cell, trials: list[Trial], best: Trial | None) -> None:
         if best is None or trial.number != best.number:
             for name in NOT_KEPT:
                 files.delete(files.join(_place(cell, TRIALS, trial.number), name))
-    files.delete(files.join(cell.folder, RAY_FOLDER))
 
 
 def _what_failed(trials: list[Trial], best: Trial | None, seeds: list[Trial]) -> str | None:

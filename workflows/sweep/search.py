@@ -1,10 +1,10 @@
-"""Ray Tune over the runs of one cell: hands out settings, stops what lags behind, tells how far it is."""
+"""Ray Tune over the runs of cells: hands out settings, stops what lags behind, tells how far it is."""
 
 import logging
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, Protocol
 
@@ -22,7 +22,7 @@ from workflows.shell.board import make_board
 from workflows.sweep.config import JUST_BEFORE_END, AshaConfig
 from workflows.sweep.trial import EPOCH, METRIC, SHARE, STANDS, run_trial
 
-RAY_FOLDER = "ray"  # of a cell: Tune's own notes, deleted with the cell's end
+RAY_FOLDER = "ray"  # of a sweep: Tune's own notes, deleted when it ends
 MAX_DEATHS = 2  # of a trial's process, after which the trial counts as failed
 GROUP_DRIVER_CPUS = 0.1  # of a trial whose training is a group of workers beside it
 TUNE_SETTINGS = {
@@ -44,7 +44,8 @@ class Work(Protocol):
         """Runs that have not ended; 0: there is nothing more to do."""
 
     def suggest(self) -> dict[str, Any] | None:
-        """What the next run gets (`settings` and `stands` of `run_trial`); None: there is none before another has ended."""
+        """What the next run gets (`settings` and `stands` of `run_trial`), and the name of its `cell`; None: there is none
+        before another has ended."""
 
     def tell(self, run_folder: str, *, seconds: float) -> None:
         """A run has ended, or was interrupted."""
@@ -71,14 +72,15 @@ def run_trials(
     folder: str,
     data: str,
     resources: Resources,
-    scheduler: TrialScheduler,
+    schedulers: Mapping[str, TrialScheduler],
     progress: "Progress",
 ) -> None:
     """Run all that is left of `work`. Returns when every run has ended, well or not.
 
     Args:
-        folder: URI of the cell's folder.
+        folder: URI of the sweep's folder.
         data: Name under which the data are shared.
+        schedulers: Of each cell, by its name; there when the first run of the cell is suggested.
     """
     os.environ.update(TUNE_SETTINGS)
     for name in TUNE_CHATTER:
@@ -90,7 +92,7 @@ def run_trials(
         tune.with_resources(run_trial, resources.request()),
         tune_config=tune.TuneConfig(
             search_alg=_Handout(work, {"data": data, "board": f"stop of {folder}"}),
-            scheduler=scheduler,
+            scheduler=_CellSchedulers(schedulers),
             num_samples=work.num_left,
             max_concurrent_trials=resources.max_concurrent,
             reuse_actors=not resources.is_group,
@@ -108,6 +110,7 @@ def run_trials(
     with interruption.stoppable(lambda: ray.get(board.stop.remote())):
         tuner.fit()
     ray.kill(board)
+    files.delete(files.join(folder, RAY_FOLDER))
     if work.num_left:
         raise RuntimeError(f"Ray Tune came to an end with {work.num_left} runs left: run the same command to resume")
 
@@ -143,9 +146,6 @@ class RecordedAsha(ASHAScheduler):
                 share = epoch / trial.params.get("train.epochs", epochs)
                 super().on_trial_result(None, stand_in, {SHARE: share, METRIC: best})
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_shown": None}  # Tune keeps a copy that nobody asks for, and a bar cannot be copied
-
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         action = super().on_trial_result(tune_controller, trial, result)
         if result.get(STANDS) or result.get("done"):
@@ -155,6 +155,50 @@ class RecordedAsha(ASHAScheduler):
             run_folder = RunFolder(trial.config["settings"]["run_folder"])
             run_folder.set_status(PRUNED, epoch=result[EPOCH], metric=result[METRIC])
         return action
+
+
+class _CellSchedulers(FIFOScheduler):
+    """A scheduler for each cell: a trial is compared with those of its own cell alone."""
+
+    def __init__(self, schedulers: Mapping[str, TrialScheduler]):
+        super().__init__()
+        self._schedulers = schedulers
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        self._of(trial).on_trial_add(tune_controller, trial)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        return self._of(trial).on_trial_result(tune_controller, trial, result)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        self._of(trial).on_trial_complete(tune_controller, trial, result)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        self._of(trial).on_trial_error(tune_controller, trial)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        self._of(trial).on_trial_remove(tune_controller, trial)
+
+    def _of(self, trial: Any) -> TrialScheduler:
+        return self._schedulers[trial.config["cell"]]
+
+
+@dataclass
+class _Part:
+    """The trials, or the seeds, of a cell."""
+
+    what: str
+    total: int
+    ended: list[Trial]
+    best: float | None = field(init=False, default=None)
+
+    def __post_init__(self):
+        for trial in self.ended:
+            self.note(trial.metric)
+
+    def note(self, metric: float | None) -> None:
+        if metric is not None and (self.best is None or metric > self.best):
+            self.best = metric
 
 
 class Progress(tune.Callback):
@@ -169,12 +213,14 @@ class Progress(tune.Callback):
         self.num_runs, self.num_done = num_runs, num_done
         self._num_before, self._started = num_done, time.monotonic()
         self._shown = progress.Progress("sweep", total=num_runs, unit="run")
-        self._what, self._trials, self._total, self._best = "", [], 0, None
+        self._parts: dict[str, _Part] = {}  # cell → what is done of it now
 
-    def begin(self, what: str, *, total: int, ended: Sequence[Trial]) -> None:
-        """The next part of the sweep, such as "lung x rckd, trials"."""
-        self._what, self._total, self._trials = what, total, list(ended)
-        self._best = max((trial.metric for trial in ended if trial.metric is not None), default=None)
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_shown": None}  # Tune keeps a copy that nobody asks for, and a bar cannot be copied
+
+    def begin(self, cell: str, kind: str, *, total: int, ended: Sequence[Trial]) -> None:
+        """The next part of a cell: its trials, or its seeds."""
+        self._parts[cell] = _Part(f"{cell}: {kind}", total, list(ended))
         self.num_done += len(ended)
         self._num_before += len(ended)
 
@@ -187,33 +233,34 @@ class Progress(tune.Callback):
         self.num_runs -= num_runs
         self._shown.total = self.num_runs
 
-    def ended(self, trial: Trial) -> None:
+    def ended(self, cell: str, trial: Trial) -> None:
         """A run is over."""
-        self._trials.append(trial)
+        part = self._parts[cell]
+        part.ended.append(trial)
+        part.note(trial.metric)
         self.num_done += 1
-        self._note(trial.metric)
-        self._show(is_last=len(self._trials) == self._total)
+        self._show(part, is_last=len(part.ended) == part.total)
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict[str, Any], **info: Any) -> None:
-        self._note(result.get(METRIC))
-        self._show()
+        part = self._parts[trial.config["cell"]]
+        part.note(result.get(METRIC))
+        self._show(part)
 
-    def line(self) -> str:
-        """What is shown."""
-        states = [trial.state for trial in self._trials]
+    def line(self, cell: str) -> str:
+        """What is shown when something of a cell is new."""
+        return self._line(self._parts[cell])
+
+    def _line(self, part: _Part) -> str:
+        states = [trial.state for trial in part.ended]
         counts = [f"{states.count(state)} {state}" for state in (PRUNED, FAILED) if state in states]
-        best = "" if self._best is None else f" | best {self._best:.3f}"
+        best = "" if part.best is None else f" | best {part.best:.3f}"
         made, left = self.num_done - self._num_before, self.num_runs - self.num_done
         eta = f" | ETA {duration((time.monotonic() - self._started) / made * left)}" if made and left else ""
-        done = f"{len(states)}/{self._total}" + (f" ({', '.join(counts)})" if counts else "")
-        return f"{self._what} {done}{best}{eta}"
+        done = f"{len(states)}/{part.total}" + (f" ({', '.join(counts)})" if counts else "")
+        return f"{part.what} {done}{best}{eta}"
 
-    def _note(self, metric: float | None) -> None:
-        if metric is not None and (self._best is None or metric > self._best):
-            self._best = metric
-
-    def _show(self, *, is_last: bool = False) -> None:
-        self._shown.show(self.num_done, self.line(), is_last=is_last, cell=self._what, best=self._best)
+    def _show(self, part: _Part, *, is_last: bool = False) -> None:
+        self._shown.show(self.num_done, self._line(part), is_last=is_last, cell=part.what, best=part.best)
 
 
 class _Handout(Searcher):

@@ -4,7 +4,7 @@ from csat.errors import ConfigError
 from csat.settings import read_settings
 from csat.sweeps.space import read_space
 from tests.support.labelled_folders import data_settings, sweep_settings
-from workflows.sweep.cells import choose_cells, make_cells
+from workflows.sweep.cells import choose_cells, group_cells, make_cells
 from workflows.sweep.config import SweepConfig
 
 
@@ -56,6 +56,20 @@ class TestWhatIsDoneThisTime:
     def test_nothing_comes_before_what_is_searched_for_it(self, cells, done):
         with pytest.raises(ConfigError, match="only asks for tenth, whose setting all is searched for.*: add all to only"):
             choose_cells(cells, done=done, only=["tenth", "other"])
+
+
+def test_what_goes_side_by_side(tmp_path):
+    sets = {"all": data_settings("a"), "tenth": data_settings("a"), "other": data_settings("b")}
+    starts = {"one": {}, "two": {}, "wide": {"workers": {"num_workers": 2}}}
+    cells = cells_of(tmp_path, data_sets=sets, settings_from={"tenth": "all"}, starts=starts)
+    assert [[cell.name for cell in group] for group in group_cells(cells)] == [
+        ["all x one", "all x two"],
+        ["all x wide"],  # another kind of process
+        ["tenth x one", "tenth x two"],  # the same images, after the search
+        ["tenth x wide"],
+        ["other x one", "other x two"],
+        ["other x wide"],
+    ]
 
 
 def test_places_among_a_layouts_options_lie_in_the_same_folder(tmp_path):

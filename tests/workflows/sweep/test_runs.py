@@ -15,7 +15,7 @@ from tests.support.labelled_folders import data_settings, sweep_settings
 from tests.support.made_up_sweeps import write_seed, write_trial
 from workflows.sweep.cells import make_cells
 from workflows.sweep.config import SweepConfig
-from workflows.sweep.runs import CellRuns, finished_result, run_cell
+from workflows.sweep.runs import CellRuns, finished_result
 from workflows.sweep.search import Progress
 
 
@@ -34,7 +34,7 @@ class Sweep:
         return Study(self.cell.folder, self.space, searcher="optuna", num_trials=num_trials, seed=0)
 
     def runs(self):
-        return CellRuns(self.cell, self.study(), num_seeds=2, progress=self.progress)
+        return CellRuns(self.cell, self.study(), progress=self.progress)
 
     def end_all(self, runs, *, trial="finished", seed="finished"):
         """Suggested runs end as told. Returns their settings."""
@@ -55,9 +55,11 @@ class Sweep:
             done.append(suggested)
         return done
 
-    def finish(self, tracker=None, leader=None):
-        more = {"progress": self.progress, "tracker": tracker, "leader": leader}
-        return run_cell(self.cell, self.config, self.space, data_name="none", **more)
+    def finish(self, tracker=None):
+        """As a later attempt finds it."""
+        runs = self.runs()
+        assert runs.num_left == 0
+        return runs.finish(tracker)
 
 
 def test_seeds_come_when_all_trials_have_ended(tmp_path):
@@ -129,29 +131,34 @@ class TestOneSearchForAnother:
     def test_what_is_searched_alone_gets_no_seeds_and_no_error(self, tmp_path):
         sweep = Sweep(tmp_path, **self.SETS, search_only=["all"])
         _, sweep.cell = make_cells(sweep.config, sweep.space)
-        runs = CellRuns(sweep.cell, sweep.study(), num_seeds=0, progress=sweep.progress)
+        runs = sweep.runs()
         assert len(sweep.end_all(runs)) == 2 and runs.num_left == 0
         result = sweep.finish()
         assert (result.best, result.seeds, result.error) == (1, (), None)
 
+    def runs_after(self, sweep, leader):
+        study = Study(sweep.cell.folder, sweep.space, searcher="optuna", num_trials=0, seed=0)
+        return CellRuns(sweep.cell, study, progress=sweep.progress, leader=leader)
+
     def test_its_setting_is_what_the_seeds_get(self, tmp_path):
         sweep = Sweep(tmp_path, **self.SETS)
         given = {"train.optim.lr": 0.0125, "train.optim.weight_decay": 0.1}
-        study = Study(sweep.cell.folder, sweep.space, searcher="optuna", num_trials=0, seed=0)
-        runs = CellRuns(sweep.cell, study, num_seeds=2, progress=sweep.progress, given=given)
-        done = [suggested["settings"]["train"] for suggested in sweep.end_all(runs)]
-        assert [(train["optim"]["lr"], train["seed"]) for train in done] == [(0.0125, 1), (0.0125, 2)]
         leader = CellResult(
             data_set="all", start="nano", trials=(Trial(number=0, params=given, state="finished"),), best=0, seeds=()
         )
-        result = sweep.finish(leader=leader)
+        runs = self.runs_after(sweep, leader)
+        done = [suggested["settings"]["train"] for suggested in sweep.end_all(runs)]
+        assert [(train["optim"]["lr"], train["seed"]) for train in done] == [(0.0125, 1), (0.0125, 2)]
+        result = runs.finish(None)
         assert (result.params, result.best, len(result.seeds), result.error) == (given, None, 2, None)
         assert finished_result(sweep.cell) == result
 
     def test_without_a_setting_nothing_is_run(self, tmp_path):
         sweep = Sweep(tmp_path, **self.SETS)
         leader = CellResult(data_set="all", start="nano", trials=(), best=None, seeds=(), error="all 2 trials failed")
-        result = sweep.finish(leader=leader)
+        runs = self.runs_after(sweep, leader)
+        assert (runs.num_left, sweep.progress.num_runs) == (0, 2)
+        result = runs.finish(None)
         assert (result.error, result.seeds) == ("all x nano came to no setting", ())
 
     @pytest.mark.parametrize(

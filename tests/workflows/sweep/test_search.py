@@ -1,3 +1,5 @@
+import pickle
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -7,7 +9,7 @@ from csat.errors import ConfigError
 from csat.runs.folder import RunFolder
 from csat.sweeps.trial import Trial
 from workflows.sweep.config import AshaConfig
-from workflows.sweep.search import Progress, Resources, make_scheduler
+from workflows.sweep.search import Progress, Resources, _CellSchedulers, make_scheduler
 
 ASHA = AshaConfig(grace=0.125, reduction_factor=2)
 
@@ -56,13 +58,42 @@ def test_rungs_that_cannot_be(settings, word):
         AshaConfig(**settings)
 
 
-def test_the_line_says_where_the_sweep_is():
-    progress = Progress(num_runs=20, num_done=5)
-    progress.begin("lung x rckd: trials", total=4, ended=[ended(0, 0.4)])
-    assert progress.line() == "lung x rckd: trials 1/4 | best 0.400"
-    progress.ended(ended(1, 0.6, state="pruned"))
-    progress.ended(ended(2, state="failed"))
-    assert progress.line().startswith("lung x rckd: trials 3/4 (1 pruned, 1 failed) | best 0.600 | ETA 0:00:")
+def test_a_trial_is_compared_with_those_of_its_cell(tmp_path):
+    easy = make_scheduler("asha", ASHA, epochs=8, history=[ended(0, 0.8), ended(1, 0.9)])
+    hard = make_scheduler("asha", ASHA, epochs=8, history=[ended(0, 0.1), ended(1, 0.2)])
+    scheduler = _CellSchedulers({"easy": easy, "hard": hard})
+    for cell, action in (("easy", TrialScheduler.STOP), ("hard", TrialScheduler.CONTINUE)):
+        trial = SimpleNamespace(trial_id=cell, config={"settings": {"run_folder": str(tmp_path / cell)}, "cell": cell})
+        scheduler.on_trial_add(None, trial)
+        result = {"metric": 0.5, "epoch": 1.0, "share": 1 / 8}
+        assert scheduler.on_trial_result(None, trial, result) == action
+        scheduler.on_trial_complete(None, trial, {**result, "share": 1.0})
+
+
+class TestProgress:
+    def test_the_line_says_where_the_sweep_is(self):
+        progress = Progress(num_runs=20, num_done=5)
+        progress.begin("lung x rckd", "trials", total=4, ended=[ended(0, 0.4)])
+        assert progress.line("lung x rckd") == "lung x rckd: trials 1/4 | best 0.400"
+        progress.ended("lung x rckd", ended(1, 0.6, state="pruned"))
+        progress.ended("lung x rckd", ended(2, state="failed"))
+        line = progress.line("lung x rckd")
+        assert line.startswith("lung x rckd: trials 3/4 (1 pruned, 1 failed) | best 0.600 | ETA 0:00:")
+
+    def test_two_cells_at_once(self):
+        progress = Progress(num_runs=20, num_done=0)
+        progress.begin("lung x rckd", "seeds", total=2, ended=[])
+        progress.begin("lung x scratch", "trials", total=2, ended=[])
+        trial = SimpleNamespace(config={"cell": "lung x rckd"})
+        progress.on_trial_result(0, [], trial, {"metric": 0.7})
+        progress.ended("lung x scratch", ended(0, 0.5))
+        assert progress.line("lung x rckd").startswith("lung x rckd: seeds 0/2 | best 0.700 | ETA")
+        assert progress.line("lung x scratch").startswith("lung x scratch: trials 1/2 | best 0.500 | ETA")
+
+    def test_tune_may_copy_it(self):
+        progress = Progress(num_runs=20, num_done=0)
+        progress._shown = threading.Lock()  # no more to be copied than what a bar writes to
+        assert pickle.loads(pickle.dumps(progress)).num_runs == 20
 
 
 def test_a_trial_asks_for_what_it_uses_itself():
