@@ -132,7 +132,7 @@ def tiles_per_s(asked: Asked, scratch: Path) -> float:
     from csat.columns import RESPONSE_PREFIX
     from csat.runs.plan import Intervals
     from workflows.pretraining.stream import make_stream
-    from workflows.shell.config import RayConfig
+    from workflows.shell.config import RayConfig, WorkerConfig
     from workflows.shell.data import configure_data
 
     register()
@@ -141,7 +141,8 @@ def tiles_per_s(asked: Asked, scratch: Path) -> float:
     ray.init(include_dashboard=False, runtime_env=runtime, log_to_driver=False)
     configure_data(RayConfig())
     done, times, actors = [0], [time.monotonic()], [set()]
-    for batch in make_stream(config, Intervals()).iter_batches(batch_size=TILES_AT_ONCE, prefetch_batches=2):
+    batches = {"batch_size": TILES_AT_ONCE, "prefetch_batches": WorkerConfig().prefetch_batches}
+    for batch in make_stream(config, Intervals()).iter_batches(**batches):
         done.append(done[-1] + len(batch[POSITION]))
         times.append(time.monotonic())
         actors.append(actors[-1] | {tuple(said) for said in batch[f"{RESPONSE_PREFIX}features"][:, :2].tolist()})

@@ -115,7 +115,7 @@ class WorkerConfig:
     threads: int | None = None  # of torch in each; None: planned, or one for each reserved CPU and for cores that stand idle
     gpus_per_worker: Often[float] = 0.0  # GPUs reserved for each process that trains: 0 or 1
     max_failures: int = 3  # times that a lost worker or node restarts the group from the last checkpoint
-    prefetch_batches: int = 2  # batches fetched ahead by each worker
+    prefetch_batches: int = 0  # on the worker's node before it begins with one, for slow networks; one is ahead anyway
 
 
 @dataclass(frozen=True, kw_only=True)

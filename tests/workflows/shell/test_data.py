@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import ray.data
 
-from workflows.shell.config import RayConfig
+from workflows.shell.config import RayConfig, WorkerConfig
 from workflows.shell.data import HELPERS, LEAST_STEP_S, Pause, configure_data, start_helpers
 
 BLOCKS, BLOCK_BYTES, STREAM_GB = 8, 2**21, 0.008  # the stream holds a few of the blocks that its tasks have ready
@@ -86,7 +86,7 @@ class Slow:
     def __call__(self, rows):
         for row in rows["id"].tolist():
             time.sleep(self.seconds)
-            yield {"row": [row], "process": [os.getpid()]}
+            yield {"row": [row], "process": [os.getpid()], "at": [time.time()]}
 
 
 def processes_of(num_rows, *, stage_s, consumer_s):
@@ -113,3 +113,16 @@ def test_a_pool_grows_for_a_consumer_that_waits(ray_cluster):
 @pytest.mark.ray
 def test_a_pool_does_not_grow_for_a_consumer_that_is_busy(ray_cluster):
     assert processes_of(25, stage_s=0.01, consumer_s=0.2) == 1
+
+
+@pytest.mark.ray
+def test_a_worker_begins_with_the_first_rows_that_are_there(ray_cluster):
+    """It does not wait for those that come after them: with a slow teacher, each batch takes seconds."""
+    stage_s = 1.0
+    stream = ray.data.range(5, override_num_blocks=1).map_batches(
+        Slow, fn_constructor_args=(stage_s,), batch_size=1, concurrency=1
+    )
+    stream.context.target_max_block_size = 1
+    batches = stream.iter_batches(batch_size=1, prefetch_batches=WorkerConfig().prefetch_batches)
+    first = next(iter(batches))
+    assert time.time() - first["at"].item() < stage_s
