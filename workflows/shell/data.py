@@ -1,4 +1,4 @@
-"""Ray Data as every page uses it: bounded memory, a split that drops no row, no spinning, no actors that nobody needs."""
+"""Ray Data as every page uses it: bounded memory, a split that keeps no row to itself, no spinning, no idle actors."""
 
 import importlib
 import logging
@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from ray.data import DataContext, ExecutionOptions, ExecutionResources
+from ray.data._internal.execution.operators.output_splitter import OutputSplitter
 from ray.train import DataConfig
 
 from workflows.shell.config import RayConfig
@@ -85,6 +86,27 @@ class Demand:
     def after_execution_fails(self, executor: Any, error: Exception) -> None: ...
 
 
+class Release:
+    """Gives workers that wait what there is; one of Ray Data's execution callbacks.
+
+    Of a stream that is split, Ray Data (2.60) holds up to two blocks for each worker back, until it is the turn of one on
+    whose node they are. It does so while workers wait, too, and counts them as output that nobody takes: a stream with little
+    memory then started nothing for a minute and longer. Whoever is ahead of its workers still chooses by node.
+    """
+
+    def before_execution_starts(self, executor: Any) -> None: ...
+
+    def on_execution_step(self, executor: Any) -> None:
+        """After each round: nothing is held back from somebody who waits."""
+        output, state = executor._output_node  # Ray Data (2.60) has no public way
+        if isinstance(output, OutputSplitter) and state.num_waiting_consumers > 0:
+            output._try_dispatch_bundles(force=True)
+
+    def after_execution_succeeds(self, executor: Any) -> None: ...
+
+    def after_execution_fails(self, executor: Any, error: Exception) -> None: ...
+
+
 class WholeSplit(DataConfig):
     """Splits the stream so that every row reaches exactly one worker.
 
@@ -121,13 +143,13 @@ def start_helpers() -> None:
 
 
 def configure_data(settings: RayConfig) -> None:
-    """This process's Ray Data settings: bounded memory, no bars of its own, no spinning, no idle actors, no silent stall.
+    """This process's Ray Data settings: bounded memory, no bars, no spinning, no idle actors, no rows held back, no stall.
 
     Ray's warning of actors that reserve no memory is off: it names an argument that no setting of ours has.
     """
     context = DataContext.get_current()
     context.execution_options = execution_options(settings)
     context.enable_progress_bars = False
-    context.custom_execution_callback_classes = [Pause, Demand]
+    context.custom_execution_callback_classes = [Pause, Demand, Release]
     context.execution_no_progress_timeout_s = settings.stall_timeout_s
     context.issue_detectors_config.high_memory_detector_config.detection_time_interval_s = -1  # never

@@ -2,6 +2,7 @@
 
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -126,3 +127,23 @@ def test_a_worker_begins_with_the_first_rows_that_are_there(ray_cluster):
     batches = stream.iter_batches(batch_size=1, prefetch_batches=WorkerConfig().prefetch_batches)
     first = next(iter(batches))
     assert time.time() - first["at"].item() < stage_s
+
+
+@pytest.mark.ray
+def test_a_worker_that_waits_gets_what_there_is(ray_cluster):
+    """Also where nothing is on the worker's own node, for which Ray Data would hold blocks back."""
+    configure_data(RayConfig())
+    stage_s = 1.0
+    stream = ray.data.range(6, override_num_blocks=1).map_batches(
+        Slow, fn_constructor_args=(stage_s,), batch_size=1, concurrency=1
+    )
+    stream.context.target_max_block_size = 1
+    splits = stream.streaming_split(2, equal=False, locality_hints=["elsewhere", "elsewhere"])
+
+    def latest(split) -> float:
+        """Seconds from when a row was made until the worker has it, at most."""
+        rows = split.iter_batches(batch_size=1, prefetch_batches=0)
+        return max(time.time() - row["at"].item() for row in rows)
+
+    with ThreadPoolExecutor(2) as workers:
+        assert max(workers.map(latest, splits)) < stage_s
