@@ -62,15 +62,18 @@ def test_a_student_gains_by_bfloat16():
 
 
 def test_a_run_stays_near_its_ceiling(tmp_path):
-    """Teacher, student and readers together do what the cores allow, less what it costs to hand tiles on."""
-    made = make_slides(tmp_path / "slides", num_slides=1, size_px=2048)
+    """Teacher, student and readers together do what the cores allow, less what it costs to hand tiles on.
+
+    0.50 to 0.60 on two quiet cores: for its first steps the student has one thread. Half of that is a twofold loss.
+    """
+    made = make_slides(tmp_path / "slides", num_slides=1, size_px=3072)
     turns = iter(range(TRIES))
 
     def measure() -> float:
         figures = measure_once(lambda folder: _command(made, folder), tmp_path / f"try-{next(turns)}", "cpu")
         return figures["steady_tiles_per_s"] / figures["ceiling_tiles_per_s"]
 
-    assert best(measure, enough=0.45, tries=2) >= 0.45
+    assert best(measure, enough=0.3, tries=2) >= 0.3
 
 
 def _command(slides, folder) -> list[str]:
