@@ -64,7 +64,7 @@ def test_a_student_gains_by_bfloat16():
 def test_a_run_stays_near_its_ceiling(tmp_path):
     """Teacher, student and readers together do what the cores allow, less what it costs to hand tiles on.
 
-    0.50 to 0.60 on two quiet cores: for its first steps the student has one thread. Half of that is a twofold loss.
+    Both cores are the student's from the first step on: so short a run would spend half of its steps on finding that out.
     """
     made = make_slides(tmp_path / "slides", num_slides=1, size_px=3072)
     turns = iter(range(TRIES))
@@ -73,7 +73,7 @@ def test_a_run_stays_near_its_ceiling(tmp_path):
         figures = measure_once(lambda folder: _command(made, folder), tmp_path / f"try-{next(turns)}", "cpu")
         return figures["steady_tiles_per_s"] / figures["ceiling_tiles_per_s"]
 
-    assert best(measure, enough=0.3, tries=2) >= 0.3
+    assert best(measure, enough=0.45, tries=2) >= 0.45
 
 
 def _command(slides, folder) -> list[str]:
@@ -83,6 +83,7 @@ def _command(slides, folder) -> list[str]:
         f"--slides={[str(path) for path in slides]}",
         f"--run_folder={folder}",
         "--student.backbone=csat",
+        "--workers.threads=2",
         "--train.epochs=1",
         "--train.batch_size=16",
         "--train.log_every_steps=1",
