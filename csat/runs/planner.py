@@ -26,6 +26,9 @@ from csat.runs.forecast import (
 
 SAME = 1.01  # a plan that is faster by less is not worth more actors
 MAX_ACTORS = 512  # of one stage that a plan considers
+# What all readers could read, over what is needed. One that has just enough to do is idle for a third of the time, between one
+# chunk and the next, while teachers wait for it (docs/performance.md).
+READING_OVER_NEED = 1.5
 
 
 def make_plan(machines: Machines, costs: Costs, shares: Shares) -> Forecast:
@@ -44,7 +47,10 @@ def make_plan(machines: Machines, costs: Costs, shares: Shares) -> Forecast:
 
 
 def _candidates(machines: Machines, costs: Costs, shares: Shares) -> Iterator[Forecast]:
-    """All plans that fit: as many readers and actors as there is room for, each with any number of threads that a node has."""
+    """All plans that fit: as many actors as there is room for, each with any number of threads that a node has.
+
+    Readers are as many as these want, or as there is room left for.
+    """
     free_cpus = machines.cpus - shares.workers * shares.worker_cpus
     free_gpus = machines.gpus - shares.workers * shares.worker_gpus
     if min(free_cpus, free_gpus) < -1e-9:
@@ -64,10 +70,10 @@ def _candidates(machines: Machines, costs: Costs, shares: Shares) -> Iterator[Fo
                 chosen["student_threads"] = student_threads
                 left = free_cpus - sum(n * share.cpus for n, (share, _) in zip(actors, pairs, strict=True))
                 without = forecast(machines, costs, shares, readers=MAX_ACTORS, **chosen)
-                wanted = max(1, _enough(without.tiles_per_s * costs.read_s))
-                for readers in _numbers(shares.readers, left, shares.reader_cpus):
-                    if shares.readers is None and readers not in (1, wanted, _most(left, shares.reader_cpus)):
-                        continue
+                wanted = max(1, _enough(READING_OVER_NEED * without.tiles_per_s * costs.read_s))
+                most = _most(left, shares.reader_cpus)
+                readers = min(wanted, most) if shares.readers is None else shares.readers
+                if 1 <= readers <= most:
                     yield forecast(machines, costs, shares, readers=readers, **chosen)
 
 

@@ -122,14 +122,19 @@ def shares_of(config: PretrainConfig) -> Shares:
 
 
 def planned(config: PretrainConfig, plan: dict[str, Any]) -> PretrainConfig:
-    """The settings with what a plan says of the actors and threads that they left open."""
+    """The settings with what a plan says of the actors and threads that they left open.
+
+    As many actors are there from the start: pools that may grow only do so while the trainer mostly waits (`Demand` in
+    workflows/shell/data.py), and would stay at half of what was planned.
+    """
     readers, workers = config.readers, config.workers
     asked = {
         name: replace(each, pool=_planned_pool(each.pool, of))
         for (name, each), of in zip(config.asked.items(), teachers_in(plan), strict=True)
     }
     if readers.max_actors is None:
-        readers = replace(readers, max_actors=max(readers.min_actors, plan["readers"]))
+        number = max(readers.min_actors, plan["readers"])
+        readers = replace(readers, min_actors=number, max_actors=number)
     if workers.threads is None:
         workers = replace(workers, threads=plan["student_threads"])
     return replace(config.with_asked(asked), readers=readers, workers=workers)
@@ -142,7 +147,8 @@ def teachers_in(plan: dict[str, Any]) -> list[dict[str, int]]:
 
 def _planned_pool(pool: PoolConfig, planned: dict[str, int]) -> PoolConfig:
     if pool.max_actors is None:
-        pool = replace(pool, max_actors=max(pool.min_actors, planned["actors"]))
+        number = max(pool.min_actors, planned["actors"])
+        pool = replace(pool, min_actors=number, max_actors=number)
     return replace(pool, threads=planned["threads"]) if pool.threads is None else pool
 
 

@@ -110,13 +110,13 @@ def make_config(asked: Asked, manifest_uri: str) -> Any:
         teacher=TeacherConfig(name=NAME, options=options),
         sha256=spec.weights_sha256,
         responses=spec.responses,
-        pool=PoolConfig(**number, cpus_per_actor=CPUS_PER_ACTOR, batch_size=BATCH),
+        pool=PoolConfig(**number, cpus_per_actor=CPUS_PER_ACTOR, gpus_per_actor=1.0, batch_size=BATCH),
     )
     return StreamConfig(
         manifest_uri=manifest_uri,
         plan=Plan(manifest.chunks["rows"], manifest.chunks["shard"], num_epochs=epochs, seed=0),
         tile_px=TILE_PX,
-        readers=ReaderConfig(max_actors=2),
+        readers=ReaderConfig(),
         teachers=(teacher,),
     )
 
@@ -138,7 +138,7 @@ def tiles_per_s(asked: Asked, scratch: Path) -> float:
     register()
     config = make_config(asked, str(scratch / "manifest"))
     runtime = {"worker_process_setup_hook": "workflows.rates.sleeping.register"}
-    ray.init(include_dashboard=False, runtime_env=runtime, log_to_driver=False)
+    ray.init(include_dashboard=False, runtime_env=runtime, log_to_driver=False, num_gpus=asked.actors)  # in Ray's books only
     configure_data(RayConfig())
     done, times, actors = [0], [time.monotonic()], [set()]
     batches = {"batch_size": TILES_AT_ONCE, "prefetch_batches": WorkerConfig().prefetch_batches}

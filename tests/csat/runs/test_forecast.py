@@ -157,6 +157,18 @@ def test_of_two_teachers_one_may_be_kept():
     assert forecast(MACHINES, costs, on_gpu, **NUMBERS, others=second).stages[CORES] == pytest.approx(2 / 0.146)
 
 
+def test_readers_have_half_as_much_again_to_do_as_is_needed():
+    """At 10 tiles/s one that could read 14 is not enough; where there is no room for a second, it has to be."""
+    costs = replace(COSTS, read_s=1 / 14)
+    one_teacher = replace(SHARES, actors=1, teacher_threads=1)
+    plan = make_plan(MACHINES, costs, one_teacher)
+    assert (plan.readers, plan.tiles_per_s, plan.cpus) == (2, 10, 2)
+    assert make_plan(MACHINES, replace(COSTS, read_s=1 / 16), one_teacher).readers == 1
+    assert make_plan(MACHINES, costs, replace(one_teacher, readers=1)).readers == 1
+    full = make_plan(MACHINES, costs, replace(one_teacher, reader_cpus=0.5))
+    assert (full.readers, full.tiles_per_s) == (1, 10)
+
+
 def test_what_is_settled_stays():
     plan = make_plan(MACHINES, COSTS, replace(SHARES, readers=1, actors=1, teacher_threads=1, student_threads=2))
     assert (plan.readers, plan.actors, plan.teacher_threads, plan.student_threads) == (1, 1, 1, 2)

@@ -126,10 +126,12 @@ def test_what_the_settings_say_stands_and_the_rest_is_planned(tmp_path):
     plan = as_record(make_plan(MACHINES, COSTS, shares_of(config)))
     assert (plan["actors"], plan["student_threads"]) == (3, 2)
     settled = planned(config, plan)
-    assert (settled.pool.max_actors, settled.workers.threads) == (3, 2)
+    assert (settled.pool.min_actors, settled.pool.max_actors, settled.workers.threads) == (1, 3, 2)
     assert (settled.pool.threads, settled.readers.max_actors) == (plan["teacher_threads"], plan["readers"])
-    free = planned(config_of(tmp_path, pool=PoolConfig(min_actors=2), readers=ReaderConfig(min_actors=2)), plan)
-    assert (free.pool.max_actors, free.readers.max_actors) == (3, 2), "no less than the least"
+    free = planned(config_of(tmp_path, readers=ReaderConfig(min_actors=2)), plan)
+    assert (free.pool.min_actors, free.pool.max_actors) == (3, 3), "all of them from the start"
+    assert (free.readers.min_actors, free.readers.max_actors) == (2, 2), "no less than the least"
+    assert planned(config_of(tmp_path, pool=PoolConfig(min_actors=4)), plan).pool.max_actors == 4
 
 
 def test_the_plan_in_words(tmp_path):
