@@ -30,7 +30,8 @@ def test_its_stream_is_as_long_as_so_many_actors_need(registered, tmp_path):
     slides = [str(path) for path in make_slides(tmp_path / "slides", num_slides=1, size_px=1024)]
     asked = sleeping.Asked(slides=slides, actors=4, tile_s=0.05, seconds=10.0)
     config = sleeping.make_config(asked, str(tmp_path / "manifest"))
-    assert config.teachers[0].pool.min_actors == config.teachers[0].pool.max_actors == 4
+    pool = config.teachers[0].pool
+    assert pool.min_actors == pool.max_actors == 4 and pool.gpus_per_actor == 1.0, "as if a GPU worked"
     assert abs(config.plan.num_positions - 800) <= config.plan.num_tiles
 
 
