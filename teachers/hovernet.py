@@ -89,6 +89,7 @@ class HoverNetOptions:
     mpp: float = 0.25  # micrometres per pixel that the weights were trained at
     precision: Precision = "best"  # best, float32 or bfloat16 (autocast): see docs/teachers.md
     micro_batch: int | None = None  # tiles on the device at once; null: as many as suit it
+    compile: bool = False  # torch.compile the net: for a GPU and many tiles; a CPU takes minutes for it and gains nothing
     random_weights: bool = False  # no weights at all: for tests and dry runs, its answers mean nothing
     seed: int = 0  # of the random weights
 
@@ -102,9 +103,20 @@ class HoverNetTeacher(TorchTeacher):
 
     suits = MappingProxyType({"cpu": 1, "cuda": 8})  # one by one 1.25 times as many as in eights (256 px, EPYC, one core)
 
-    def __init__(self, net: HoVerNet, spec: TeacherSpec, *, device: str, precision: Precision, micro_batch: int | None):
+    def __init__(
+        self,
+        net: HoVerNet,
+        spec: TeacherSpec,
+        *,
+        device: str,
+        precision: Precision,
+        micro_batch: int | None,
+        compiles: bool = False,
+    ):
         super().__init__(spec, device=device, precision=precision, micro_batch=micro_batch)
         self.net = net.eval().to(self.device, memory_format=torch.channels_last)
+        if compiles:
+            self.net.compile()  # by the first batch that it answers, and once more when another size comes
 
     def answer(self, images: Tensor) -> dict[str, Tensor]:
         outputs = self.net(images, branches=[response.name for response in self.spec.responses])
@@ -138,7 +150,8 @@ def load(options: HoverNetOptions, *, weights: str | None, device: str, wanted: 
         licence=_licence(options, published),
         source=source,
     )
-    return HoverNetTeacher(net, spec, device=device, precision=options.precision, micro_batch=options.micro_batch)
+    how = {"precision": options.precision, "micro_batch": options.micro_batch, "compiles": options.compile}
+    return HoverNetTeacher(net, spec, device=device, **how)
 
 
 def load_checkpoint(path: Path, *, mode: Mode = "fast", num_types: int | None = 6, width: float = 1.0) -> HoVerNet:

@@ -108,6 +108,23 @@ def test_output_lies_in_the_middle_of_the_tile(mode):
     assert (weight.sum(0) @ positions).item() == pytest.approx(margin_px + column, abs=6)
 
 
+def test_a_compiled_net_answers_the_same_and_is_one_graph(monkeypatch):
+    graphs = []
+
+    def keep(graph, inputs):  # instead of the compiler, which takes minutes on a CPU: what it would be given
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(HoVerNet, "compile", lambda net: torch.nn.Module.compile(net, backend=keep))
+    tiles = noise(3, 128)
+    eager = random_teacher(precision="float32", micro_batch=2).respond(tiles)
+    assert not graphs
+    compiled = random_teacher(precision="float32", micro_batch=2, compile=True).respond(tiles)
+    assert len(graphs) == 2, "two tiles at once, then one, and nothing that cuts the net in parts"
+    for name, values in eager.items():
+        np.testing.assert_allclose(compiled[name], values, atol=1e-3)
+
+
 def test_responses_are_what_the_spec_says():
     teacher = random_teacher(micro_batch=2)
     tiles = noise(3, 128)

@@ -28,6 +28,7 @@ TEACHERS = {
     "hovernet fast, width 1/4, bf16": ("hovernet", {"random_weights": True, "width": 0.25, "precision": "bfloat16"}),
     "hovernet fast, bf16": ("hovernet", {"random_weights": True, "precision": "bfloat16"}),
 }
+COMPILED = {"hovernet fast, bf16, compiled": ("hovernet", {**TEACHERS["hovernet fast, bf16"][1], "compile": True})}  # on a GPU
 UNTRAINED = {"hovernet": {"random_weights": True}}  # of the stage model, by name
 
 
@@ -38,7 +39,7 @@ def measure_teachers(config: BenchmarkConfig) -> dict[str, Any]:
     if not len(tiles):
         raise ConfigError(f"no tile of {config.slides} could be read: give others with slides=")
     candidates = {}
-    for name, (teacher, options) in TEACHERS.items():
+    for name, (teacher, options) in (TEACHERS | (COMPILED if config.device == "cuda" else {})).items():
         loaded = load_teacher(teacher, None, options, device=config.device)
         candidates[name] = lambda loaded=loaded: loaded.respond(tiles)
     title = f"teacher: {config.tile_px} px, batch {len(tiles)}, {torch.get_num_threads()} threads, {config.device}, tiles/s"
